@@ -1,0 +1,290 @@
+//! What exists: the group, its sites, what is observed there, from where, and what traffic
+//! targets answer.
+//!
+//! Names are checked when they are made, so that nothing later needs to quote or escape them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::units::{Epoch, UnitError, serde_as_text};
+
+/// The longest name; it must fit a DNS label with room for a suffix.
+const NAME_LIMIT: usize = 40;
+
+fn checked_name(
+    text: &str,
+    what: &'static str,
+    example: &'static str,
+) -> Result<String, UnitError> {
+    let legal = text
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let starts = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    if legal && starts && !text.ends_with('-') && text.len() <= NAME_LIMIT {
+        Ok(text.to_owned())
+    } else {
+        Err(UnitError::new(text, what, example))
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $example:literal) => {
+        $(#[$doc])*
+        ///
+        /// Lower-case letters, digits and hyphens, starting with a letter; at most 40 characters.
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnitError;
+
+            fn from_str(text: &str) -> Result<Self, UnitError> {
+                checked_name(text, $what, $example).map($name)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        serde_as_text!($name);
+    };
+}
+
+name!(
+    /// The name of a site: one cloud region with a cluster and a database instance.
+    SiteName, "the name of a site", "aws-frankfurt"
+);
+name!(
+    /// The name of a group: one service that moves as a whole.
+    GroupName, "the name of a group", "shop"
+);
+name!(
+    /// The name of a traffic target: something that decides which site users reach.
+    TargetName, "the name of a traffic target", "dns"
+);
+
+/// What a group consists of. Two sites: more are refused where the configuration is read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    /// The service that moves as a whole.
+    pub group: GroupName,
+    /// The site that is active when nothing was ever decided.
+    pub first: SiteName,
+    /// The site that is passive when nothing was ever decided.
+    pub second: SiteName,
+    /// What decides where users go, in the order in which it is moved.
+    pub traffic: Vec<TargetName>,
+}
+
+impl Topology {
+    /// Both sites.
+    pub fn sites(&self) -> [&SiteName; 2] {
+        [&self.first, &self.second]
+    }
+
+    /// Whether the group has this site.
+    pub fn has(&self, site: &SiteName) -> bool {
+        self.sites().contains(&site)
+    }
+
+    /// The site on the other side.
+    pub fn peer(&self, site: &SiteName) -> &SiteName {
+        if *site == self.first {
+            &self.second
+        } else {
+            &self.first
+        }
+    }
+}
+
+/// The role of a PostgreSQL instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Accepts writes.
+    Primary,
+    /// Follows a primary.
+    Standby,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Role::Primary => "primary",
+            Role::Standby => "standby",
+        })
+    }
+}
+
+/// What is observed at a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetKind {
+    /// The service, over HTTP, by the site's own address.
+    Api,
+    /// The PostgreSQL instance.
+    Database,
+    /// Our process at the site.
+    Agent,
+}
+
+impl TargetKind {
+    /// Every kind, in the order in which people read them.
+    pub const ALL: [TargetKind; 3] = [TargetKind::Api, TargetKind::Database, TargetKind::Agent];
+}
+
+impl fmt::Display for TargetKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            TargetKind::Api => "api",
+            TargetKind::Database => "database",
+            TargetKind::Agent => "agent",
+        })
+    }
+}
+
+/// One thing that is observed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Target {
+    /// Where it is.
+    pub site: SiteName,
+    /// What it is.
+    pub kind: TargetKind,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.kind, self.site)
+    }
+}
+
+/// Where an observation was made from. Written `controller`, `agent:aws` or `observer:paris`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Vantage {
+    /// The controller in the neutral location.
+    Controller,
+    /// The agent at a site.
+    Agent(SiteName),
+    /// An extra process that only looks.
+    Observer(SiteName),
+}
+
+impl fmt::Display for Vantage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Vantage::Controller => f.write_str("controller"),
+            Vantage::Agent(site) => write!(f, "agent:{site}"),
+            Vantage::Observer(name) => write!(f, "observer:{name}"),
+        }
+    }
+}
+
+impl FromStr for Vantage {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        match text.split_once(':') {
+            None if text == "controller" => Ok(Vantage::Controller),
+            Some(("agent", site)) => site.parse().map(Vantage::Agent),
+            Some(("observer", name)) => name.parse().map(Vantage::Observer),
+            None | Some(_) => Err(UnitError::new(text, "a vantage point", "agent:aws")),
+        }
+    }
+}
+
+serde_as_text!(Vantage);
+
+/// What one traffic target answers: which share of users each site gets, and the epoch that was
+/// written beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The weight of each site; 0 is off. Only the ratio matters.
+    pub weights: BTreeMap<SiteName, u16>,
+    /// The epoch of the change that made this answer; `None` where nobody wrote one.
+    pub epoch: Option<Epoch>,
+}
+
+impl Answer {
+    /// All users to one site of a group.
+    pub fn only(site: &SiteName, topology: &Topology, epoch: Epoch) -> Self {
+        let weight = |name: &SiteName| (name.clone(), if name == site { 100 } else { 0 });
+        Self {
+            weights: topology.sites().into_iter().map(weight).collect(),
+            epoch: Some(epoch),
+        }
+    }
+
+    /// The sites that users reach.
+    pub fn sites_on(&self) -> impl Iterator<Item = &SiteName> {
+        self.weights
+            .iter()
+            .filter(|(_, weight)| **weight > 0)
+            .map(|(site, _)| site)
+    }
+
+    /// Whether users reach this site and no other.
+    pub fn is_only(&self, site: &SiteName) -> bool {
+        let mut on = self.sites_on();
+        on.next() == Some(site) && on.next().is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_when_made() {
+        for good in ["a", "aws", "aws-1"] {
+            assert!(good.parse::<SiteName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "Aws",
+            "1a",
+            "a b",
+            "a/b",
+            "a'b",
+            &"a".repeat(41),
+        ] {
+            assert!(bad.parse::<SiteName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn vantage_points_round_trip() {
+        for text in ["controller", "agent:aws", "observer:paris"] {
+            assert_eq!(text.parse::<Vantage>().unwrap().to_string(), text);
+        }
+        for text in ["", "agent", "agent:", "other:aws", "controller:x"] {
+            assert!(text.parse::<Vantage>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_with_two_sites_on_is_not_only_one() {
+        let site = |name: &str| name.parse::<SiteName>().unwrap();
+        let weights = BTreeMap::from([(site("aws"), 1), (site("gcp"), 1)]);
+        let answer = Answer {
+            weights,
+            epoch: None,
+        };
+        assert!(!answer.is_only(&site("aws")));
+        assert_eq!(answer.sites_on().count(), 2);
+    }
+}

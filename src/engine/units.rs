@@ -1,0 +1,384 @@
+//! Quantities with their units: log positions, bytes, epochs, timelines and two kinds of time.
+//!
+//! Nothing here knows what a quantity is used for. A bare number never crosses a border: every
+//! unit parses and prints in the form that people write, and only operations that make sense
+//! compile (an [`Lsn`] minus an [`Lsn`] is [`Bytes`]; an `Lsn` plus an `Lsn` is an error).
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Why a text is not a quantity. Says what was read and the right form.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is not {what}: write it like `{example}`")]
+pub struct UnitError {
+    found: String,
+    what: &'static str,
+    example: &'static str,
+}
+
+impl UnitError {
+    /// An error about `found`, which should have been `what`, written like `example`.
+    pub fn new(found: &str, what: &'static str, example: &'static str) -> Self {
+        Self {
+            found: found.to_owned(),
+            what,
+            example,
+        }
+    }
+}
+
+/// A position in PostgreSQL's write-ahead log: prints and parses as `16/B374D848`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// How many bytes of WAL lie between `earlier` and this position; zero where it is not earlier.
+    pub fn bytes_since(self, earlier: Lsn) -> Bytes {
+        Bytes(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
+
+impl FromStr for Lsn {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let wrong = || UnitError::new(text, "a log position", "16/B374D848");
+        let (high, low) = text.split_once('/').ok_or_else(wrong)?;
+        let part = |hex: &str| {
+            // `from_str_radix` would accept a sign, PostgreSQL does not.
+            hex.bytes()
+                .all(|b| b.is_ascii_hexdigit())
+                .then(|| u32::from_str_radix(hex, 16).ok())
+                .flatten()
+                .ok_or_else(wrong)
+        };
+        Ok(Lsn(u64::from(part(high)?) << 32 | u64::from(part(low)?)))
+    }
+}
+
+/// An amount of data. Prints as people read it (`1.2 GiB`), parses as they write it (`16MiB`,
+/// `16 MiB`, `512`), and is a plain number of bytes in the decision log.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Bytes(pub u64);
+
+const BYTE_UNITS: [(&str, u32); 5] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+
+impl Bytes {
+    /// So many mebibytes.
+    pub const fn mib(count: u64) -> Self {
+        Bytes(count.saturating_mul(1 << 20))
+    }
+
+    /// The sum; stays at the largest value instead of wrapping.
+    #[must_use]
+    pub fn plus(self, other: Bytes) -> Bytes {
+        Bytes(self.0.saturating_add(other.0))
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, shift) in BYTE_UNITS {
+            let unit = 1u64 << shift;
+            if self.0 >= unit {
+                let whole = self.0 >> shift;
+                let tenth =
+                    u128::from(self.0 & (unit.saturating_sub(1))).saturating_mul(10) >> shift;
+                return if tenth == 0 {
+                    write!(f, "{whole} {name}")
+                } else {
+                    write!(f, "{whole}.{tenth} {name}")
+                };
+            }
+        }
+        f.write_str("0 B")
+    }
+}
+
+impl FromStr for Bytes {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let wrong = || UnitError::new(text, "an amount of data", "16MiB");
+        let trimmed = text.trim();
+        let (number, shift) = BYTE_UNITS
+            .iter()
+            .find_map(|(name, shift)| Some((trimmed.strip_suffix(name)?.trim_end(), *shift)))
+            .unwrap_or((trimmed, 0));
+        let number: u64 = number.parse().map_err(|_cause| wrong())?;
+        number.checked_mul(1 << shift).map(Bytes).ok_or_else(wrong)
+    }
+}
+
+/// The number that grows with each change of the active site: a fencing token.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The one after this. An epoch can only be raised.
+    #[must_use]
+    pub fn next(self) -> Epoch {
+        Epoch(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A PostgreSQL timeline. Not an identity: two sites can both reach timeline 2 on their own
+/// (POSTGRES.md row 15).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timeline(pub u32);
+
+impl fmt::Display for Timeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A PostgreSQL system identifier: equal on both sites of a pair or they are not a pair
+/// (POSTGRES.md row 14). A text in the log, because JSON numbers end at 2^53.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SystemId(pub u64);
+
+impl fmt::Display for SystemId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for SystemId {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        text.parse()
+            .map(SystemId)
+            .map_err(|_cause| UnitError::new(text, "a system identifier", "7301234567890123456"))
+    }
+}
+
+/// A moment on one machine's monotonic clock. For limits, leases and windows; never leaves the
+/// process: what is written down or sent is an age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct MonoTime(pub Duration);
+
+impl MonoTime {
+    /// How long ago `earlier` was, seen from here; zero where it is later.
+    pub fn since(self, earlier: MonoTime) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// The moment `wait` later.
+    #[must_use]
+    pub fn plus(self, wait: Duration) -> MonoTime {
+        MonoTime(self.0.saturating_add(wait))
+    }
+
+    /// The moment `age` earlier; the clock's start where that would be before it.
+    #[must_use]
+    pub fn minus(self, age: Duration) -> MonoTime {
+        MonoTime(self.0.saturating_sub(age))
+    }
+}
+
+/// A moment on the wall clock, in milliseconds since 1970 UTC. For people and logs; no limit is
+/// ever judged by it. Prints and parses as RFC 3339.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct WallTime(pub u64);
+
+impl WallTime {
+    /// The moment `age` earlier.
+    #[must_use]
+    pub fn minus(self, age: Duration) -> WallTime {
+        WallTime(self.0.saturating_sub(as_millis(age)))
+    }
+
+    /// How long ago `earlier` was, seen from here; zero where it is later.
+    pub fn since(self, earlier: WallTime) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The last moment that RFC 3339 can write: the end of the year 9999.
+const LAST_WALL_MILLIS: u64 = 253_402_300_799_999;
+
+impl fmt::Display for WallTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = Duration::from_millis(self.0.min(LAST_WALL_MILLIS));
+        let moment = std::time::UNIX_EPOCH
+            .checked_add(shown)
+            .unwrap_or(std::time::UNIX_EPOCH);
+        humantime::format_rfc3339_millis(moment).fmt(f)
+    }
+}
+
+impl FromStr for WallTime {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let wrong = || UnitError::new(text, "a moment", "2026-11-21T03:00:00.000Z");
+        let moment = humantime::parse_rfc3339(text).map_err(|_cause| wrong())?;
+        let since = moment
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_err(|_cause| wrong())?;
+        Ok(WallTime(as_millis(since)))
+    }
+}
+
+/// Whole milliseconds of a duration; the largest number where it is longer than that.
+pub fn as_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Serialises a [`Duration`] as whole milliseconds: the form of the decision log and the wire,
+/// in fields whose names end in `_ms`.
+pub mod millis {
+    use super::{Deserialize, Deserializer, Duration, Serialize, Serializer, as_millis};
+
+    /// Writes whole milliseconds.
+    pub fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        as_millis(*value).serialize(to)
+    }
+
+    /// Reads whole milliseconds.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+
+    /// The same for a duration that may be unknown.
+    pub mod option {
+        use super::{Deserialize, Deserializer, Duration, Serialize, Serializer, as_millis};
+
+        /// Writes whole milliseconds or null.
+        pub fn serialize<S: Serializer>(
+            value: &Option<Duration>,
+            to: S,
+        ) -> Result<S::Ok, S::Error> {
+            value.map(as_millis).serialize(to)
+        }
+
+        /// Reads whole milliseconds or null.
+        pub fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<Duration>, D::Error> {
+            Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
+        }
+    }
+}
+
+/// Implements serde through `Display` and `FromStr`, for units that are texts in the log.
+macro_rules! serde_as_text {
+    ($($name:ty),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+
+serde_as_text!(Lsn, SystemId, WallTime);
+pub(crate) use serde_as_text;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_position_prints_and_parses_as_postgresql_does() {
+        for text in ["0/0", "16/B374D848", "FFFFFFFF/FFFFFFFF", "1/0"] {
+            assert_eq!(text.parse::<Lsn>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "16",
+            "16/",
+            "/1",
+            "16/+1",
+            "1/123456789",
+            "x/1",
+            "1/1/1",
+        ] {
+            assert!(text.parse::<Lsn>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_distance_of_two_positions_is_bytes_and_never_negative() {
+        assert_eq!(Lsn(10).bytes_since(Lsn(4)), Bytes(6));
+        assert_eq!(Lsn(4).bytes_since(Lsn(10)), Bytes(0));
+    }
+
+    #[test]
+    fn bytes_print_as_people_read_them() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (16 << 20, "16 MiB"),
+            (u64::MAX, "16777215.9 TiB"),
+        ] {
+            assert_eq!(Bytes(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn bytes_parse_with_and_without_unit() {
+        assert_eq!("16MiB".parse(), Ok(Bytes::mib(16)));
+        assert_eq!("16 MiB".parse(), Ok(Bytes::mib(16)));
+        assert_eq!("512".parse(), Ok(Bytes(512)));
+        for text in ["", "MiB", "-1", "1.5GiB", "99999999999TiB", "16 MB"] {
+            let error = text.parse::<Bytes>().unwrap_err().to_string();
+            assert!(error.contains("16MiB"), "shows the right form: {error}");
+        }
+    }
+
+    #[test]
+    fn wall_time_round_trips_through_rfc_3339() {
+        let time = WallTime(1_790_000_000_123);
+        assert_eq!(time.to_string().parse(), Ok(time));
+        assert_eq!(WallTime(u64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn times_never_wrap() {
+        assert_eq!(
+            MonoTime::default().minus(Duration::MAX),
+            MonoTime::default()
+        );
+        assert_eq!(
+            MonoTime(Duration::MAX).plus(Duration::MAX),
+            MonoTime(Duration::MAX)
+        );
+        assert_eq!(
+            MonoTime::default().since(MonoTime(Duration::MAX)),
+            Duration::ZERO
+        );
+    }
+}

@@ -1,0 +1,4 @@
+//! failover moves a service and its PostgreSQL database between two clouds when the active one
+//! dies, and can prove afterwards why it did so.
+
+pub mod engine;
