@@ -11,3 +11,4 @@
 
 pub mod units;
 pub mod topology;
+pub mod observation;

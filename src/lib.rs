@@ -2,3 +2,4 @@
 //! dies, and can prove afterwards why it did so.
 
 pub mod engine;
+pub mod ports;

@@ -1,0 +1,331 @@
+//! One fact, about one target, from one vantage point, at one time; and what a fact can hold.
+//!
+//! An observation says what was seen, never what it means: that is the detector's part.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::topology::{Role, SiteName, Target, Vantage};
+use super::units::{Bytes, Epoch, Lsn, MonoTime, SystemId, Timeline, WallTime, millis};
+
+/// One fact about one target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observation {
+    /// What was looked at.
+    pub target: Target,
+    /// From where.
+    pub vantage: Vantage,
+    /// When looking began, on the clock of the process that judges. A target that gives no answer
+    /// was out of reach from this moment on, not from the moment the time-out ended.
+    pub began: MonoTime,
+    /// When the answer, or its absence, was known.
+    pub ended: MonoTime,
+    /// What was seen.
+    pub finding: Finding,
+}
+
+/// What was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Finding {
+    /// The target answered as it should.
+    Good(Box<Facts>),
+    /// It did not.
+    Bad(ProbeFailure),
+}
+
+/// What a good answer tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Facts {
+    /// The service answered.
+    Api,
+    /// The database answered on a fresh connection.
+    Database(DatabaseFacts),
+    /// The agent reported.
+    Agent,
+}
+
+/// Why a probe did not get a good answer. The kinds differ in what they say about the target:
+/// an expired password is not a dead database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProbeFailure {
+    /// No answer in time.
+    #[error("no answer within {0} ms")]
+    Timeout(u64),
+    /// The host answered that nobody listens.
+    #[error("connection refused")]
+    Refused,
+    /// There is no way there.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// The database is starting, stopping or recovering (SQLSTATE 57P03; POSTGRES.md row 28).
+    #[error("not accepting connections: {0}")]
+    NotAccepting(String),
+    /// Every connection is taken (SQLSTATE 53300): looks like death, is not (POSTGRES.md row 38).
+    #[error("too many connections: {0}")]
+    Exhausted(String),
+    /// A write that should have worked did not: full disk, frozen disk, read-only (POSTGRES.md
+    /// row 39).
+    #[error("cannot write: {0}")]
+    CannotWrite(String),
+    /// We are not let in: password, role, certificate. Says nothing about the target's health.
+    #[error("not authorised: {0}")]
+    Unauthorized(String),
+    /// It answered something that makes no sense to us. Says nothing about the target's health.
+    #[error("unexpected answer: {0}")]
+    Protocol(String),
+    /// The service answered that it is not well (an HTTP status outside 200 to 299).
+    #[error("answered with status {0}")]
+    Status(u16),
+}
+
+impl ProbeFailure {
+    /// Whether this is evidence against the target. What is not is no evidence at all: the
+    /// target's health stays unknown (invariant 4).
+    pub fn speaks_against_target(&self) -> bool {
+        match self {
+            ProbeFailure::Timeout(_)
+            | ProbeFailure::Refused
+            | ProbeFailure::Unreachable(_)
+            | ProbeFailure::NotAccepting(_)
+            | ProbeFailure::CannotWrite(_)
+            | ProbeFailure::Status(_) => true,
+            ProbeFailure::Exhausted(_)
+            | ProbeFailure::Unauthorized(_)
+            | ProbeFailure::Protocol(_) => false,
+        }
+    }
+}
+
+/// What a PostgreSQL instance says of itself on a fresh connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseFacts {
+    /// Primary or standby, from `pg_is_in_recovery()`.
+    pub role: Role,
+    /// `pg_control_system().system_identifier` (POSTGRES.md row 14).
+    pub system_id: SystemId,
+    /// Of a primary: from the name of the WAL file being written. Of a standby: the receiver's,
+    /// else the control file's (POSTGRES.md row 15).
+    pub timeline: Timeline,
+    /// `server_version_num` (POSTGRES.md row 41).
+    pub version: u32,
+    /// Of a primary: `pg_current_wal_insert_lsn()`, read before anything else, so that every
+    /// commit acknowledged before the probe began lies below it. Of a standby: the greatest of
+    /// received, flushed and replayed (POSTGRES.md row 7).
+    pub position: Lsn,
+    /// Of a standby: how far it has replayed; equal to `position` on a primary.
+    pub replayed: Lsn,
+    /// Of a standby: the state of its WAL receiver, if one runs.
+    pub receiver: Option<ReceiverFacts>,
+    /// Of a primary: who streams from it.
+    pub senders: Vec<SenderFacts>,
+    /// The newest heartbeat row, if the table exists and has one.
+    pub heartbeat: Option<Heartbeat>,
+    /// The epoch row, if there is one.
+    pub epoch: Option<Epoch>,
+    /// Of a standby: whether replay is paused, and why it must be (POSTGRES.md rows 5 and 6).
+    pub replay_pause: ReplayPause,
+    /// `recovery_min_apply_delay` (POSTGRES.md row 27).
+    #[serde(rename = "apply_delay_ms", with = "millis")]
+    pub apply_delay: Duration,
+    /// `synchronous_standby_names`; empty is asynchronous (POSTGRES.md row 20).
+    pub synchronous_names: String,
+    /// The settings that must not be lower on a standby than on its primary (POSTGRES.md row 6):
+    /// `max_connections`, `max_worker_processes`, `max_wal_senders`, `max_prepared_transactions`,
+    /// `max_locks_per_transaction`, in this order.
+    pub limits: [u32; 5],
+    /// Of a primary: how long the heartbeat write took, commit included; `None` on a standby.
+    #[serde(rename = "write_ms", with = "millis::option")]
+    pub write_took: Option<Duration>,
+}
+
+/// The WAL receiver of a standby (POSTGRES.md row 10).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiverFacts {
+    /// `streaming`, or what PostgreSQL says instead.
+    pub status: String,
+    /// How long ago the last message of the primary arrived, by the standby's own clock.
+    #[serde(rename = "last_message_ms", with = "millis::option")]
+    pub last_message: Option<Duration>,
+}
+
+impl ReceiverFacts {
+    /// Whether WAL is streaming.
+    pub fn is_streaming(&self) -> bool {
+        self.status == "streaming"
+    }
+}
+
+/// One row of `pg_stat_replication` on a primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SenderFacts {
+    /// `application_name`; must be unique over both sites (POSTGRES.md row 23).
+    pub name: String,
+    /// `streaming`, `catchup`, …
+    pub state: String,
+    /// How far the standby has flushed.
+    pub flushed: Option<Lsn>,
+    /// `sync`, `async`, `quorum`, `potential`.
+    pub sync_state: String,
+}
+
+/// The newest heartbeat row: written on the primary, read on either side (POSTGRES.md row 9).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Grows with each write.
+    pub sequence: u64,
+    /// The site that wrote it.
+    pub site: SiteName,
+    /// When, by the clock of the database that wrote it. Compared with nothing but itself.
+    pub written: WallTime,
+}
+
+/// Whether a standby's replay is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplayPause {
+    /// It replays.
+    None,
+    /// Somebody asked for the pause: a promotion ends it (PostgreSQL 13 and later).
+    Paused,
+    /// Paused because a limit is lower than the primary's: a promotion is refused until a restart
+    /// (POSTGRES.md row 6).
+    InsufficientLimits,
+}
+
+impl fmt::Display for ReplayPause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            ReplayPause::None => "replaying",
+            ReplayPause::Paused => "paused",
+            ReplayPause::InsufficientLimits => "paused: limits lower than the primary's",
+        })
+    }
+}
+
+/// One reading of the primary's position: every commit acknowledged before `began` lies at or
+/// below `position`. The declared window starts at the latest reading that the standby covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PositionSample {
+    /// When the reading began.
+    pub began: MonoTime,
+    /// What it said.
+    pub position: Lsn,
+}
+
+/// The last hour at one reading a second is plenty: a standby further behind than that is far
+/// beyond any limit on lag, and the window then simply starts at "unknown".
+const SAMPLES_KEPT: usize = 4096;
+
+/// The readings of the primary's position, oldest first.
+#[derive(Debug, Clone, Default)]
+pub struct PositionHistory {
+    samples: std::collections::VecDeque<PositionSample>,
+}
+
+impl PositionHistory {
+    /// Adds a reading. One that is older than the last is left out: a late answer adds nothing.
+    pub fn add(&mut self, sample: PositionSample) {
+        if self
+            .samples
+            .back()
+            .is_some_and(|last| sample.began < last.began)
+        {
+            return;
+        }
+        if self.samples.len() >= SAMPLES_KEPT {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(sample);
+    }
+
+    /// Forgets all readings: another primary writes another history.
+    pub fn clear(&mut self) {
+        self.samples.clear();
+    }
+
+    /// The last reading.
+    pub fn last(&self) -> Option<PositionSample> {
+        self.samples.back().copied()
+    }
+
+    /// The latest reading that a standby at `position` has whole: whatever was acknowledged
+    /// before it began is safe there.
+    pub fn covered_by(&self, position: Lsn) -> Option<PositionSample> {
+        self.samples
+            .iter()
+            .rev()
+            .find(|sample| sample.position <= position)
+            .copied()
+    }
+
+    /// WAL written a second, over the last half minute or so of readings. Zero where there are
+    /// fewer than two.
+    pub fn rate(&self) -> Bytes {
+        let Some(last) = self.last() else {
+            return Bytes(0);
+        };
+        let recent =
+            |sample: &&PositionSample| last.began.since(sample.began) <= Duration::from_secs(30);
+        let Some(first) = self.samples.iter().rev().take_while(recent).last() else {
+            return Bytes(0);
+        };
+        let took = last.began.since(first.began).as_millis().max(1);
+        let written = u128::from(last.position.bytes_since(first.position).0);
+        let rate = written.saturating_mul(1000).checked_div(took).unwrap_or(0);
+        Bytes(u64::try_from(rate).unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(seconds: u64, position: u64) -> PositionSample {
+        PositionSample {
+            began: MonoTime(Duration::from_secs(seconds)),
+            position: Lsn(position),
+        }
+    }
+
+    #[test]
+    fn what_the_standby_has_covers_the_latest_reading_at_or_below_it() {
+        let mut history = PositionHistory::default();
+        assert_eq!(history.covered_by(Lsn(9)), None);
+        for (at, position) in [(1, 100), (2, 200), (3, 300)] {
+            history.add(sample(at, position));
+        }
+        assert_eq!(history.covered_by(Lsn(299)), Some(sample(2, 200)));
+        assert_eq!(history.covered_by(Lsn(300)), Some(sample(3, 300)));
+        assert_eq!(history.covered_by(Lsn(99)), None);
+    }
+
+    #[test]
+    fn a_late_answer_does_not_rewrite_history() {
+        let mut history = PositionHistory::default();
+        history.add(sample(2, 200));
+        history.add(sample(1, 900));
+        assert_eq!(history.last(), Some(sample(2, 200)));
+    }
+
+    #[test]
+    fn the_rate_is_per_second_and_survives_too_few_readings() {
+        let mut history = PositionHistory::default();
+        assert_eq!(history.rate(), Bytes(0));
+        history.add(sample(1, 100));
+        assert_eq!(history.rate(), Bytes(0));
+        history.add(sample(3, 2100));
+        assert_eq!(history.rate(), Bytes(1000));
+    }
+
+    #[test]
+    fn a_refused_password_is_no_evidence_of_death() {
+        assert!(!ProbeFailure::Unauthorized("28P01".into()).speaks_against_target());
+        assert!(!ProbeFailure::Exhausted("53300".into()).speaks_against_target());
+        assert!(ProbeFailure::Refused.speaks_against_target());
+    }
+}
