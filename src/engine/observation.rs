@@ -31,7 +31,7 @@ pub struct Observation {
 #[serde(rename_all = "kebab-case")]
 pub enum Finding {
     /// The target answered as it should.
-    Good(Box<Facts>),
+    Good(Facts),
     /// It did not.
     Bad(ProbeFailure),
 }
@@ -43,7 +43,7 @@ pub enum Facts {
     /// The service answered.
     Api,
     /// The database answered on a fresh connection.
-    Database(DatabaseFacts),
+    Database(Box<DatabaseFacts>),
     /// The agent reported.
     Agent,
 }

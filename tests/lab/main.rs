@@ -1,1 +1,1 @@
-
+//! Tests with real parts.
