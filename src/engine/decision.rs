@@ -1,0 +1,487 @@
+//! The decision: one verdict with all its reasons, from one situation and one policy.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::detector::{State, VoteKind};
+use super::gate::{self, Gate, LossEstimate};
+use super::policy::{ApiFailure, Policy};
+use super::reason::{Code, Reason};
+use super::situation::Situation;
+use super::topology::{SiteName, TargetKind};
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum Verdict {
+    /// Nothing.
+    Hold,
+    /// Nothing yet, but the active site is failing and only time stands before a failover.
+    Prepare,
+    /// Move to a site, unplanned.
+    FailOver {
+        /// Which.
+        to: SiteName,
+    },
+    /// Move to a site, planned, with zero loss.
+    SwitchOver {
+        /// Which.
+        to: SiteName,
+    },
+    /// Go on with the open plan.
+    Resume {
+        /// Which.
+        plan: u64,
+    },
+    /// Call a person.
+    Escalate,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Hold => f.write_str("hold"),
+            Verdict::Prepare => f.write_str("prepare"),
+            Verdict::FailOver { to } => write!(f, "fail over to {to}"),
+            Verdict::SwitchOver { to } => write!(f, "switch over to {to}"),
+            Verdict::Resume { plan } => write!(f, "resume plan {plan}"),
+            Verdict::Escalate => f.write_str("escalate"),
+        }
+    }
+}
+
+/// The answer of the engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// What is to be done.
+    pub verdict: Verdict,
+    /// Why. The first is the one to read.
+    pub reasons: Vec<Reason>,
+    /// Every gate before a failover, open or not: the answer to "why not now".
+    pub gates: Vec<Gate>,
+    /// What a failover at this moment would lose.
+    pub loss: LossEstimate,
+}
+
+/// Decides. Pure: the same situation under the same policy always leads to the same decision.
+pub fn decide(situation: &Situation, policy: &Policy) -> Decision {
+    let gates = gate::failover_gates(situation, policy);
+    let (verdict, reasons) = judge(situation, policy, &gates);
+    Decision {
+        verdict,
+        reasons,
+        gates,
+        loss: LossEstimate::of(situation),
+    }
+}
+
+fn judge(situation: &Situation, policy: &Policy, gates: &[Gate]) -> (Verdict, Vec<Reason>) {
+    if let Some(plan) = &situation.plan {
+        let word = format!("plan {} to {}", plan.id, plan.to);
+        return if plan.stuck {
+            (
+                Verdict::Escalate,
+                vec![Reason::word(Code::PlanStuck, word, "none")],
+            )
+        } else if plan.walking {
+            (
+                Verdict::Hold,
+                vec![Reason::word(Code::PlanOpen, word, "none")],
+            )
+        } else {
+            let reason = Reason::word(Code::PlanOpen, word, "none");
+            (Verdict::Resume { plan: plan.id }, vec![reason])
+        };
+    }
+    if gate::two_primaries(situation, policy) {
+        let reason = Reason::word(Code::TwoPrimaries, "2 primaries", "1 primary");
+        return (Verdict::Escalate, vec![reason]);
+    }
+    if let Some(request) = &situation.request {
+        let detail = format!("{}: {}", request.operator, request.reason);
+        let asked = Reason::word(Code::OperatorRequest, &request.to, &situation.passive);
+        if request.to != situation.passive {
+            let already = asked.because(format!("{detail}; site `{}` is active", request.to));
+            return (Verdict::Hold, vec![already]);
+        }
+        return through_gates(situation, asked.because(detail), gates);
+    }
+    match trigger(situation, policy) {
+        Trigger::Sustained(reason) => through_gates(situation, reason, gates),
+        Trigger::Building(reason) => {
+            let ready = gates
+                .iter()
+                .all(|gate| gate.open || gate.reason.code == Code::ReplicationAdvancing);
+            let verdict = if ready {
+                Verdict::Prepare
+            } else {
+                Verdict::Hold
+            };
+            (verdict, vec![reason])
+        }
+        Trigger::None(reasons) => (Verdict::Hold, reasons),
+    }
+}
+
+/// A failover if every gate is open; otherwise a hold that names those that are not.
+fn through_gates(situation: &Situation, trigger: Reason, gates: &[Gate]) -> (Verdict, Vec<Reason>) {
+    let closed: Vec<Reason> = gates
+        .iter()
+        .filter(|gate| !gate.open)
+        .map(|gate| gate.reason.clone())
+        .collect();
+    if closed.is_empty() {
+        return (
+            Verdict::FailOver {
+                to: situation.passive.clone(),
+            },
+            vec![trigger],
+        );
+    }
+    let mut reasons = closed;
+    reasons.push(trigger);
+    (Verdict::Hold, reasons)
+}
+
+/// What the active site gives cause for.
+enum Trigger {
+    /// To fail over, if the gates let us.
+    Sustained(Reason),
+    /// To wait for the end of a window.
+    Building(Reason),
+    /// Nothing; why.
+    None(Vec<Reason>),
+}
+
+fn trigger(situation: &Situation, policy: &Policy) -> Trigger {
+    let Some(site) = situation.active_site() else {
+        return Trigger::None(vec![Reason::word(
+            Code::EvidenceMissing,
+            "nothing",
+            "evidence",
+        )]);
+    };
+    let active = &situation.active;
+    if let Some(down) = gate::database_down_for(situation, policy) {
+        let grace = policy.automation.local_restart_grace;
+        let reason = Reason::time(Code::ActiveDatabaseDown, down, grace)
+            .at(active)
+            .since(down);
+        return if down >= grace {
+            Trigger::Sustained(reason)
+        } else {
+            Trigger::Building(reason)
+        };
+    }
+    let Some(health) = site.health.get(&TargetKind::Database) else {
+        return Trigger::None(vec![Reason::word(
+            Code::EvidenceMissing,
+            "nothing",
+            "evidence",
+        )]);
+    };
+    let window = policy.detect.fail_after;
+    let against = health
+        .votes
+        .iter()
+        .filter(|vote| vote.kind == VoteKind::Against && vote.age <= policy.detect.stale_after);
+    let against = against.count();
+    match health.state {
+        State::Failed => {
+            let reason = Reason::time(Code::ActiveSiteFailed, health.since, window).at(active);
+            Trigger::Sustained(reason.since(health.since).because(&health.why))
+        }
+        State::Suspect
+            if against >= usize::try_from(policy.detect.quorum).unwrap_or(usize::MAX) =>
+        {
+            let reason = Reason::time(Code::NotSustained, health.since, window).at(active);
+            Trigger::Building(reason.since(health.since).because(&health.why))
+        }
+        State::Suspect if against > 0 => {
+            let reason = Reason::vantages(Code::QuorumMissing, against, policy.detect.quorum);
+            Trigger::None(vec![
+                reason.at(active).since(health.since).because(&health.why),
+            ])
+        }
+        State::Unknown => Trigger::None(unknown_because(situation, policy, against)),
+        State::Suspect | State::Healthy => well(situation, policy),
+    }
+}
+
+/// The active database is neither well nor failed.
+fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Vec<Reason> {
+    let active = &situation.active;
+    let Some(health) = situation
+        .active_site()
+        .and_then(|s| s.health.get(&TargetKind::Database))
+    else {
+        return vec![Reason::word(Code::EvidenceMissing, "nothing", "evidence").at(active)];
+    };
+    let mute = health.votes.iter().any(|vote| vote.kind == VoteKind::Mute);
+    let reason = if situation.sites.values().all(|site| !site.reached) {
+        let anchors = situation.controller.anchors_reached;
+        Reason::word(
+            Code::OwnIsolation,
+            format!("0 sites, {anchors} anchors"),
+            "1 site and 1 anchor",
+        )
+    } else if against > 0 {
+        Reason::vantages(Code::ObserverSideFault, against, policy.detect.quorum).at(active)
+    } else if mute {
+        Reason::word(Code::ProbeNotAuthorised, "not let in", "let in").at(active)
+    } else {
+        let limit = policy.detect.stale_after;
+        Reason::time(Code::EvidenceMissing, health.since, limit).at(active)
+    };
+    vec![reason.since(health.since).because(&health.why)]
+}
+
+/// The active database is well: perhaps something else is not.
+fn well(situation: &Situation, policy: &Policy) -> Trigger {
+    let active = &situation.active;
+    let site = situation.active_site();
+    let api = site.and_then(|site| site.health.get(&TargetKind::Api));
+    if let Some(api) = api.filter(|api| api.state == State::Failed) {
+        let window = policy.detect.fail_after;
+        let reason = Reason::time(Code::ActiveApiFailed, api.since, window).at(active);
+        let reason = reason.since(api.since).because(&api.why);
+        return match policy.automation.api_failure {
+            ApiFailure::Failover => Trigger::Sustained(reason),
+            ApiFailure::Hold => Trigger::None(vec![reason]),
+        };
+    }
+    let mut reasons = Vec::new();
+    let standby = situation.passive_site();
+    let fresh = standby.and_then(|site| site.database.as_ref()?.within(policy.detect.stale_after));
+    match fresh {
+        None => {
+            let word = Reason::word(
+                Code::StandbyUnreachable,
+                "no fresh answer",
+                "a fresh answer",
+            );
+            reasons.push(word.at(&situation.passive));
+        }
+        Some(facts)
+            if !facts
+                .receiver
+                .as_ref()
+                .is_some_and(super::observation::ReceiverFacts::is_streaming) =>
+        {
+            let status = facts
+                .receiver
+                .as_ref()
+                .map_or("no receiver", |receiver| &receiver.status);
+            let reason = Reason::word(Code::ReplicationBroken, status, "streaming");
+            reasons.push(reason.at(&situation.passive));
+        }
+        Some(_) => {}
+    }
+    for kind in [TargetKind::Api, TargetKind::Agent] {
+        let health = site.and_then(|site| site.health.get(&kind));
+        if let Some(health) = health.filter(|health| health.state != State::Healthy) {
+            let reason = Reason::word(Code::ActiveSiteDegraded, health.state, State::Healthy);
+            let why = format!("{kind}: {}", health.why);
+            reasons.push(reason.at(active).since(health.since).because(why));
+        }
+    }
+    if reasons.is_empty() {
+        let since = site.and_then(|site| Some(site.health.get(&TargetKind::Database)?.since));
+        let reason = Reason::word(Code::Healthy, State::Healthy, State::Healthy).at(active);
+        reasons.push(reason.since(since.unwrap_or_default()));
+    }
+    Trigger::None(reasons)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::observation::ReplayPause;
+    use super::super::policy::Policy;
+    use super::super::situation::samples::{aws, gcp, healthy, seconds};
+    use super::super::situation::{AutomationState, HoldFacts, LocalDatabase, OpenPlan};
+    use super::super::topology::{Role, Vantage};
+    use super::super::units::{Bytes, Lsn, SystemId, Timeline, WallTime};
+    use super::*;
+
+    fn policy() -> Policy {
+        Policy::read("standard", include_str!("../../policies/standard.toml")).unwrap()
+    }
+
+    fn fail_over() -> Verdict {
+        Verdict::FailOver { to: gcp() }
+    }
+
+    fn database_dead(situation: Situation, since: Duration) -> Situation {
+        situation.with_site(aws(), |site| {
+            let down = LocalDatabase::Down {
+                since,
+                why: "killed by signal 9".into(),
+            };
+            site.agent.as_mut().unwrap().fact.database = down;
+        })
+    }
+
+    fn plan(stuck: bool, walking: bool) -> Option<OpenPlan> {
+        Some(OpenPlan {
+            id: 12,
+            to: gcp(),
+            stuck,
+            walking,
+        })
+    }
+
+    #[test]
+    fn the_table() {
+        use Code::*;
+        let lost = || healthy().active_lost();
+        let dead = |since| database_dead(healthy(), seconds(since));
+        let vote = |count: usize| {
+            let from = [Vantage::Controller, Vantage::Agent(gcp())];
+            let suspect = healthy().state(aws(), TargetKind::Database, State::Suspect, seconds(5));
+            from.into_iter()
+                .take(count)
+                .fold(suspect, |all, from| all.vote(from, VoteKind::Against))
+        };
+        let hold_until = HoldFacts {
+            operator: "alice".into(),
+            reason: "maintenance".into(),
+            until: WallTime(0),
+            left: seconds(60),
+        };
+        #[rustfmt::skip]
+        let table: Vec<(&str, Situation, Verdict, &[Code])> = vec![
+            ("all is well", healthy(), Verdict::Hold, &[Healthy]),
+            ("the site is lost", lost(), fail_over(), &[ActiveSiteFailed]),
+            ("the database is dead, its agent says so", dead(21), fail_over(), &[ActiveDatabaseDown]),
+            ("it may still be restarted", dead(3), Verdict::Prepare, &[ActiveDatabaseDown]),
+            ("two see it fail, not for long", vote(2), Verdict::Prepare, &[NotSustained]),
+            ("only one sees it fail", vote(1), Verdict::Hold, &[QuorumMissing]),
+            ("the evidence is contradictory",
+                healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40)).vote(Vantage::Controller, VoteKind::Against), Verdict::Hold, &[ObserverSideFault]),
+            ("we are not let in",
+                healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40)).vote(Vantage::Controller, VoteKind::Mute),
+                Verdict::Hold, &[ProbeNotAuthorised]),
+            ("nothing was ever seen",
+                healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(0)), Verdict::Hold, &[EvidenceMissing]),
+            ("the controller sees nobody",
+                healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40))
+                    .with_site(aws(), |site| site.reached = false).with_site(gcp(), |site| site.reached = false),
+                Verdict::Hold, &[OwnIsolation]),
+            ("lost, but no anchor answers",
+                lost().change(|all| all.controller.anchors_reached = 0), Verdict::Hold, &[OwnIsolation, ActiveSiteFailed]),
+            ("lost, but WAL still arrives",
+                lost().change(|all| all.replication.advanced = Some(seconds(1))), Verdict::Hold, &[ReplicationAdvancing, ActiveSiteFailed]),
+            ("lost, just after a start",
+                lost().change(|all| all.controller.in_charge = seconds(5)), Verdict::Hold, &[Starting, ActiveSiteFailed]),
+            ("lost, and held by a person",
+                lost().change(|all| all.automation.hold = Some(hold_until)), Verdict::Hold, &[Held, ActiveSiteFailed]),
+            ("lost, disarmed",
+                lost().change(|all| all.automation = AutomationState { disarmed: true, ..Default::default() }),
+                Verdict::Hold, &[Disarmed, ActiveSiteFailed]),
+            ("lost, soon after the last failover",
+                lost().change(|all| all.automation.last_failover = Some(seconds(9))), Verdict::Hold, &[CoolingDown, ActiveSiteFailed]),
+            ("lost, and the standby too",
+                lost().with_site(gcp(), |site| site.database.as_mut().unwrap().age = seconds(60)),
+                Verdict::Hold, &[StandbyUnreachable, ActiveSiteFailed]),
+            ("lost, and the other agent silent",
+                lost().with_site(gcp(), |site| site.agent.as_mut().unwrap().age = seconds(60)),
+                Verdict::Hold, &[StandbyAgentSilent, ActiveSiteFailed]),
+            ("lost, the other is no standby",
+                lost().with_database(gcp(), |facts| facts.role = Role::Primary).with_database(aws(), |facts| facts.role = Role::Standby),
+                Verdict::Hold, &[StandbyNotInRecovery, ActiveSiteFailed]),
+            ("lost, the standby is of another system",
+                lost().with_database(gcp(), |facts| facts.system_id = SystemId(8)), Verdict::Hold, &[SystemIdentifierDiffers, ActiveSiteFailed]),
+            ("lost, the standby is on another timeline",
+                lost().with_database(gcp(), |facts| facts.timeline = Timeline(3)), Verdict::Hold, &[TimelineDiverged, ActiveSiteFailed]),
+            ("lost, the standby's limits are too low",
+                lost().with_database(gcp(), |facts| { facts.limits = [50, 8, 10, 0, 64]; facts.replay_pause = ReplayPause::Paused; }),
+                Verdict::Hold, &[StandbyLimitsTooLow, ActiveSiteFailed]),
+            ("lost, the standby applies late",
+                lost().with_database(gcp(), |facts| facts.apply_delay = seconds(3600)), Verdict::Hold, &[StandbyApplyDelayed, ActiveSiteFailed]),
+            ("lost, other major version",
+                lost().with_database(gcp(), |facts| facts.version = 160_001), Verdict::Hold, &[VersionDiffers, ActiveSiteFailed]),
+            ("lost, too much behind",
+                lost().change(|all| all.replication.primary.as_mut().unwrap().fact = Lsn(100 << 20)),
+                Verdict::Hold, &[LossOverLimit, ActiveSiteFailed]),
+            ("lost, behind for too long",
+                lost().change(|all| all.replication.covered = Some(seconds(3600))), Verdict::Hold, &[LossWindowOverLimit, ActiveSiteFailed]),
+            ("lost, position never seen",
+                lost().change(|all| all.replication.primary = None), Verdict::Hold, &[LossUnknown, ActiveSiteFailed]),
+            ("lost, and no proof of a fence to be had",
+                lost().change(|all| all.can_wait_out = false), Verdict::Hold, &[FenceUnprovable, ActiveSiteFailed]),
+            ("a plan is open and walked", lost().change(|all| all.plan = Some(plan(false, true))), Verdict::Hold, &[PlanOpen]),
+            ("a plan is open and nobody walks it",
+                healthy().change(|all| all.plan = Some(plan(false, false))), Verdict::Resume { plan: 12 }, &[PlanOpen]),
+            ("a plan is stuck", lost().change(|all| all.plan = Some(plan(true, false))), Verdict::Escalate, &[PlanStuck]),
+            ("two primaries",
+                lost().with_site(aws(), |site| site.database.as_mut().unwrap().age = seconds(0))
+                    .state(aws(), TargetKind::Database, State::Healthy, seconds(9))
+                    .with_database(gcp(), |facts| facts.role = Role::Primary),
+                Verdict::Escalate, &[TwoPrimaries]),
+            ("the service fails beside a good database",
+                healthy().state(aws(), TargetKind::Api, State::Failed, seconds(90)), Verdict::Hold, &[ActiveApiFailed]),
+            ("replication is broken",
+                healthy().with_database(gcp(), |facts| facts.receiver = None), Verdict::Hold, &[ReplicationBroken]),
+            ("the passive site is gone",
+                healthy().with_site(gcp(), |site| site.database.as_mut().unwrap().age = seconds(90)), Verdict::Hold, &[StandbyUnreachable]),
+            ("the active agent is silent",
+                healthy().state(aws(), TargetKind::Agent, State::Unknown, seconds(90)), Verdict::Hold, &[ActiveSiteDegraded]),
+            ("a person asks, all is well", healthy().asked(gcp()), fail_over(), &[OperatorRequest]),
+            ("a person asks while held",
+                healthy().asked(gcp()).change(|all| all.automation.disarmed = true), fail_over(), &[OperatorRequest]),
+            ("a person asks for the active site", healthy().asked(aws()), Verdict::Hold, &[OperatorRequest]),
+            ("a person asks, too much would be lost",
+                lost().asked(gcp()).change(|all| all.replication.primary.as_mut().unwrap().fact = Lsn(100 << 20)),
+                Verdict::Hold, &[LossOverLimit, OperatorRequest]),
+            ("a person asks and accepts the loss",
+                lost().asked(gcp()).change(|all| {
+                    all.replication.primary.as_mut().unwrap().fact = Lsn(100 << 20);
+                    all.request.as_mut().unwrap().accept_data_loss = Some(Bytes::mib(200));
+                }), fail_over(), &[OperatorRequest]),
+            ("a person asks, no proof of a fence",
+                lost().asked(gcp()).change(|all| all.can_wait_out = false), Verdict::Hold, &[FenceUnprovable, OperatorRequest]),
+            ("a person asks and vouches for the fence",
+                lost().asked(gcp()).change(|all| {
+                    all.can_wait_out = false;
+                    all.request.as_mut().unwrap().override_fence = true;
+                }), fail_over(), &[OperatorRequest]),
+        ];
+        for (name, situation, verdict, codes) in table {
+            let decision = decide(&situation, &policy());
+            let found: Vec<Code> = decision.reasons.iter().map(|reason| reason.code).collect();
+            assert_eq!(
+                (&decision.verdict, found.as_slice()),
+                (&verdict, codes),
+                "{name}: {decision:#?}"
+            );
+            let recorded = serde_json::to_string(&situation).unwrap();
+            let replayed: Situation = serde_json::from_str(&recorded).unwrap();
+            assert_eq!(
+                decide(&replayed, &policy()),
+                decision,
+                "{name}: replays from its record"
+            );
+        }
+    }
+
+    #[test]
+    fn observe_decides_but_never_acts() {
+        let observe = Policy::read("observe", include_str!("../../policies/observe.toml")).unwrap();
+        let decision = decide(&healthy().active_lost(), &observe);
+        assert_eq!(decision.verdict, Verdict::Hold);
+        assert_eq!(decision.reasons.first().unwrap().code, Code::PolicyObserves);
+    }
+
+    #[test]
+    fn every_gate_is_shown_whatever_the_others_say() {
+        let closed = healthy().active_lost().change(|all| {
+            all.controller.anchors_reached = 0;
+            all.automation.disarmed = true;
+        });
+        let open = decide(&healthy(), &policy()).gates.len();
+        assert_eq!(decide(&closed, &policy()).gates.len(), open);
+    }
+}

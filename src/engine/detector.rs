@@ -1,0 +1,412 @@
+//! From observations to health: windows, quorum, recovery.
+//!
+//! A target is `Failed` only when at least a quorum of vantage points, with fresh evidence, has
+//! seen it fail for the whole window and nobody saw it well meanwhile. Stale or contradictory
+//! evidence is `Unknown`. A new detector knows nothing, so a restart begins all windows anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::observation::{Finding, Observation};
+use super::policy::Detect;
+use super::topology::{Target, Vantage};
+use super::units::{MonoTime, millis};
+
+/// What is thought of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It answers as it should.
+    Healthy,
+    /// It fails, but not long enough or not seen by enough.
+    Suspect,
+    /// It failed.
+    Failed,
+    /// The evidence is missing, stale, contradictory or says nothing about the target.
+    Unknown,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            State::Healthy => "healthy",
+            State::Suspect => "suspect",
+            State::Failed => "failed",
+            State::Unknown => "unknown",
+        })
+    }
+}
+
+/// Health: always with since when and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// The verdict.
+    pub state: State,
+    /// For how long what is said in `why` has been so.
+    #[serde(rename = "since_ms", with = "millis")]
+    pub since: Duration,
+    /// Why, for people.
+    pub why: String,
+    /// What each vantage point says, the evidence of the verdict.
+    pub votes: Vec<Vote>,
+}
+
+/// What one vantage point says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vote {
+    /// From where.
+    pub vantage: Vantage,
+    /// `good`, or what was wrong.
+    pub says: String,
+    /// Whether it speaks for the target, against it, or not at all.
+    pub kind: VoteKind,
+    /// For how long it has said so without interruption.
+    #[serde(rename = "since_ms", with = "millis")]
+    pub since: Duration,
+    /// How old the newest evidence is.
+    #[serde(rename = "age_ms", with = "millis")]
+    pub age: Duration,
+}
+
+/// Whether a vote speaks for or against a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VoteKind {
+    /// Seen well.
+    For,
+    /// Seen failing.
+    Against,
+    /// Says nothing about the target: not let in, not understood.
+    Mute,
+}
+
+/// What one vantage point has seen of one target.
+#[derive(Debug, Clone)]
+struct Track {
+    kind: VoteKind,
+    says: String,
+    /// When the first look of the unbroken run began.
+    run_began: MonoTime,
+    /// When the last look began and ended.
+    last_began: MonoTime,
+    last_ended: MonoTime,
+}
+
+/// Remembers what was seen, and judges.
+#[derive(Debug, Clone, Default)]
+pub struct Detector {
+    tracks: BTreeMap<Target, BTreeMap<Vantage, Track>>,
+    /// Targets that failed and have not yet been well for the recovery window.
+    failed: BTreeSet<Target>,
+}
+
+impl Detector {
+    /// Takes in one observation. One that began before the last of the same vantage point is left
+    /// out: it was overtaken on its way.
+    pub fn observe(&mut self, observation: &Observation) {
+        let (kind, says) = match &observation.finding {
+            Finding::Good(_) => (VoteKind::For, "good".to_owned()),
+            Finding::Bad(failure) if failure.speaks_against_target() => {
+                (VoteKind::Against, failure.to_string())
+            }
+            Finding::Bad(failure) => (VoteKind::Mute, failure.to_string()),
+        };
+        let tracks = self.tracks.entry(observation.target.clone()).or_default();
+        let last = tracks.get(&observation.vantage);
+        if last.is_some_and(|last| observation.began < last.last_began) {
+            return;
+        }
+        let run_began = match last {
+            Some(last) if last.kind == kind => last.run_began,
+            Some(_) | None => observation.began,
+        };
+        let track = Track {
+            kind,
+            says,
+            run_began,
+            last_began: observation.began,
+            last_ended: observation.ended,
+        };
+        tracks.insert(observation.vantage.clone(), track);
+    }
+
+    /// What is thought of a target now.
+    pub fn health(&mut self, target: &Target, now: MonoTime, policy: &Detect) -> Health {
+        let empty = BTreeMap::new();
+        let tracks = self.tracks.get(target).unwrap_or(&empty);
+        let fresh = |track: &&Track| now.since(track.last_ended) <= policy.stale_after;
+        let votes = tracks
+            .iter()
+            .map(|(vantage, track)| Vote {
+                vantage: vantage.clone(),
+                says: track.says.clone(),
+                kind: track.kind,
+                since: now.since(track.run_began),
+                age: now.since(track.last_ended),
+            })
+            .collect();
+        let of = |kind| {
+            tracks
+                .values()
+                .filter(fresh)
+                .filter(move |track| track.kind == kind)
+        };
+        let against: Vec<&Track> = of(VoteKind::Against).collect();
+        let good: Vec<&Track> = of(VoteKind::For).collect();
+        let mute: Vec<&Track> = of(VoteKind::Mute).collect();
+        let was_failed = self.failed.contains(target);
+        let (state, since, why) = if against.is_empty() {
+            judge_well(now, &good, &mute, tracks, was_failed, policy)
+        } else {
+            judge_failing(now, &against, &good, policy)
+        };
+        if state == State::Failed {
+            self.failed.insert(target.clone());
+        } else if state == State::Healthy {
+            self.failed.remove(target);
+        }
+        Health {
+            state,
+            since,
+            why,
+            votes,
+        }
+    }
+}
+
+/// Nobody speaks against the target.
+fn judge_well(
+    now: MonoTime,
+    good: &[&Track],
+    mute: &[&Track],
+    all: &BTreeMap<Vantage, Track>,
+    was_failed: bool,
+    policy: &Detect,
+) -> (State, Duration, String) {
+    // The run that has lasted longest: one vantage point suffices to see a target well.
+    if let Some(best) = good.iter().min_by_key(|track| track.run_began) {
+        let since = now.since(best.run_began);
+        if was_failed && since < policy.recover_after {
+            return (
+                State::Suspect,
+                since,
+                "answers again, not yet for long enough".to_owned(),
+            );
+        }
+        return (State::Healthy, since, "answers".to_owned());
+    }
+    if let Some(track) = mute.first() {
+        return (
+            State::Unknown,
+            now.since(track.run_began),
+            track.says.clone(),
+        );
+    }
+    match all.values().max_by_key(|track| track.last_ended) {
+        Some(last) => (
+            State::Unknown,
+            now.since(last.last_ended),
+            "evidence is stale".to_owned(),
+        ),
+        None => (State::Unknown, Duration::ZERO, "never seen".to_owned()),
+    }
+}
+
+/// Somebody speaks against the target.
+fn judge_failing(
+    now: MonoTime,
+    against: &[&Track],
+    good: &[&Track],
+    policy: &Detect,
+) -> (State, Duration, String) {
+    let mut began: Vec<MonoTime> = against.iter().map(|track| track.run_began).collect();
+    began.sort_unstable();
+    let says = against
+        .first()
+        .map(|track| track.says.clone())
+        .unwrap_or_default();
+    let quorum = usize::try_from(policy.quorum).unwrap_or(usize::MAX);
+    // The window begins when the vote that completes the quorum began.
+    let (window, complete) = match began.get(quorum.saturating_sub(1)) {
+        Some(moment) => (*moment, true),
+        None => (began.first().copied().unwrap_or(now), false),
+    };
+    let since = now.since(window);
+    let seen_well = good.iter().any(|track| track.last_began >= window);
+    if seen_well {
+        (
+            State::Unknown,
+            since,
+            format!("contradictory: {says}, yet others see it well"),
+        )
+    } else if !complete {
+        let why = format!("{says}; seen by {} of {}", against.len(), policy.quorum);
+        (State::Suspect, since, why)
+    } else if since < policy.fail_after {
+        (State::Suspect, since, says)
+    } else {
+        (State::Failed, since, says)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::observation::{Facts, ProbeFailure};
+    use super::super::topology::TargetKind;
+    use super::*;
+
+    fn policy() -> Detect {
+        let seconds = Duration::from_secs;
+        Detect {
+            probe_every: seconds(1),
+            probe_timeout: seconds(1),
+            fail_after: seconds(10),
+            recover_after: seconds(20),
+            stale_after: seconds(5),
+            quorum: 2,
+        }
+    }
+
+    fn target() -> Target {
+        Target {
+            site: "aws".parse().unwrap(),
+            kind: TargetKind::Database,
+        }
+    }
+
+    const CONTROLLER: &str = "controller";
+    const PEER: &str = "agent:gcp";
+
+    struct Bench(Detector);
+
+    impl Bench {
+        fn see(&mut self, from: &str, seconds: std::ops::RangeInclusive<u64>, finding: &Finding) {
+            for second in seconds {
+                self.0.observe(&Observation {
+                    target: target(),
+                    vantage: from.parse().unwrap(),
+                    began: MonoTime(Duration::from_secs(second)),
+                    ended: MonoTime(Duration::from_secs(second)),
+                    finding: finding.clone(),
+                });
+            }
+        }
+
+        fn at(&mut self, second: u64) -> State {
+            self.0
+                .health(&target(), MonoTime(Duration::from_secs(second)), &policy())
+                .state
+        }
+    }
+
+    fn good() -> Finding {
+        Finding::Good(Facts::Api)
+    }
+
+    fn bad() -> Finding {
+        Finding::Bad(ProbeFailure::Refused)
+    }
+
+    fn bench() -> Bench {
+        Bench(Detector::default())
+    }
+
+    #[test]
+    fn unknown_first() {
+        assert_eq!(bench().at(0), State::Unknown);
+    }
+
+    #[test]
+    fn fails_only_when_a_quorum_agrees_for_the_whole_window() {
+        let mut bench = bench();
+        bench.see(CONTROLLER, 0..=3, &good());
+        bench.see(CONTROLLER, 4..=15, &bad());
+        bench.see(PEER, 6..=15, &bad());
+        assert_eq!(bench.at(15), State::Suspect);
+        bench.see(CONTROLLER, 16..=16, &bad());
+        bench.see(PEER, 16..=16, &bad());
+        assert_eq!(
+            bench.at(16),
+            State::Failed,
+            "ten seconds after the second vote began"
+        );
+    }
+
+    #[test]
+    fn one_vantage_point_alone_never_makes_it_fail() {
+        let mut bench = bench();
+        bench.see(CONTROLLER, 0..=100, &bad());
+        assert_eq!(bench.at(100), State::Suspect);
+        bench.see(PEER, 90..=100, &good());
+        assert_eq!(bench.at(100), State::Unknown, "contradictory");
+    }
+
+    #[test]
+    fn a_good_sight_from_before_the_failure_contradicts_nothing() {
+        let mut bench = bench();
+        bench.see("agent:aws", 0..=9, &good());
+        bench.see(CONTROLLER, 10..=20, &bad());
+        bench.see(PEER, 10..=20, &bad());
+        assert_eq!(bench.at(13), State::Suspect);
+        assert_eq!(bench.at(20), State::Failed);
+    }
+
+    #[test]
+    fn one_good_sight_begins_the_window_anew() {
+        let mut bench = bench();
+        bench.see(CONTROLLER, 0..=9, &bad());
+        bench.see(PEER, 0..=30, &bad());
+        bench.see(CONTROLLER, 10..=10, &good());
+        bench.see(CONTROLLER, 11..=20, &bad());
+        assert_eq!(bench.at(20), State::Suspect);
+    }
+
+    #[test]
+    fn stale_evidence_is_unknown_not_failed() {
+        let mut bench = bench();
+        bench.see(CONTROLLER, 0..=20, &bad());
+        bench.see(PEER, 0..=20, &bad());
+        assert_eq!(bench.at(20), State::Failed);
+        assert_eq!(bench.at(26), State::Unknown);
+    }
+
+    #[test]
+    fn not_being_let_in_is_unknown_for_ever() {
+        let mut bench = bench();
+        bench.see(
+            CONTROLLER,
+            0..=100,
+            &Finding::Bad(ProbeFailure::Unauthorized("28P01".into())),
+        );
+        bench.see(
+            PEER,
+            0..=100,
+            &Finding::Bad(ProbeFailure::Unauthorized("28P01".into())),
+        );
+        assert_eq!(bench.at(100), State::Unknown);
+    }
+
+    #[test]
+    fn recovery_has_its_own_longer_window() {
+        let mut bench = bench();
+        bench.see(CONTROLLER, 0..=20, &bad());
+        bench.see(PEER, 0..=20, &bad());
+        assert_eq!(bench.at(20), State::Failed);
+        bench.see(CONTROLLER, 21..=40, &good());
+        bench.see(PEER, 21..=40, &good());
+        assert_eq!(bench.at(40), State::Suspect);
+        bench.see(CONTROLLER, 41..=41, &good());
+        assert_eq!(bench.at(41), State::Healthy);
+    }
+
+    #[test]
+    fn an_observation_that_was_overtaken_is_left_out() {
+        let mut bench = bench();
+        bench.see(CONTROLLER, 5..=5, &good());
+        bench.see(CONTROLLER, 3..=3, &bad());
+        assert_eq!(bench.at(5), State::Healthy);
+    }
+}

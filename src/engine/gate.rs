@@ -1,0 +1,435 @@
+//! Conditions checked before acting. A gate says yes, or no with its reason; none is skipped
+//! because another already said no, so that `status` shows them all.
+//!
+//! At the end of the file stands the one guard that every traffic write passes (invariant 9).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::detector::State;
+use super::observation::{DatabaseFacts, ReplayPause};
+use super::policy::{Mode, OnTotalIsolation, Policy};
+use super::reason::{Code, Reason};
+use super::situation::{AgentFacts, LocalDatabase, Situation};
+use super::topology::{Answer, Role, SiteName, TargetKind, Topology};
+use super::units::Bytes;
+
+/// One condition, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gate {
+    /// Whether it lets a failover pass.
+    pub open: bool,
+    /// What was measured against which limit.
+    pub reason: Reason,
+}
+
+fn gate(open: bool, reason: Reason) -> Gate {
+    Gate { open, reason }
+}
+
+/// Every gate between the present situation and a failover to the passive site.
+///
+/// A person's request passes the gates that guard against a machine's haste; those that guard the
+/// data it does not, except where the request says so itself.
+pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
+    let mut gates = Vec::new();
+    if situation.request.is_none() {
+        gates.extend(automation_gates(situation, policy));
+        gates.push(replication_veto(situation, policy));
+    }
+    gates.push(no_open_plan(situation));
+    gates.extend(standby_gates(situation, policy));
+    gates.extend(loss_gates(situation, policy));
+    gates.push(fence_gate(situation, policy));
+    gates
+}
+
+/// What stops automation and not a person.
+fn automation_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
+    let controller = &situation.controller;
+    let automation = &situation.automation;
+    let hold = match &automation.hold {
+        None => gate(true, Reason::word(Code::Held, "no", "no")),
+        Some(hold) => {
+            let why = format!(
+                "by {}: {}; until {}",
+                hold.operator, hold.reason, hold.until
+            );
+            gate(false, Reason::word(Code::Held, "yes", "no").because(why))
+        }
+    };
+    let grace = policy.automation.startup_grace;
+    let cooldown = policy.automation.cooldown;
+    let since_last = automation.last_failover.unwrap_or(Duration::MAX);
+    let observes = policy.mode == Mode::Observe;
+    let mode = if observes { "observe" } else { "automatic" };
+    let armed = if automation.disarmed {
+        "disarmed"
+    } else {
+        "armed"
+    };
+    vec![
+        isolation_gate(situation),
+        gate(
+            controller.in_charge >= grace,
+            Reason::time(Code::Starting, controller.in_charge, grace),
+        ),
+        gate(
+            !observes,
+            Reason::word(Code::PolicyObserves, mode, "automatic"),
+        ),
+        hold,
+        gate(
+            !automation.disarmed,
+            Reason::word(Code::Disarmed, armed, "armed"),
+        ),
+        gate(
+            since_last >= cooldown,
+            Reason::time(Code::CoolingDown, since_last.min(cooldown), cooldown),
+        ),
+    ]
+}
+
+/// A controller that reaches too little judges nobody (invariant 6).
+fn isolation_gate(situation: &Situation) -> Gate {
+    let controller = &situation.controller;
+    let sites_reached = situation.sites.values().filter(|site| site.reached).count();
+    let anchors = controller.anchors == 0 || controller.anchors_reached > 0;
+    let measured = format!(
+        "{sites_reached} of {} sites, {} of {} anchors",
+        situation.sites.len(),
+        controller.anchors_reached,
+        controller.anchors
+    );
+    let limit = "1 site and 1 anchor";
+    gate(
+        sites_reached > 0 && anchors,
+        Reason::word(Code::OwnIsolation, measured, limit),
+    )
+}
+
+/// While the standby still receives from the active database, that one is alive.
+fn replication_veto(situation: &Situation, policy: &Policy) -> Gate {
+    let quiet = situation.replication.advanced.unwrap_or(Duration::MAX);
+    let wanted = policy.detect.fail_after;
+    let fenced = active_database_is_down(situation, policy);
+    let reason = Reason::time(Code::ReplicationAdvancing, quiet.min(wanted), wanted);
+    gate(fenced || quiet >= wanted, reason.at(&situation.passive))
+}
+
+fn no_open_plan(situation: &Situation) -> Gate {
+    match &situation.plan {
+        None => gate(true, Reason::word(Code::PlanOpen, "none", "none")),
+        Some(plan) => {
+            let code = if plan.stuck {
+                Code::PlanStuck
+            } else {
+                Code::PlanOpen
+            };
+            gate(
+                false,
+                Reason::word(code, format!("plan {} to {}", plan.id, plan.to), "none"),
+            )
+        }
+    }
+}
+
+/// Whether the standby may be promoted.
+fn standby_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
+    let site = &situation.passive;
+    let limit = policy.detect.stale_after;
+    let facts = situation.passive_site();
+    let agent = facts.and_then(|facts| facts.agent.as_ref());
+    let agent_age = agent.map_or(Duration::MAX, |agent| agent.age);
+    let database = facts.and_then(|facts| facts.database.as_ref());
+    let database_age = database.map_or(Duration::MAX, |database| database.age);
+    let shown = |age: Duration| age.min(Duration::from_secs(86_400));
+    let mut gates = vec![
+        gate(
+            agent_age <= limit,
+            Reason::time(Code::StandbyAgentSilent, shown(agent_age), limit).at(site),
+        ),
+        gate(
+            database_age <= limit,
+            Reason::time(Code::StandbyUnreachable, shown(database_age), limit).at(site),
+        ),
+    ];
+    if let Some(database) = database {
+        let primary = situation
+            .active_site()
+            .and_then(|facts| facts.database.as_ref());
+        let primary = primary.map(|primary| &primary.fact);
+        gates.extend(promotable(site, &database.fact, primary));
+    }
+    gates
+}
+
+/// Whether a database is a standby of this pair that PostgreSQL would promote.
+fn promotable(
+    site: &SiteName,
+    standby: &DatabaseFacts,
+    primary: Option<&DatabaseFacts>,
+) -> Vec<Gate> {
+    let mut gates = vec![gate(
+        standby.role == Role::Standby,
+        Reason::word(Code::StandbyNotInRecovery, standby.role, Role::Standby).at(site),
+    )];
+    if let Some(primary) = primary {
+        gates.extend(same_pair(site, standby, primary));
+    }
+    gates.push(gate(
+        standby.apply_delay.is_zero(),
+        Reason::time(
+            Code::StandbyApplyDelayed,
+            standby.apply_delay,
+            Duration::ZERO,
+        )
+        .at(site),
+    ));
+    gates
+}
+
+fn same_pair(site: &SiteName, standby: &DatabaseFacts, primary: &DatabaseFacts) -> [Gate; 4] {
+    let limits_low = standby
+        .limits
+        .iter()
+        .zip(&primary.limits)
+        .any(|(ours, theirs)| ours < theirs);
+    let stopped = standby.replay_pause == ReplayPause::InsufficientLimits
+        || (limits_low && standby.replay_pause == ReplayPause::Paused);
+    let major = |facts: &DatabaseFacts| facts.version.checked_div(10_000).unwrap_or_default();
+    [
+        // POSTGRES.md row 14.
+        gate(
+            standby.system_id == primary.system_id,
+            Reason::word(
+                Code::SystemIdentifierDiffers,
+                standby.system_id,
+                primary.system_id,
+            )
+            .at(site),
+        ),
+        // POSTGRES.md rows 15 and 16: while the active database lives it decides the timeline.
+        gate(
+            standby.timeline == primary.timeline,
+            Reason::word(Code::TimelineDiverged, standby.timeline, primary.timeline).at(site),
+        ),
+        // POSTGRES.md row 6.
+        gate(
+            !stopped,
+            Reason::word(Code::StandbyLimitsTooLow, standby.replay_pause, "replaying").at(site),
+        ),
+        // POSTGRES.md row 41.
+        gate(
+            major(standby) == major(primary),
+            Reason::word(Code::VersionDiffers, standby.version, primary.version).at(site),
+        ),
+    ]
+}
+
+/// Whether the loss that would be declared is known and small enough (invariant 5).
+fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
+    let replication = &situation.replication;
+    let accepted = situation
+        .request
+        .as_ref()
+        .and_then(|request| request.accept_data_loss);
+    let limit = accepted.unwrap_or(policy.data.max_loss);
+    let (Some(estimate), Some(covered)) = (replication.loss_estimate(), replication.covered) else {
+        // A person who names an amount accepts that nothing better is known.
+        let reason = Reason::word(Code::LossUnknown, "unknown", "known");
+        return vec![gate(accepted.is_some(), reason.at(&situation.passive))];
+    };
+    let window = policy.data.max_loss_window;
+    vec![
+        gate(
+            estimate <= limit,
+            Reason::bytes(Code::LossOverLimit, estimate, limit).at(&situation.passive),
+        ),
+        gate(
+            accepted.is_some() || covered <= window,
+            Reason::time(Code::LossWindowOverLimit, covered, window).at(&situation.passive),
+        ),
+    ]
+}
+
+/// Whether a proof that the old primary cannot write can be had at all (invariant 2).
+fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
+    let agent = fresh_agent(situation, policy);
+    let (way, open) = if agent.is_some_and(|agent| agent.guarded) {
+        ("the agent's word (F1)", true)
+    } else if situation.can_wait_out {
+        ("waiting out the lease (F3)", true)
+    } else if situation
+        .request
+        .as_ref()
+        .is_some_and(|request| request.override_fence)
+    {
+        ("an operator's override (F4)", true)
+    } else {
+        ("none", false)
+    };
+    let limit = match policy.lease.on_total_isolation {
+        OnTotalIsolation::Fence => "F1, F3 or F4",
+        OnTotalIsolation::Keep => "F1 or F4",
+    };
+    gate(
+        open,
+        Reason::word(Code::FenceUnprovable, way, limit).at(&situation.active),
+    )
+}
+
+/// The active site's agent, if it reported lately.
+fn fresh_agent<'s>(situation: &'s Situation, policy: &Policy) -> Option<&'s AgentFacts> {
+    situation
+        .active_site()?
+        .agent
+        .as_ref()?
+        .within(policy.detect.stale_after)
+}
+
+/// Whether the agent beside the active database says that it is down for good: its word is proof
+/// (F1), without quorum or window.
+pub fn active_database_is_down(situation: &Situation, policy: &Policy) -> bool {
+    database_down_for(situation, policy)
+        .is_some_and(|since| since >= policy.automation.local_restart_grace)
+}
+
+/// For how long the active site's agent has said that its database is down.
+pub fn database_down_for(situation: &Situation, policy: &Policy) -> Option<Duration> {
+    match &fresh_agent(situation, policy)?.database {
+        LocalDatabase::Up => None,
+        LocalDatabase::Down { since, .. } => Some(*since),
+    }
+}
+
+/// Whether the two databases both take writes, which nobody may decide away.
+pub fn two_primaries(situation: &Situation, policy: &Policy) -> bool {
+    let primaries = situation.sites.values().filter(|site| {
+        let database = site.database.as_ref();
+        let fresh = database.and_then(|database| database.within(policy.detect.stale_after));
+        fresh.is_some_and(|facts| facts.role == Role::Primary)
+            && site.state(TargetKind::Database) != State::Failed
+    });
+    primaries.count() > 1
+}
+
+/// Why a traffic write is forbidden.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForbiddenAnswer {
+    /// Nobody could be served.
+    #[error("no site would be on: users would get an error, or every site (all weights zero)")]
+    NobodyOn,
+    /// Users would write at both sites.
+    #[error("{0} sites would be on: the database takes writes at one")]
+    SeveralOn(usize),
+    /// Users would be sent to a database that takes no writes.
+    #[error("site `{on}` would be on, but the right to take writes is at `{active}`")]
+    FencedOn {
+        /// The site that would be on.
+        on: SiteName,
+        /// The site that has the right.
+        active: SiteName,
+    },
+    /// The answer is about sites that the group does not have.
+    #[error("site `{0}` is not one of this group")]
+    Foreign(SiteName),
+}
+
+/// The one guard just before the wire: refuses every answer that must never be given (invariant 9).
+pub fn guard_answer(
+    answer: &Answer,
+    topology: &Topology,
+    active: &SiteName,
+) -> Result<(), ForbiddenAnswer> {
+    if let Some(foreign) = answer.weights.keys().find(|site| !topology.has(site)) {
+        return Err(ForbiddenAnswer::Foreign(foreign.clone()));
+    }
+    let on: Vec<&SiteName> = answer.sites_on().collect();
+    match on.as_slice() {
+        [] => Err(ForbiddenAnswer::NobodyOn),
+        [only] if *only == active => Ok(()),
+        [only] => Err(ForbiddenAnswer::FencedOn {
+            on: (*only).clone(),
+            active: active.clone(),
+        }),
+        several => Err(ForbiddenAnswer::SeveralOn(several.len())),
+    }
+}
+
+/// What would be lost, for the plan and the report: from where, since when, how much.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossEstimate {
+    /// An estimate in bytes of WAL; `None` where the primary's position was never seen.
+    pub bytes: Option<Bytes>,
+    /// How long ago the window begins: what was acknowledged before is safe.
+    #[serde(rename = "window_ms", with = "super::units::millis::option")]
+    pub window: Option<Duration>,
+}
+
+impl LossEstimate {
+    /// What a promotion at this moment would lose.
+    pub fn of(situation: &Situation) -> Self {
+        Self {
+            bytes: situation.replication.loss_estimate(),
+            window: situation.replication.covered,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::situation::samples::{aws, gcp};
+    use super::super::units::Epoch;
+    use super::*;
+
+    fn topology() -> Topology {
+        let group = "shop".parse().unwrap();
+        Topology {
+            group,
+            first: aws(),
+            second: gcp(),
+            traffic: Vec::new(),
+        }
+    }
+
+    fn guard(weights: &[(&str, u16)]) -> Result<(), ForbiddenAnswer> {
+        let weights: BTreeMap<_, _> = weights
+            .iter()
+            .map(|(site, weight)| (site.parse().unwrap(), *weight))
+            .collect();
+        guard_answer(
+            &Answer {
+                weights,
+                epoch: Some(Epoch(2)),
+            },
+            &topology(),
+            &gcp(),
+        )
+    }
+
+    #[test]
+    fn no_traffic_write_may_leave_a_forbidden_answer() {
+        assert_eq!(guard(&[("aws", 0), ("gcp", 100)]), Ok(()));
+        assert_eq!(guard(&[]), Err(ForbiddenAnswer::NobodyOn));
+        assert_eq!(
+            guard(&[("aws", 0), ("gcp", 0)]),
+            Err(ForbiddenAnswer::NobodyOn)
+        );
+        assert_eq!(
+            guard(&[("aws", 1), ("gcp", 1)]),
+            Err(ForbiddenAnswer::SeveralOn(2))
+        );
+        assert!(matches!(
+            guard(&[("aws", 1)]),
+            Err(ForbiddenAnswer::FencedOn { .. })
+        ));
+        assert!(matches!(
+            guard(&[("gcp", 1), ("paris", 0)]),
+            Err(ForbiddenAnswer::Foreign(_))
+        ));
+    }
+}

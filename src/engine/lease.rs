@@ -1,0 +1,318 @@
+//! The right to take writes: how it is granted, how its holder counts it, and from when it is
+//! certain that it is over.
+//!
+//! Both sides count on their own monotonic clock, each from the moment that is unfavourable to
+//! itself: the holder from before it asked, the granter from after it answered.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::policy::{FenceOn, LeaseTimers, OnTotalIsolation};
+use super::topology::SiteName;
+use super::units::{Epoch, MonoTime, millis};
+
+/// What the controller knows of the right it grants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseBook {
+    /// The current epoch.
+    pub epoch: Epoch,
+    /// Who may hold the right in it; `None` between the raise of the epoch and the pivot.
+    pub holder: Option<SiteName>,
+    /// The site that held the right in the epoch before, until it is known to be fenced.
+    last_holder: SiteName,
+    /// The last moment at which that site may have been granted the right.
+    last_grant: MonoTime,
+    /// Whether that was by a grant of ours, so that its agent was alive then, or only the moment
+    /// of taking over.
+    alive_at_last_grant: bool,
+}
+
+/// Why a grant is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// Another site is active, or about to be.
+    #[error("superseded: the epoch is {epoch}")]
+    Superseded {
+        /// The current epoch.
+        epoch: Epoch,
+    },
+    /// The asker knows a higher epoch than the controller, which must not happen.
+    #[error("the epoch is {epoch}, not {asked}")]
+    FromTheFuture {
+        /// The current epoch.
+        epoch: Epoch,
+        /// The one asked for.
+        asked: Epoch,
+    },
+}
+
+/// What is known about the last right of the old holder: the evidence for waiting it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastRight {
+    /// The site.
+    pub site: SiteName,
+    /// The last moment at which it may have been granted the right.
+    pub granted: MonoTime,
+    /// Whether its agent was alive then. Otherwise waiting proves nothing.
+    pub alive: bool,
+}
+
+impl LeaseBook {
+    /// The book after a start or a change of leader: somebody else may have granted until now, and
+    /// whether the holder's agent lives is not known.
+    pub fn taken_over(epoch: Epoch, active: SiteName, now: MonoTime) -> Self {
+        Self {
+            epoch,
+            holder: Some(active.clone()),
+            last_holder: active,
+            last_grant: now,
+            alive_at_last_grant: false,
+        }
+    }
+
+    /// Grants the right to a site that asks for it in an epoch.
+    pub fn grant(&mut self, site: &SiteName, asked: Epoch, now: MonoTime) -> Result<(), Refusal> {
+        if asked > self.epoch {
+            return Err(Refusal::FromTheFuture {
+                epoch: self.epoch,
+                asked,
+            });
+        }
+        if asked < self.epoch || self.holder.as_ref() != Some(site) {
+            return Err(Refusal::Superseded { epoch: self.epoch });
+        }
+        self.last_holder = site.clone();
+        self.last_grant = now;
+        self.alive_at_last_grant = true;
+        Ok(())
+    }
+
+    /// Raises the epoch: from now on nobody is granted anything until [`LeaseBook::pass_to`].
+    /// To be called only once the new epoch is durable. Raising to the present one again (a plan
+    /// that is resumed) changes nothing but that nobody holds the right.
+    pub fn raise(&mut self, epoch: Epoch) {
+        if epoch >= self.epoch {
+            self.epoch = epoch;
+            self.holder = None;
+        }
+    }
+
+    /// Lets a site hold the right in the present epoch: the new primary just before its promotion,
+    /// or the old one when a plan was undone.
+    pub fn pass_to(&mut self, site: SiteName) {
+        self.holder = Some(site);
+    }
+
+    /// The last right of the holder before.
+    pub fn last_right(&self) -> LastRight {
+        LastRight {
+            site: self.last_holder.clone(),
+            granted: self.last_grant,
+            alive: self.alive_at_last_grant,
+        }
+    }
+}
+
+/// What an agent knows of the right it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    epoch: Epoch,
+    /// From before the request whose grant is the newest.
+    granted: MonoTime,
+    /// From before the request to the peer whose answer is the newest.
+    peer_answered: Option<MonoTime>,
+    timers: LeaseTimers,
+}
+
+impl Holder {
+    /// The right, granted to a request that was sent after `asked`.
+    pub fn granted(epoch: Epoch, asked: MonoTime, timers: LeaseTimers) -> Self {
+        Self {
+            epoch,
+            granted: asked,
+            peer_answered: None,
+            timers,
+        }
+    }
+
+    /// The epoch it is held in.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// A further grant, to a request that was sent after `asked`. One of a lower epoch is left out.
+    pub fn renewed(&mut self, epoch: Epoch, asked: MonoTime, timers: LeaseTimers) {
+        if epoch >= self.epoch {
+            self.epoch = epoch;
+            self.granted = self.granted.max(asked);
+            self.timers = timers;
+        }
+    }
+
+    /// The peer's agent answered a request that was sent after `asked`, and did not say that we
+    /// are superseded.
+    pub fn peer_answered(&mut self, asked: MonoTime) {
+        self.peer_answered = self.peer_answered.max(Some(asked));
+    }
+
+    /// From when the right is over, unless it is renewed; `None` is never.
+    ///
+    /// The controller's grant holds for `lease_ttl`. Under `fence_on = "isolated"` an answer of
+    /// the peer holds the right too, for `peer_ttl`: losing the controller alone never stops
+    /// production.
+    pub fn deadline(&self) -> Option<MonoTime> {
+        let by_grant = self.granted.plus(self.timers.lease_ttl);
+        match (self.timers.fence_on, self.timers.on_total_isolation) {
+            (_, OnTotalIsolation::Keep) => None,
+            (FenceOn::LeaseLost, OnTotalIsolation::Fence) => Some(by_grant),
+            (FenceOn::Isolated, OnTotalIsolation::Fence) => {
+                let by_peer = self
+                    .peer_answered
+                    .map(|asked| asked.plus(self.timers.peer_ttl));
+                by_peer.max(Some(by_grant))
+            }
+        }
+    }
+}
+
+/// From when a site that got its last grant at `granted` and last answer of its peer before
+/// `severed` is certainly fenced, all on the controller's clock (DESIGN section 6, F3).
+pub fn waited_out_at(timers: &LeaseTimers, severed: MonoTime, granted: MonoTime) -> MonoTime {
+    let by_peer = severed.plus(timers.with_drift(timers.peer_ttl));
+    let by_grant = granted.plus(timers.with_drift(timers.lease_ttl));
+    by_peer.max(by_grant).plus(timers.fence_and_margin())
+}
+
+/// Whether waiting can prove a fence at all.
+pub fn can_wait_out(timers: &LeaseTimers, last: &LastRight) -> bool {
+    last.alive && timers.on_total_isolation == OnTotalIsolation::Fence
+}
+
+/// The proof that a site cannot write: without one nothing is promoted (invariant 2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "by")]
+pub enum FenceProof {
+    /// F1: the site's own agent confirms.
+    Agent {
+        /// Whether its word came through the other site's agent.
+        relayed: bool,
+        /// What it says about how.
+        said: String,
+    },
+    /// F3: the right is certainly over, and the guard has certainly done its work.
+    WaitedOut {
+        /// How long ago the sever was confirmed.
+        #[serde(rename = "severed_ms_ago", with = "millis")]
+        severed_ago: Duration,
+        /// How long ago the last right may have been granted.
+        #[serde(rename = "granted_ms_ago", with = "millis")]
+        granted_ago: Duration,
+    },
+    /// F4: a named person said so.
+    Override {
+        /// Who.
+        operator: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::policy::Policy;
+    use super::*;
+
+    fn timers() -> LeaseTimers {
+        Policy::read("fast", include_str!("../../policies/fast.toml"))
+            .unwrap()
+            .lease
+    }
+
+    fn at(ms: u64) -> MonoTime {
+        MonoTime(Duration::from_millis(ms))
+    }
+
+    fn site(name: &str) -> SiteName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn grants_only_to_the_holder_of_the_present_epoch() {
+        let mut book = LeaseBook::taken_over(Epoch(3), site("aws"), at(0));
+        assert_eq!(book.grant(&site("aws"), Epoch(3), at(1)), Ok(()));
+        let superseded = Err(Refusal::Superseded { epoch: Epoch(3) });
+        assert_eq!(book.grant(&site("gcp"), Epoch(3), at(1)), superseded);
+        assert_eq!(book.grant(&site("aws"), Epoch(2), at(1)), superseded);
+        assert!(book.grant(&site("aws"), Epoch(4), at(1)).is_err());
+    }
+
+    #[test]
+    fn a_raised_epoch_grants_nothing_until_it_is_passed_on() {
+        let mut book = LeaseBook::taken_over(Epoch(3), site("aws"), at(0));
+        book.grant(&site("aws"), Epoch(3), at(5)).unwrap();
+        book.raise(Epoch(4));
+        assert!(book.grant(&site("aws"), Epoch(3), at(6)).is_err());
+        assert!(book.grant(&site("aws"), Epoch(4), at(6)).is_err());
+        assert_eq!(book.last_right().granted, at(5));
+        book.pass_to(site("gcp"));
+        assert_eq!(book.grant(&site("gcp"), Epoch(4), at(7)), Ok(()));
+    }
+
+    #[test]
+    fn after_taking_over_the_last_right_is_now_and_nobody_is_known_to_live() {
+        let book = LeaseBook::taken_over(Epoch(3), site("aws"), at(9));
+        assert_eq!(book.last_right().granted, at(9));
+        assert!(!can_wait_out(&timers(), &book.last_right()));
+    }
+
+    #[test]
+    fn the_holder_counts_from_before_it_asked() {
+        let mut holder = Holder::granted(Epoch(1), at(1000), timers());
+        assert_eq!(holder.deadline(), Some(at(4000)));
+        holder.renewed(Epoch(1), at(900), timers());
+        assert_eq!(holder.deadline(), Some(at(4000)), "never backwards");
+        holder.renewed(Epoch(0), at(9000), timers());
+        assert_eq!(
+            holder.deadline(),
+            Some(at(4000)),
+            "not by a grant of a lower epoch"
+        );
+    }
+
+    #[test]
+    fn losing_the_controller_alone_never_stops_production() {
+        let mut holder = Holder::granted(Epoch(1), at(0), timers());
+        for second in 1..100 {
+            holder.peer_answered(at(second * 1000));
+        }
+        assert_eq!(holder.deadline(), Some(at(99_000 + 1200)));
+        let strict = LeaseTimers {
+            fence_on: FenceOn::LeaseLost,
+            ..timers()
+        };
+        holder.renewed(Epoch(1), at(1), strict);
+        assert_eq!(
+            holder.deadline(),
+            Some(at(3001)),
+            "unless the policy is stricter"
+        );
+    }
+
+    #[test]
+    fn waiting_out_covers_every_holder_within_the_bound_of_drift() {
+        let timers = timers();
+        // The holder's clock runs slow by the whole bound: its second lasts 1 + d of ours.
+        for (severed, granted) in [(0, 0), (5000, 0), (0, 5000), (2000, 1999)] {
+            let mut holder = Holder::granted(Epoch(1), at(granted), timers.clone());
+            holder.peer_answered(at(severed));
+            let on_its_clock = holder.deadline().unwrap();
+            let begun = at(granted.max(severed));
+            let left = on_its_clock.since(begun);
+            let on_ours = begun.plus(timers.with_drift(left));
+            let fenced = on_ours.plus(timers.with_drift(timers.fence_within));
+            assert!(waited_out_at(&timers, at(severed), at(granted)) > fenced);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The codes with which the engine explains itself. Each is stable, names its page in `runbooks/`,
+//! and appears with measured value, limit, unit and age wherever a decision is shown.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::topology::SiteName;
+use super::units::{Bytes, millis};
+
+macro_rules! codes {
+    ($($name:ident = $code:literal: $summary:literal,)*) => {
+        /// Why something is, or is not, done.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[allow(missing_docs, reason = "the summaries say it, and generate the documentation")]
+        pub enum Code {
+            $(#[serde(rename = $code)] $name,)*
+        }
+
+        impl Code {
+            /// Every code, in the order of the documentation.
+            pub const ALL: &'static [Code] = &[$(Code::$name,)*];
+
+            /// The stable code, which is also the name of its page in `runbooks/`.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$name => $code,)* }
+            }
+
+            /// What it means, in one sentence.
+            pub fn summary(self) -> &'static str {
+                match self { $(Code::$name => $summary,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    Healthy = "healthy": "The active site serves and the standby follows.",
+    ActiveSiteFailed = "active-site-failed": "A quorum of vantage points has seen the active database out of reach for as long as the policy asks.",
+    ActiveDatabaseDown = "active-database-down": "The agent beside the active database says that it is down, and that the time for a local restart is over.",
+    ActiveApiFailed = "active-api-failed": "The service at the active site fails while its database is good.",
+    OperatorRequest = "operator-request": "A person asked for it.",
+    NotSustained = "not-sustained": "The active site is failing, but not yet for as long as the policy asks.",
+    QuorumMissing = "quorum-missing": "Too few vantage points see the failure.",
+    EvidenceMissing = "evidence-missing": "There is no fresh evidence about the active site, for or against.",
+    ProbeNotAuthorised = "probe-not-authorised": "We are not let in, which says nothing about the target.",
+    ObserverSideFault = "observer-side-fault": "The active site is out of reach from here, yet others see it work: the fault is on our side.",
+    ReplicationAdvancing = "replication-advancing": "The standby still receives from the active database, so that one is alive.",
+    OwnIsolation = "own-isolation": "The controller reaches too little of the world to judge anybody else.",
+    Starting = "starting": "The controller started, or took over, only a moment ago.",
+    PolicyObserves = "policy-observes": "The policy only observes.",
+    Held = "held": "A person stopped automation.",
+    Disarmed = "disarmed": "Automation is disarmed since the last failover, until reverse replication streams or a person re-arms it.",
+    CoolingDown = "cooling-down": "The last failover is too recent for another automatic one.",
+    PlanOpen = "plan-open": "A plan is open; a group has one at a time.",
+    PlanStuck = "plan-stuck": "A plan is stuck and needs a person.",
+    ReplicationBroken = "replication-broken": "The standby does not receive from the active database.",
+    StandbyUnreachable = "standby-unreachable": "The standby's database gives no fresh answer.",
+    StandbyAgentSilent = "standby-agent-silent": "The agent at the passive site gives no fresh report.",
+    StandbyNotInRecovery = "standby-not-in-recovery": "The database at the passive site is not a standby.",
+    TwoPrimaries = "two-primaries": "Both databases accept writes.",
+    SystemIdentifierDiffers = "system-identifier-differs": "The two databases are not a pair.",
+    TimelineDiverged = "timeline-diverged": "The standby does not follow the timeline of the active database.",
+    StandbyLimitsTooLow = "standby-limits-too-low": "A limit of the standby is lower than the primary's: it stops replaying and refuses promotion.",
+    StandbyApplyDelayed = "standby-apply-delayed": "The standby replays on purpose with a delay.",
+    VersionDiffers = "version-differs": "The two databases are of different major versions.",
+    LossUnknown = "loss-unknown": "The active database's position was never seen, so no loss can be declared.",
+    LossOverLimit = "loss-over-limit": "The estimated loss is larger than the policy allows.",
+    LossWindowOverLimit = "loss-window-over-limit": "What the standby is known to have is older than the policy allows.",
+    FenceUnprovable = "fence-unprovable": "There is no way to prove that the old primary cannot write.",
+    ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a reason measured, or its limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// A number in the reason's unit.
+    Number(u64),
+    /// A word.
+    Text(String),
+}
+
+/// The unit of a reason's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unit {
+    /// Bytes of WAL.
+    Bytes,
+    /// Milliseconds.
+    Ms,
+    /// Vantage points.
+    Vantages,
+    /// None: the values are words.
+    Word,
+}
+
+/// One reason: code, measured value, limit, unit, since when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// The stable code.
+    pub code: Code,
+    /// Where, if it is about one site.
+    pub site: Option<SiteName>,
+    /// What was measured.
+    pub measured: Value,
+    /// What it was held against.
+    pub limit: Value,
+    /// The unit of both.
+    pub unit: Unit,
+    /// For how long it has been so, where that is known.
+    #[serde(rename = "since_ms", with = "millis::option")]
+    pub since: Option<Duration>,
+    /// More, for people.
+    pub detail: Option<String>,
+}
+
+impl Reason {
+    /// A reason about words.
+    pub fn word(code: Code, measured: impl fmt::Display, limit: impl fmt::Display) -> Self {
+        let text = |value: &dyn fmt::Display| Value::Text(value.to_string());
+        Self::of(code, text(&measured), text(&limit), Unit::Word)
+    }
+
+    /// A reason about durations.
+    pub fn time(code: Code, measured: Duration, limit: Duration) -> Self {
+        let number = |value| Value::Number(super::units::as_millis(value));
+        Self::of(code, number(measured), number(limit), Unit::Ms)
+    }
+
+    /// A reason about amounts of data.
+    pub fn bytes(code: Code, measured: Bytes, limit: Bytes) -> Self {
+        Self::of(
+            code,
+            Value::Number(measured.0),
+            Value::Number(limit.0),
+            Unit::Bytes,
+        )
+    }
+
+    /// A reason about how many vantage points agree.
+    pub fn vantages(code: Code, measured: usize, limit: u32) -> Self {
+        let measured = u64::try_from(measured).unwrap_or(u64::MAX);
+        Self::of(
+            code,
+            Value::Number(measured),
+            Value::Number(u64::from(limit)),
+            Unit::Vantages,
+        )
+    }
+
+    fn of(code: Code, measured: Value, limit: Value, unit: Unit) -> Self {
+        Self {
+            code,
+            site: None,
+            measured,
+            limit,
+            unit,
+            since: None,
+            detail: None,
+        }
+    }
+
+    /// The same, about one site.
+    pub fn at(mut self, site: &SiteName) -> Self {
+        self.site = Some(site.clone());
+        self
+    }
+
+    /// The same, with since when.
+    pub fn since(mut self, since: Duration) -> Self {
+        self.since = Some(since);
+        self
+    }
+
+    /// The same, with more for people.
+    pub fn because(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+}
+
+struct Shown<'v>(&'v Value, Unit);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0, self.1) {
+            (Value::Text(text), _) => f.write_str(text),
+            (Value::Number(number), Unit::Bytes) => Bytes(*number).fmt(f),
+            (Value::Number(number), Unit::Ms) => {
+                humantime::format_duration(Duration::from_millis(*number)).fmt(f)
+            }
+            (Value::Number(number), Unit::Vantages) => write!(f, "{number} vantage points"),
+            (Value::Number(number), Unit::Word) => number.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.code)?;
+        if let Some(site) = &self.site {
+            write!(f, "@{site}")?;
+        }
+        let (measured, limit) = (
+            Shown(&self.measured, self.unit),
+            Shown(&self.limit, self.unit),
+        );
+        write!(f, ": {measured} (limit {limit})")?;
+        if let Some(since) = self.since {
+            let whole = Duration::from_millis(super::units::as_millis(since));
+            write!(f, ", for {}", humantime::format_duration(whole))?;
+        }
+        if let Some(detail) = &self.detail {
+            write!(f, "; {detail}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_shows_measured_value_limit_unit_and_since_when() {
+        let site: SiteName = "gcp".parse().unwrap();
+        let reason = Reason::bytes(Code::LossOverLimit, Bytes::mib(1229), Bytes::mib(16))
+            .at(&site)
+            .since(Duration::from_secs(3));
+        assert_eq!(
+            reason.to_string(),
+            "loss-over-limit@gcp: 1.2 GiB (limit 16 MiB), for 3s"
+        );
+    }
+
+    #[test]
+    fn codes_are_stable_words_and_each_once() {
+        let mut seen = std::collections::BTreeSet::new();
+        for code in Code::ALL {
+            let text = serde_json::to_string(code).unwrap();
+            assert_eq!(text, format!("\"{code}\""));
+            assert!(seen.insert(code.as_str()), "{code} twice");
+            assert!(code.summary().ends_with('.'), "{code}");
+        }
+    }
+}

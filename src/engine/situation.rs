@@ -1,0 +1,437 @@
+//! Everything a decision rests on, as plain data: ages instead of moments, so that a recorded
+//! situation replays anywhere, a year later, to the same decision (invariant 11).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::detector::{Health, State};
+use super::observation::{DatabaseFacts, PositionHistory};
+use super::topology::{GroupName, SiteName, TargetKind};
+use super::units::{Bytes, Epoch, Lsn, MonoTime, WallTime, millis};
+
+/// What is known at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Situation {
+    /// The group it is about.
+    pub group: GroupName,
+    /// The present epoch.
+    pub epoch: Epoch,
+    /// The site that has, or had, the right to take writes.
+    pub active: SiteName,
+    /// The other one.
+    pub passive: SiteName,
+    /// About the controller itself.
+    pub controller: ControllerFacts,
+    /// Whether automation may act.
+    pub automation: AutomationState,
+    /// The open plan, if there is one.
+    pub plan: Option<OpenPlan>,
+    /// Each site.
+    pub sites: BTreeMap<SiteName, SiteFacts>,
+    /// What is known of the way from the active database to the standby.
+    pub replication: Replication,
+    /// Whether the old primary's last right can be waited out (F3).
+    pub can_wait_out: bool,
+    /// What a person asked for.
+    pub request: Option<Request>,
+}
+
+/// About the controller itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerFacts {
+    /// For how long it has been in charge.
+    #[serde(rename = "in_charge_ms", with = "millis")]
+    pub in_charge: Duration,
+    /// How many anchors (places that have nothing to do with the sites) it reaches.
+    pub anchors_reached: u32,
+    /// How many it was given. None given: the anchors say nothing.
+    pub anchors: u32,
+}
+
+/// Whether automation may act.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutomationState {
+    /// A person stopped it.
+    pub hold: Option<HoldFacts>,
+    /// Disarmed since a failover, and not re-armed since.
+    pub disarmed: bool,
+    /// How long ago the last failover ended.
+    #[serde(rename = "last_failover_ms", with = "millis::option")]
+    pub last_failover: Option<Duration>,
+}
+
+/// A stop of automation by a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldFacts {
+    /// Who.
+    pub operator: String,
+    /// Why.
+    pub reason: String,
+    /// Until when, by the wall clock.
+    pub until: WallTime,
+    /// How long that is from now.
+    #[serde(rename = "left_ms", with = "millis")]
+    pub left: Duration,
+}
+
+/// An open plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenPlan {
+    /// Its number: that of its entry in the decision log.
+    pub id: u64,
+    /// Where it leads.
+    pub to: SiteName,
+    /// Whether a person is needed.
+    pub stuck: bool,
+    /// Whether somebody walks it at the moment. Otherwise it is to be resumed.
+    pub walking: bool,
+}
+
+/// What is known of one site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteFacts {
+    /// What is thought of each target.
+    pub health: BTreeMap<TargetKind, Health>,
+    /// Whether the controller itself reaches anything of the site.
+    pub reached: bool,
+    /// The newest good answer of its database, and how old it is.
+    pub database: Option<Aged<DatabaseFacts>>,
+    /// The newest report of its agent, and how old it is.
+    pub agent: Option<Aged<AgentFacts>>,
+}
+
+impl SiteFacts {
+    /// What is thought of a target; unknown where nothing is.
+    pub fn state(&self, kind: TargetKind) -> State {
+        self.health
+            .get(&kind)
+            .map_or(State::Unknown, |health| health.state)
+    }
+}
+
+/// A fact with its age.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aged<T> {
+    /// How old it is.
+    #[serde(rename = "age_ms", with = "millis")]
+    pub age: Duration,
+    /// The fact.
+    pub fact: T,
+}
+
+impl<T> Aged<T> {
+    /// The fact, if it is no older than `limit`.
+    pub fn within(&self, limit: Duration) -> Option<&T> {
+        (self.age <= limit).then_some(&self.fact)
+    }
+}
+
+/// What an agent reports of its own site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentFacts {
+    /// Its database, as the guard that owns it sees it.
+    pub database: LocalDatabase,
+    /// The epoch in which the site was fenced, if it is.
+    pub fenced: Option<Epoch>,
+    /// The epoch for which the standby was severed, if it is.
+    pub severed: Option<Epoch>,
+    /// Whether a guard holds the deadline of the right to take writes.
+    pub guarded: bool,
+    /// How old the newest answer of the other agent is.
+    #[serde(rename = "peer_ms", with = "millis::option")]
+    pub peer: Option<Duration>,
+}
+
+/// A database, as the process that owns it sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum LocalDatabase {
+    /// It runs.
+    Up,
+    /// It does not.
+    Down {
+        /// For how long.
+        #[serde(rename = "since_ms", with = "millis")]
+        since: Duration,
+        /// Why, as far as is known.
+        why: String,
+    },
+}
+
+/// What is known of the way from the active database to the standby.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replication {
+    /// The newest reading of the primary's position, and how old it is.
+    pub primary: Option<Aged<Lsn>>,
+    /// The newest position of the standby, and how old that reading is.
+    pub standby: Option<Aged<Lsn>>,
+    /// How long ago a reading of the primary began that the standby has whole: what was
+    /// acknowledged before is safe.
+    #[serde(rename = "covered_ms", with = "millis::option")]
+    pub covered: Option<Duration>,
+    /// How long ago the standby's position was last seen to advance.
+    #[serde(rename = "advanced_ms", with = "millis::option")]
+    pub advanced: Option<Duration>,
+    /// WAL written a second, lately.
+    pub rate: Bytes,
+}
+
+impl Replication {
+    /// What follows from the readings at a moment.
+    pub fn at(
+        now: MonoTime,
+        primary: &PositionHistory,
+        standby: Option<(MonoTime, Lsn)>,
+        advanced: Option<MonoTime>,
+    ) -> Self {
+        let last = primary.last();
+        let covered = standby.and_then(|(_, position)| primary.covered_by(position));
+        Self {
+            primary: last.map(|read| Aged {
+                age: now.since(read.began),
+                fact: read.position,
+            }),
+            standby: standby.map(|(read, position)| Aged {
+                age: now.since(read),
+                fact: position,
+            }),
+            covered: covered.map(|reading| now.since(reading.began)),
+            advanced: advanced.map(|moment| now.since(moment)),
+            rate: primary.rate(),
+        }
+    }
+
+    /// How far the standby is behind the newest reading of the primary.
+    pub fn lag(&self) -> Option<Bytes> {
+        Some(
+            self.primary
+                .as_ref()?
+                .fact
+                .bytes_since(self.standby.as_ref()?.fact),
+        )
+    }
+
+    /// What a promotion would lose, as an estimate: the lag at the last reading, and the rate of
+    /// writing over the age of that reading (POSTGRES.md row 8).
+    pub fn loss_estimate(&self) -> Option<Bytes> {
+        let lag = self.lag()?;
+        let age = self.primary.as_ref()?.age;
+        let since = u128::from(self.rate.0)
+            .saturating_mul(age.as_millis())
+            .checked_div(1000)?;
+        Some(lag.plus(Bytes(u64::try_from(since).unwrap_or(u64::MAX))))
+    }
+}
+
+/// What a person asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Who.
+    pub operator: String,
+    /// Why.
+    pub reason: String,
+    /// Which site is to become active.
+    pub to: SiteName,
+    /// The loss they accept, instead of the policy's limits.
+    pub accept_data_loss: Option<Bytes>,
+    /// Whether they vouch that the old primary cannot write (F4).
+    pub override_fence: bool,
+}
+
+impl Situation {
+    /// The active site's facts.
+    pub fn active_site(&self) -> Option<&SiteFacts> {
+        self.sites.get(&self.active)
+    }
+
+    /// The passive site's facts.
+    pub fn passive_site(&self) -> Option<&SiteFacts> {
+        self.sites.get(&self.passive)
+    }
+}
+
+/// Builders for tests: the healthy pair, and small changes to it.
+#[cfg(test)]
+pub(crate) mod samples {
+    use super::super::detector::{Vote, VoteKind};
+    use super::super::observation::{ReceiverFacts, ReplayPause};
+    use super::super::topology::{Role, Vantage};
+    use super::super::units::{SystemId, Timeline};
+    use super::*;
+
+    pub(crate) fn aws() -> SiteName {
+        "aws".parse().unwrap()
+    }
+
+    pub(crate) fn gcp() -> SiteName {
+        "gcp".parse().unwrap()
+    }
+
+    pub(crate) const fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    fn health(state: State, since: Duration) -> Health {
+        Health {
+            state,
+            since,
+            why: "sample".into(),
+            votes: Vec::new(),
+        }
+    }
+
+    fn database(role: Role) -> DatabaseFacts {
+        DatabaseFacts {
+            role,
+            system_id: SystemId(7),
+            timeline: Timeline(1),
+            version: 150_018,
+            position: Lsn(1000),
+            replayed: Lsn(1000),
+            receiver: (role == Role::Standby).then(|| ReceiverFacts {
+                status: "streaming".into(),
+                last_message: Some(seconds(0)),
+            }),
+            senders: Vec::new(),
+            heartbeat: None,
+            epoch: Some(Epoch(1)),
+            replay_pause: ReplayPause::None,
+            apply_delay: Duration::ZERO,
+            synchronous_names: String::new(),
+            limits: [100, 8, 10, 0, 64],
+            write_took: Some(Duration::from_millis(2)),
+        }
+    }
+
+    fn site(role: Role) -> SiteFacts {
+        let healthy = |kind| (kind, health(State::Healthy, seconds(600)));
+        SiteFacts {
+            health: TargetKind::ALL.map(healthy).into(),
+            reached: true,
+            database: Some(Aged {
+                age: seconds(0),
+                fact: database(role),
+            }),
+            agent: Some(Aged {
+                age: seconds(0),
+                fact: AgentFacts {
+                    database: LocalDatabase::Up,
+                    fenced: None,
+                    severed: None,
+                    guarded: true,
+                    peer: Some(seconds(0)),
+                },
+            }),
+        }
+    }
+
+    /// Everything is well.
+    pub(crate) fn healthy() -> Situation {
+        Situation {
+            group: "shop".parse().unwrap(),
+            epoch: Epoch(1),
+            active: aws(),
+            passive: gcp(),
+            controller: ControllerFacts {
+                in_charge: seconds(600),
+                anchors_reached: 1,
+                anchors: 1,
+            },
+            automation: AutomationState::default(),
+            plan: None,
+            sites: [(aws(), site(Role::Primary)), (gcp(), site(Role::Standby))].into(),
+            replication: Replication {
+                primary: Some(Aged {
+                    age: seconds(1),
+                    fact: Lsn(1000),
+                }),
+                standby: Some(Aged {
+                    age: seconds(0),
+                    fact: Lsn(1000),
+                }),
+                covered: Some(seconds(1)),
+                advanced: Some(seconds(0)),
+                rate: Bytes(100),
+            },
+            can_wait_out: true,
+            request: None,
+        }
+    }
+
+    impl Situation {
+        pub(crate) fn change(mut self, with: impl FnOnce(&mut Situation)) -> Self {
+            with(&mut self);
+            self
+        }
+
+        pub(crate) fn with_site(self, name: SiteName, with: impl FnOnce(&mut SiteFacts)) -> Self {
+            self.change(|all| with(all.sites.get_mut(&name).unwrap()))
+        }
+
+        pub(crate) fn with_database(
+            self,
+            name: SiteName,
+            with: impl FnOnce(&mut DatabaseFacts),
+        ) -> Self {
+            self.with_site(name, |site| with(&mut site.database.as_mut().unwrap().fact))
+        }
+
+        pub(crate) fn state(
+            self,
+            name: SiteName,
+            kind: TargetKind,
+            state: State,
+            since: Duration,
+        ) -> Self {
+            self.with_site(name, |site| {
+                site.health.insert(kind, health(state, since));
+            })
+        }
+
+        /// The active site is gone: seen by a quorum, for a minute.
+        pub(crate) fn active_lost(self) -> Self {
+            let minute = seconds(60);
+            self.state(aws(), TargetKind::Database, State::Failed, minute)
+                .state(aws(), TargetKind::Api, State::Failed, minute)
+                .state(aws(), TargetKind::Agent, State::Failed, minute)
+                .with_site(aws(), |site| {
+                    site.reached = false;
+                    site.database.as_mut().unwrap().age = minute;
+                    site.agent.as_mut().unwrap().age = minute;
+                })
+                .change(|all| {
+                    all.replication.primary.as_mut().unwrap().age = minute;
+                    all.replication.covered = Some(seconds(61));
+                    all.replication.advanced = Some(minute);
+                })
+        }
+
+        /// One vantage point of the active database says something of its own.
+        pub(crate) fn vote(self, from: Vantage, kind: VoteKind) -> Self {
+            self.with_site(aws(), |site| {
+                let health = site.health.get_mut(&TargetKind::Database).unwrap();
+                health.votes.push(Vote {
+                    vantage: from,
+                    says: "sample".into(),
+                    kind,
+                    since: seconds(60),
+                    age: seconds(0),
+                });
+            })
+        }
+
+        pub(crate) fn asked(self, to: SiteName) -> Self {
+            self.change(|all| {
+                all.request = Some(Request {
+                    operator: "alice".into(),
+                    reason: "drill".into(),
+                    to,
+                    accept_data_loss: None,
+                    override_fence: false,
+                });
+            })
+        }
+    }
+}
