@@ -25,3 +25,5 @@ pub mod gate;
 pub mod decision;
 pub mod step;
 pub mod plan;
+pub mod saga;
+pub mod chain;

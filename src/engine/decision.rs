@@ -324,13 +324,13 @@ mod tests {
         })
     }
 
-    fn plan(stuck: bool, walking: bool) -> Option<OpenPlan> {
-        Some(OpenPlan {
+    fn plan(stuck: bool, walking: bool) -> OpenPlan {
+        OpenPlan {
             id: 12,
             to: gcp(),
             stuck,
             walking,
-        })
+        }
     }
 
     #[test]

@@ -244,9 +244,14 @@ impl FromStr for WallTime {
     }
 }
 
-/// Whole milliseconds of a duration; the largest number where it is longer than that.
+/// The largest whole number that every JSON reader keeps exactly: 2^53 - 1.
+const LARGEST_EXACT: u64 = 9_007_199_254_740_991;
+
+/// Whole milliseconds of a duration; the largest exact JSON number where it is longer than that.
 pub fn as_millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(duration.as_millis())
+        .unwrap_or(u64::MAX)
+        .min(LARGEST_EXACT)
 }
 
 /// Serialises a [`Duration`] as whole milliseconds: the form of the decision log and the wire,
@@ -288,15 +293,15 @@ pub mod millis {
 /// Implements serde through `Display` and `FromStr`, for units that are texts in the log.
 macro_rules! serde_as_text {
     ($($name:ty),*) => {$(
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
                 to.collect_str(self)
             }
         }
 
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str> as serde::Deserialize<'de>>::deserialize(from)?;
                 text.parse().map_err(serde::de::Error::custom)
             }
         }

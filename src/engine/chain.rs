@@ -1,0 +1,374 @@
+//! The decision log's entries and the chain of digests that ties them together.
+//!
+//! One line for each entry: 64 hexadecimal digits, a space, and the entry as RFC 8785 canonical
+//! JSON. The digits are the SHA-256 of exactly the JSON's bytes; the JSON names the digest of the
+//! line before. So an auditor checks a log with a few lines of any language.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::decision::Decision;
+use super::plan::Plan;
+use super::saga::{Command, Ending, GroupState, Happening, SagaError};
+use super::situation::Situation;
+use super::step::{Event, Step};
+use super::topology::{GroupName, Topology};
+use super::units::{Epoch, UnitError, WallTime, serde_as_text};
+
+/// A SHA-256 digest; prints as 64 lower-case hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// What the first entry names as the one before it.
+    pub const ZERO: Digest = Digest([0; 32]);
+
+    /// The digest of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Digest(Sha256::digest(bytes).into())
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::str::FromStr for Digest {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let wrong = || UnitError::new(text, "a digest", "64 lower-case hexadecimal digits");
+        let bytes = data_encoding::HEXLOWER
+            .decode(text.as_bytes())
+            .map_err(|_cause| wrong())?;
+        bytes.try_into().map(Digest).map_err(|_cause| wrong())
+    }
+}
+
+serde_as_text!(Digest);
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its number: 1 and upwards, without gaps.
+    pub seq: u64,
+    /// When, on the wall clock: for people.
+    pub at: WallTime,
+    /// When, in milliseconds on the monotonic clock of the machine's boot `boot`: for durations.
+    pub mono_ms: u64,
+    /// Which boot of which machine.
+    pub boot: String,
+    /// The group it is about.
+    pub group: GroupName,
+    /// The epoch it was written in.
+    pub epoch: Epoch,
+    /// Who wrote it: `controller`, or the operator whose command it is.
+    pub actor: String,
+    /// The version of the program that wrote it.
+    pub version: String,
+    /// The digest of policy and configuration in force.
+    pub settings: Digest,
+    /// What happened.
+    pub body: Body,
+    /// The digest of the entry before; zeros in the first.
+    pub previous: Digest,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "entry")]
+pub enum Body {
+    /// A person asked for something, and it was accepted.
+    Command {
+        /// What.
+        command: Command,
+    },
+    /// The engine decided, on this evidence.
+    Decision {
+        /// What.
+        decision: Box<Decision>,
+        /// On what: replaying it must lead to the same decision.
+        situation: Box<Situation>,
+    },
+    /// A plan was opened. Its number is this entry's.
+    Plan {
+        /// The plan.
+        plan: Box<Plan>,
+    },
+    /// A step changed.
+    Step {
+        /// The plan's number.
+        plan: u64,
+        /// The step's index in it.
+        index: usize,
+        /// Which step that is.
+        step: Step,
+        /// What happened to it.
+        event: Event,
+    },
+    /// A plan ended.
+    Outcome {
+        /// The plan's number.
+        plan: u64,
+        /// How.
+        ending: Ending,
+    },
+    /// Something that people should find here later.
+    Note {
+        /// A stable word.
+        code: String,
+        /// What.
+        text: String,
+    },
+}
+
+impl Body {
+    /// What it means for the state of the group; `None` where nothing.
+    pub fn happening<'e>(&'e self, actor: &'e str) -> Option<Happening<'e>> {
+        match self {
+            Body::Command { command } => Some(Happening::Commanded {
+                operator: actor,
+                command,
+            }),
+            Body::Plan { plan } => Some(Happening::Planned(plan)),
+            Body::Step {
+                plan, index, event, ..
+            } => Some(Happening::Stepped {
+                plan: *plan,
+                index: *index,
+                event,
+            }),
+            Body::Outcome { plan, ending } => Some(Happening::Ended {
+                plan: *plan,
+                ending,
+            }),
+            Body::Decision { .. } | Body::Note { .. } => None,
+        }
+    }
+}
+
+/// Why a line does not verify.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// Not of the form of a line.
+    #[error("the line is not 64 hexadecimal digits, a space and JSON")]
+    Form,
+    /// The digest is not that of the JSON: something was altered.
+    #[error("the digest does not fit the entry: something in it was altered")]
+    Digest,
+    /// The JSON is not an entry.
+    #[error("the entry cannot be read: {0}")]
+    Entry(String),
+    /// It does not follow on the entry before.
+    #[error("it does not follow on the entry before it: one was altered, removed or added")]
+    Link,
+    /// Its number does not follow.
+    #[error("it has number {found}, expected {expected}")]
+    Number {
+        /// The number it has.
+        found: u64,
+        /// The one it should have.
+        expected: u64,
+    },
+    /// It tells something impossible.
+    #[error("it tells something impossible: {0}")]
+    Saga(#[from] SagaError),
+}
+
+/// The end of a chain, and what the chain amounts to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// How many entries there are.
+    pub entries: u64,
+    /// The digest of the last; zeros where there is none.
+    pub head: Digest,
+    /// The state of the group.
+    pub state: GroupState,
+}
+
+impl Chain {
+    /// An empty chain.
+    pub fn new(topology: &Topology) -> Self {
+        Self {
+            entries: 0,
+            head: Digest::ZERO,
+            state: GroupState::new(topology),
+        }
+    }
+
+    /// Verifies one line (without its line end) and takes it in.
+    pub fn take(&mut self, line: &[u8]) -> Result<Entry, Broken> {
+        let (digest, entry) = read_line(line)?;
+        self.follow(digest, &entry)?;
+        Ok(entry)
+    }
+
+    /// Takes in an entry that was just made, and returns its line, with line end. Nothing changes
+    /// when it is refused.
+    pub fn append(&mut self, entry: &Entry) -> Result<Vec<u8>, Broken> {
+        let json = canonical(entry)?;
+        let digest = Digest::of(&json);
+        self.follow(digest, entry)?;
+        let mut line = digest.to_string().into_bytes();
+        line.push(b' ');
+        line.extend(json);
+        line.push(b'\n');
+        Ok(line)
+    }
+
+    fn follow(&mut self, digest: Digest, entry: &Entry) -> Result<(), Broken> {
+        let expected = self.entries.saturating_add(1);
+        if entry.previous != self.head {
+            return Err(Broken::Link);
+        }
+        if entry.seq != expected {
+            return Err(Broken::Number {
+                found: entry.seq,
+                expected,
+            });
+        }
+        if let Some(happening) = entry.body.happening(&entry.actor) {
+            let mut state = self.state.clone();
+            state.apply(entry.seq, entry.at, &happening)?;
+            self.state = state;
+        }
+        self.entries = expected;
+        self.head = digest;
+        Ok(())
+    }
+}
+
+/// How long the digest at the front of a line is.
+const DIGEST_DIGITS: usize = 64;
+
+/// Reads one line (without its line end) and checks its digest, not its place in the chain.
+pub fn read_line(line: &[u8]) -> Result<(Digest, Entry), Broken> {
+    let (front, rest) = line.split_at_checked(DIGEST_DIGITS).ok_or(Broken::Form)?;
+    let json = rest.strip_prefix(b" ").ok_or(Broken::Form)?;
+    let front = std::str::from_utf8(front).map_err(|_cause| Broken::Form)?;
+    let digest: Digest = front.parse().map_err(|_cause| Broken::Form)?;
+    if Digest::of(json) != digest {
+        return Err(Broken::Digest);
+    }
+    let entry = serde_json::from_slice(json).map_err(|cause| Broken::Entry(cause.to_string()))?;
+    Ok((digest, entry))
+}
+
+/// RFC 8785 canonical JSON.
+pub fn canonical<T: Serialize>(value: &T) -> Result<Vec<u8>, Broken> {
+    serde_json_canonicalizer::to_vec(value).map_err(|cause| Broken::Entry(cause.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decision::decide;
+    use super::super::policy::Policy;
+    use super::super::situation::samples::{aws, gcp, healthy};
+    use super::*;
+
+    fn topology() -> Topology {
+        Topology {
+            group: "shop".parse().unwrap(),
+            first: aws(),
+            second: gcp(),
+            traffic: vec![],
+        }
+    }
+
+    fn note(chain: &Chain, text: &str) -> Entry {
+        entry(
+            chain,
+            Body::Note {
+                code: "test".into(),
+                text: text.into(),
+            },
+        )
+    }
+
+    fn entry(chain: &Chain, body: Body) -> Entry {
+        Entry {
+            seq: chain.entries + 1,
+            at: WallTime(1_790_000_000_000),
+            mono_ms: 5,
+            boot: "b".into(),
+            group: "shop".parse().unwrap(),
+            epoch: Epoch(1),
+            actor: "controller".into(),
+            version: "0".into(),
+            settings: Digest::ZERO,
+            body,
+            previous: chain.head,
+        }
+    }
+
+    fn three_lines() -> Vec<u8> {
+        let mut chain = Chain::new(&topology());
+        let policy = Policy::read("p", include_str!("../../policies/fast.toml")).unwrap();
+        let decision = Box::new(decide(&healthy(), &policy));
+        let body = Body::Decision {
+            decision,
+            situation: Box::new(healthy()),
+        };
+        let mut log = chain
+            .append(&note(&chain.clone(), "ü \"quoted\" \u{7}"))
+            .unwrap();
+        log.extend(chain.append(&entry(&chain.clone(), body)).unwrap());
+        log.extend(chain.append(&note(&chain.clone(), "last")).unwrap());
+        log
+    }
+
+    fn verify(log: &[u8]) -> Result<u64, (u64, Broken)> {
+        let mut chain = Chain::new(&topology());
+        for line in log.split_inclusive(|byte| *byte == b'\n') {
+            let line = line
+                .strip_suffix(b"\n")
+                .ok_or((chain.entries + 1, Broken::Form))?;
+            chain
+                .take(line)
+                .map_err(|broken| (chain.entries + 1, broken))?;
+        }
+        Ok(chain.entries)
+    }
+
+    #[test]
+    fn what_is_appended_verifies_and_reads_back() {
+        assert_eq!(verify(&three_lines()), Ok(3));
+    }
+
+    #[test]
+    fn every_altered_byte_is_found_and_its_entry_named() {
+        let log = three_lines();
+        let mut number = 1;
+        for at in 0..log.len() {
+            for flip in [1, 0x20, 0x80] {
+                let mut altered = log.clone();
+                altered[at] ^= flip;
+                let (named, _) = verify(&altered).unwrap_err();
+                assert_eq!(named, number, "byte {at} flipped by {flip:#x}");
+            }
+            number += u64::from(log[at] == b'\n');
+        }
+    }
+
+    #[test]
+    fn a_missing_and_a_doubled_entry_are_found() {
+        let log = three_lines();
+        let lines: Vec<&[u8]> = log.split_inclusive(|byte| *byte == b'\n').collect();
+        assert_eq!(
+            verify(&[lines[0], lines[2]].concat()),
+            Err((2, Broken::Link))
+        );
+        assert_eq!(
+            verify(&[lines[0], lines[0]].concat()),
+            Err((2, Broken::Link))
+        );
+        assert_eq!(
+            verify(&[lines[1], lines[2]].concat()),
+            Err((1, Broken::Link))
+        );
+    }
+}

@@ -1,0 +1,584 @@
+//! What the decision log amounts to: the state of the group, and what is to be done next with an
+//! open plan. Folding the entries is the only way to this state, so a restart finds what the
+//! process before it knew.
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+use super::situation::Request;
+use super::step::{Event, Fact, IllegalTransition, Kind, Step, StepState};
+use super::topology::{SiteName, Topology};
+use super::units::{Bytes, Epoch, WallTime};
+
+/// What a person asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "command")]
+pub enum Command {
+    /// Make a site active.
+    Promote {
+        /// All of it.
+        request: Request,
+    },
+    /// Stop automation.
+    Hold {
+        /// Why.
+        reason: String,
+        /// Until when.
+        until: WallTime,
+    },
+    /// Let automation act again: ends a hold and re-arms after a failover.
+    Release {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How a plan ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "outcome")]
+pub enum Ending {
+    /// Every step is done.
+    Done,
+    /// It failed before the pivot, and all of it was taken back.
+    Undone {
+        /// Why it failed.
+        why: String,
+    },
+    /// It can go neither forward nor back without a person.
+    Stuck {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What happened, as far as the state of the group is concerned. The decision log carries these.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happening<'e> {
+    /// A person's command was accepted.
+    Commanded {
+        /// Who.
+        operator: &'e str,
+        /// What.
+        command: &'e Command,
+    },
+    /// A plan was opened.
+    Planned(&'e Plan),
+    /// A step of it changed.
+    Stepped {
+        /// The plan.
+        plan: u64,
+        /// The step's index.
+        index: usize,
+        /// What happened to it.
+        event: &'e Event,
+    },
+    /// It ended.
+    Ended {
+        /// The plan.
+        plan: u64,
+        /// How.
+        ending: &'e Ending,
+    },
+}
+
+/// A log that tells something impossible: it is not one of ours, or a rule was broken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SagaError {
+    /// Invariant 8.
+    #[error("plan {0} is opened while plan {1} is open")]
+    SecondPlan(u64, u64),
+    /// About a plan that is not open.
+    #[error("it is about plan {0}, which is not open")]
+    NoSuchPlan(u64),
+    /// About a step that the plan does not have.
+    #[error("it is about step {0}, which the plan does not have")]
+    NoSuchStep(usize),
+    /// A step cannot change like this.
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
+    /// The plan's epoch does not follow on the group's.
+    #[error("the plan's epoch is {0}, but the group is in {1}")]
+    EpochGap(Epoch, Epoch),
+}
+
+/// A stop of automation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hold {
+    /// Who.
+    pub operator: String,
+    /// Why.
+    pub reason: String,
+    /// Until when.
+    pub until: WallTime,
+}
+
+/// The state of the group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GroupState {
+    /// The present epoch.
+    pub epoch: Epoch,
+    /// The site that has the right to take writes, or had it last.
+    pub active: SiteName,
+    /// The open plan.
+    pub open: Option<OpenSaga>,
+    /// A stop of automation.
+    pub hold: Option<Hold>,
+    /// Disarmed since the last failover.
+    pub disarmed: bool,
+    /// When the last plan ended.
+    pub last_plan: Option<WallTime>,
+}
+
+/// An open plan and where its steps stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OpenSaga {
+    /// Its number: that of its entry.
+    pub id: u64,
+    /// The plan.
+    pub plan: Plan,
+    /// The state of each of its steps.
+    pub states: Vec<StepState>,
+    /// Why it is being taken back, if it is.
+    pub broken: Option<String>,
+    /// Whether it ended `Stuck`, so that a person is needed.
+    pub stuck: Option<String>,
+}
+
+/// What is to be done next with an open plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Run a step.
+    Run {
+        /// Which.
+        index: usize,
+        /// It was begun before: ask the world whether it is done, before doing it again.
+        check_first: bool,
+    },
+    /// Take a step back.
+    Undo {
+        /// Which.
+        index: usize,
+    },
+    /// Write down how it ended.
+    End(Ending),
+    /// Nothing: a person is needed.
+    Wait,
+}
+
+impl GroupState {
+    /// The state when nothing ever happened.
+    pub fn new(topology: &Topology) -> Self {
+        Self {
+            epoch: Epoch(1),
+            active: topology.first.clone(),
+            open: None,
+            hold: None,
+            disarmed: false,
+            last_plan: None,
+        }
+    }
+
+    /// The state after one more happening, which has this number and time in the log.
+    pub fn apply(
+        &mut self,
+        number: u64,
+        at: WallTime,
+        happening: &Happening<'_>,
+    ) -> Result<(), SagaError> {
+        match happening {
+            Happening::Commanded { operator, command } => {
+                self.command(operator, command);
+                Ok(())
+            }
+            Happening::Planned(plan) => self.open(number, plan),
+            Happening::Stepped { plan, index, event } => self.step(*plan, *index, event),
+            Happening::Ended { plan, ending } => self.end(*plan, at, ending),
+        }
+    }
+
+    fn command(&mut self, operator: &str, command: &Command) {
+        match command {
+            Command::Promote { .. } => {
+                // Asking again for what is stuck is asking to try again.
+                if let Some(saga) = &mut self.open {
+                    saga.stuck = None;
+                }
+            }
+            Command::Hold { reason, until } => {
+                let (operator, reason) = (operator.to_owned(), reason.clone());
+                self.hold = Some(Hold {
+                    operator,
+                    reason,
+                    until: *until,
+                });
+            }
+            Command::Release { .. } => {
+                self.hold = None;
+                self.disarmed = false;
+            }
+        }
+    }
+
+    fn open(&mut self, id: u64, plan: &Plan) -> Result<(), SagaError> {
+        if let Some(open) = &self.open {
+            return Err(SagaError::SecondPlan(id, open.id));
+        }
+        if plan.route.epoch != self.epoch.next() {
+            return Err(SagaError::EpochGap(plan.route.epoch, self.epoch));
+        }
+        let states = plan.steps.iter().map(|_| StepState::Pending).collect();
+        self.open = Some(OpenSaga {
+            id,
+            plan: plan.clone(),
+            states,
+            broken: None,
+            stuck: None,
+        });
+        Ok(())
+    }
+
+    fn step(&mut self, id: u64, index: usize, event: &Event) -> Result<(), SagaError> {
+        let saga = self.saga(id)?;
+        let state = saga
+            .states
+            .get_mut(index)
+            .ok_or(SagaError::NoSuchStep(index))?;
+        *state = state.on(event)?;
+        let step = saga
+            .plan
+            .steps
+            .get(index)
+            .ok_or(SagaError::NoSuchStep(index))?;
+        let (epoch, to) = (saga.plan.route.epoch, saga.plan.route.to.clone());
+        if let (Event::Failed { why }, false) = (event, step.kind() == Kind::Forward) {
+            saga.broken = Some(format!("{step}: {why}"));
+        }
+        match (step, event) {
+            // From the moment it is written down, whatever became of the rest.
+            (Step::RaiseEpoch, Event::Started) => self.epoch = epoch,
+            (Step::Promote, Event::Done { .. }) => self.active = to,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, id: u64, at: WallTime, ending: &Ending) -> Result<(), SagaError> {
+        let saga = self.saga(id)?;
+        match ending {
+            Ending::Stuck { why } => saga.stuck = Some(why.clone()),
+            Ending::Done => {
+                self.open = None;
+                self.disarmed = true;
+                self.last_plan = Some(at);
+            }
+            Ending::Undone { .. } => {
+                self.open = None;
+                self.last_plan = Some(at);
+            }
+        }
+        Ok(())
+    }
+
+    fn saga(&mut self, id: u64) -> Result<&mut OpenSaga, SagaError> {
+        self.open
+            .as_mut()
+            .filter(|saga| saga.id == id)
+            .ok_or(SagaError::NoSuchPlan(id))
+    }
+}
+
+impl OpenSaga {
+    fn steps(&self) -> impl DoubleEndedIterator<Item = (usize, &Step, &StepState)> {
+        let both = self.plan.steps.iter().zip(&self.states);
+        both.enumerate()
+            .map(|(index, (step, state))| (index, step, state))
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+
+    /// Whether the pivot was begun: then there is only forward, unless it certainly did not happen.
+    pub fn past_pivot(&self) -> bool {
+        self.steps().any(|(_, step, state)| {
+            step.kind() == Kind::Pivot
+                && matches!(
+                    state,
+                    StepState::Started | StepState::Done { .. } | StepState::Stuck { .. }
+                )
+        })
+    }
+
+    /// What is to be done next.
+    pub fn next(&self) -> Next {
+        if self.stuck.is_some() {
+            return Next::Wait;
+        }
+        match &self.broken {
+            Some(why) => self.next_back(why),
+            None => self.next_forward(),
+        }
+    }
+
+    fn next_back(&self, why: &str) -> Next {
+        let left = self.steps().rev().find(|(_, step, state)| {
+            step.kind() == Kind::Undoable
+                && !matches!(state, StepState::Pending | StepState::Undone)
+        });
+        match left {
+            Some((index, ..)) => Next::Undo { index },
+            None => Next::End(Ending::Undone {
+                why: why.to_owned(),
+            }),
+        }
+    }
+
+    fn next_forward(&self) -> Next {
+        let left = self
+            .steps()
+            .find(|(_, _, state)| !matches!(state, StepState::Done { .. }));
+        match left {
+            None => Next::End(Ending::Done),
+            Some((index, _, StepState::Pending)) => Next::Run {
+                index,
+                check_first: false,
+            },
+            Some((index, ..)) => Next::Run {
+                index,
+                check_first: true,
+            },
+        }
+    }
+
+    /// What a step of this kind brought, if it is done.
+    pub fn fact(&self, wanted: &Step) -> Option<&Fact> {
+        self.steps().find_map(|(_, step, state)| match state {
+            StepState::Done { fact } if step == wanted => Some(fact),
+            StepState::Done { .. }
+            | StepState::Pending
+            | StepState::Started
+            | StepState::Failed { .. }
+            | StepState::Undoing
+            | StepState::Undone
+            | StepState::Stuck { .. } => None,
+        })
+    }
+
+    /// The largest loss that this plan may declare: what the person accepted, or the policy's
+    /// limit.
+    pub fn loss_limit(&self, policy: Bytes) -> Bytes {
+        let request = self.plan.request.as_ref();
+        request
+            .and_then(|request| request.accept_data_loss)
+            .unwrap_or(policy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lease::LastRight;
+    use super::super::situation::samples::{aws, gcp, healthy};
+    use super::super::units::MonoTime;
+    use super::*;
+
+    fn topology() -> Topology {
+        let traffic = vec!["dns".parse().unwrap()];
+        Topology {
+            group: "shop".parse().unwrap(),
+            first: aws(),
+            second: gcp(),
+            traffic,
+        }
+    }
+
+    fn plan() -> Plan {
+        let last = LastRight {
+            site: aws(),
+            granted: MonoTime::default(),
+            alive: true,
+        };
+        Plan::failover(&healthy(), &topology(), &last)
+    }
+
+    struct Log(GroupState);
+
+    impl Log {
+        fn opened() -> Self {
+            let mut state = GroupState::new(&topology());
+            state
+                .apply(7, WallTime(0), &Happening::Planned(&plan()))
+                .unwrap();
+            Self(state)
+        }
+
+        fn event(&mut self, index: usize, event: &Event) -> &mut Self {
+            let happening = Happening::Stepped {
+                plan: 7,
+                index,
+                event,
+            };
+            self.0.apply(8, WallTime(0), &happening).unwrap();
+            self
+        }
+
+        fn done(&mut self, index: usize) -> &mut Self {
+            self.event(index, &Event::Started)
+                .event(index, &Event::Done { fact: Fact::Done })
+        }
+
+        fn next(&self) -> Next {
+            self.0.open.as_ref().unwrap().next()
+        }
+    }
+
+    const FENCE: usize = 4;
+    const PROMOTE: usize = 6;
+
+    #[test]
+    fn steps_run_in_order_to_the_end() {
+        let mut log = Log::opened();
+        for index in 0..plan().steps.len() {
+            assert_eq!(
+                log.next(),
+                Next::Run {
+                    index,
+                    check_first: false
+                }
+            );
+            log.done(index);
+        }
+        assert_eq!(log.next(), Next::End(Ending::Done));
+        assert_eq!(log.0.active, gcp());
+        log.0
+            .apply(
+                99,
+                WallTime(5),
+                &Happening::Ended {
+                    plan: 7,
+                    ending: &Ending::Done,
+                },
+            )
+            .unwrap();
+        assert!(log.0.disarmed && log.0.open.is_none());
+    }
+
+    #[test]
+    fn a_started_step_is_checked_before_it_is_repeated() {
+        let mut log = Log::opened();
+        log.event(0, &Event::Started);
+        assert_eq!(
+            log.next(),
+            Next::Run {
+                index: 0,
+                check_first: true
+            }
+        );
+    }
+
+    #[test]
+    fn before_the_pivot_a_failure_takes_all_back_in_reverse() {
+        let mut log = Log::opened();
+        for index in 0..FENCE {
+            log.done(index);
+        }
+        log.event(FENCE, &Event::Started)
+            .event(FENCE, &Event::Failed { why: "no".into() });
+        for index in [4, 3, 2] {
+            assert_eq!(log.next(), Next::Undo { index });
+            log.event(index, &Event::UndoStarted);
+            assert_eq!(log.next(), Next::Undo { index }, "also after a crash");
+            log.event(index, &Event::Undone);
+        }
+        assert_eq!(
+            log.next(),
+            Next::End(Ending::Undone {
+                why: "fence: no".into()
+            })
+        );
+        assert_eq!(log.0.epoch, Epoch(2), "an epoch only grows");
+        assert_eq!(log.0.active, aws());
+    }
+
+    #[test]
+    fn after_the_pivot_there_is_only_forward() {
+        let mut log = Log::opened();
+        for index in 0..PROMOTE {
+            log.done(index);
+        }
+        log.event(PROMOTE, &Event::Started);
+        assert_eq!(
+            log.next(),
+            Next::Run {
+                index: PROMOTE,
+                check_first: true
+            }
+        );
+        log.event(PROMOTE, &Event::Done { fact: Fact::Done });
+        log.event(7, &Event::Started)
+            .event(7, &Event::Failed { why: "busy".into() });
+        assert_eq!(
+            log.next(),
+            Next::Run {
+                index: 7,
+                check_first: true
+            }
+        );
+    }
+
+    #[test]
+    fn a_pivot_that_certainly_did_not_happen_is_taken_back() {
+        let mut log = Log::opened();
+        for index in 0..PROMOTE {
+            log.done(index);
+        }
+        log.event(PROMOTE, &Event::Started)
+            .event(PROMOTE, &Event::Failed { why: "no".into() });
+        assert_eq!(log.next(), Next::Undo { index: FENCE });
+    }
+
+    #[test]
+    fn a_stuck_plan_waits_for_a_person_who_asks_again() {
+        let mut log = Log::opened();
+        log.event(0, &Event::Started)
+            .event(0, &Event::Stuck { why: "x".into() });
+        let stuck = Ending::Stuck { why: "x".into() };
+        log.0
+            .apply(
+                9,
+                WallTime(0),
+                &Happening::Ended {
+                    plan: 7,
+                    ending: &stuck,
+                },
+            )
+            .unwrap();
+        assert_eq!(log.next(), Next::Wait);
+        let request = healthy().asked(gcp()).request.unwrap();
+        let command = Command::Promote { request };
+        let again = Happening::Commanded {
+            operator: "alice",
+            command: &command,
+        };
+        log.0.apply(10, WallTime(0), &again).unwrap();
+        assert_eq!(
+            log.next(),
+            Next::Run {
+                index: 0,
+                check_first: true
+            }
+        );
+    }
+
+    #[test]
+    fn a_group_has_at_most_one_open_plan() {
+        let mut log = Log::opened();
+        let second = log.0.apply(9, WallTime(0), &Happening::Planned(&plan()));
+        assert_eq!(second, Err(SagaError::SecondPlan(9, 7)));
+    }
+
+    #[test]
+    fn the_epoch_is_raised_as_soon_as_the_step_is_written_down() {
+        let mut log = Log::opened();
+        assert_eq!(log.0.epoch, Epoch(1));
+        log.done(0).event(1, &Event::Started);
+        assert_eq!(log.0.epoch, Epoch(2));
+    }
+}
