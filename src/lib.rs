@@ -2,4 +2,6 @@
 //! dies, and can prove afterwards why it did so.
 
 pub mod engine;
+pub mod wire;
 pub mod ports;
+pub mod adapters;

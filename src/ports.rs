@@ -7,8 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::topology::{Answer, TargetName};
+use crate::engine::observation::Finding;
+use crate::engine::topology::{Answer, SiteName, Target, TargetName};
 use crate::engine::units::{MonoTime, WallTime};
+use crate::wire::{Order, OrderAnswer};
 
 /// The two clocks. `MonoTime` judges limits, `WallTime` is for people and logs; neither can be
 /// had in any other way.
@@ -79,4 +81,55 @@ pub struct OutsideView {
     pub place: String,
     /// What it answers, or why it does not.
     pub answer: Result<Answer, String>,
+}
+
+/// Looks at targets: one look, one finding. Never errs: what went wrong is the finding.
+#[async_trait]
+pub trait Probe: Send + Sync + fmt::Debug {
+    /// Looks at a target, within a time.
+    async fn look(&self, target: &Target, within: Duration) -> Finding;
+
+    /// How many anchors answer, of how many there are.
+    async fn anchors(&self, within: Duration) -> (u32, u32);
+}
+
+/// The controller's way to the agents.
+#[async_trait]
+pub trait Agents: Send + Sync + fmt::Debug {
+    /// Gives an order, directly or through the other site's agent, and waits for what came of it.
+    /// A lost connection or a time-out is `Unknown`, unless the order certainly did not arrive.
+    async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer;
+}
+
+/// How an order travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the controller to the agent it is for.
+    Direct,
+    /// Through the agent of the other site.
+    Relayed,
+}
+
+/// Looks at the service as its users do.
+#[async_trait]
+pub trait FrontDoor: Send + Sync + fmt::Debug {
+    /// Enters by the addresses that users would get, and says which site answered at each, or why
+    /// none did. Writes and reads back where the configuration says how.
+    async fn enter(
+        &self,
+        expected: &SiteName,
+        within: Duration,
+    ) -> Vec<(String, Result<SiteName, String>)>;
+}
+
+/// Why the decision log could not be written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the decision log cannot be written: {0}")]
+pub struct StoreError(pub String);
+
+/// Where the decision log is kept. Opening it verifies it; this is what remains to be done.
+#[async_trait]
+pub trait LogStore: Send + fmt::Debug {
+    /// Writes one line, and returns only when it is durable.
+    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError>;
 }

@@ -82,6 +82,11 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "entry")]
 pub enum Body {
+    /// The log begins. The first entry, and only that one.
+    Opened {
+        /// What the log is about.
+        topology: Topology,
+    },
     /// A person asked for something, and it was accepted.
     Command {
         /// What.
@@ -146,7 +151,7 @@ impl Body {
                 plan: *plan,
                 ending,
             }),
-            Body::Decision { .. } | Body::Note { .. } => None,
+            Body::Opened { .. } | Body::Decision { .. } | Body::Note { .. } => None,
         }
     }
 }
@@ -174,6 +179,9 @@ pub enum Broken {
         /// The one it should have.
         expected: u64,
     },
+    /// The log does not begin as a log does, or begins twice.
+    #[error("a log begins with one entry that says what it is about, and this is not so")]
+    Opening,
     /// It tells something impossible.
     #[error("it tells something impossible: {0}")]
     Saga(#[from] SagaError),
@@ -186,18 +194,25 @@ pub struct Chain {
     pub entries: u64,
     /// The digest of the last; zeros where there is none.
     pub head: Digest,
-    /// The state of the group.
-    pub state: GroupState,
+    /// What the log is about, and the state of the group; `None` before the first entry.
+    pub about: Option<(Topology, GroupState)>,
 }
 
-impl Chain {
+impl Default for Chain {
     /// An empty chain.
-    pub fn new(topology: &Topology) -> Self {
+    fn default() -> Self {
         Self {
             entries: 0,
             head: Digest::ZERO,
-            state: GroupState::new(topology),
+            about: None,
         }
+    }
+}
+
+impl Chain {
+    /// The state of the group; `None` before the first entry.
+    pub fn state(&self) -> Option<&GroupState> {
+        self.about.as_ref().map(|(_, state)| state)
     }
 
     /// Verifies one line (without its line end) and takes it in.
@@ -231,10 +246,18 @@ impl Chain {
                 expected,
             });
         }
-        if let Some(happening) = entry.body.happening(&entry.actor) {
-            let mut state = self.state.clone();
-            state.apply(entry.seq, entry.at, &happening)?;
-            self.state = state;
+        match (&entry.body, &mut self.about) {
+            (Body::Opened { topology }, about @ None) => {
+                *about = Some((topology.clone(), GroupState::new(topology)));
+            }
+            (Body::Opened { .. }, Some(_)) | (_, None) => return Err(Broken::Opening),
+            (body, Some((_, state))) => {
+                if let Some(happening) = body.happening(&entry.actor) {
+                    let mut next = state.clone();
+                    next.apply(entry.seq, entry.at, &happening)?;
+                    *state = next;
+                }
+            }
         }
         self.entries = expected;
         self.head = digest;
@@ -305,24 +328,30 @@ mod tests {
         }
     }
 
-    fn three_lines() -> Vec<u8> {
-        let mut chain = Chain::new(&topology());
+    fn four_lines() -> Vec<u8> {
+        let mut chain = Chain::default();
+        let opened = Body::Opened {
+            topology: topology(),
+        };
+        let mut log = chain.append(&entry(&chain.clone(), opened)).unwrap();
         let policy = Policy::read("p", include_str!("../../policies/fast.toml")).unwrap();
         let decision = Box::new(decide(&healthy(), &policy));
         let body = Body::Decision {
             decision,
             situation: Box::new(healthy()),
         };
-        let mut log = chain
-            .append(&note(&chain.clone(), "ü \"quoted\" \u{7}"))
-            .unwrap();
+        log.extend(
+            chain
+                .append(&note(&chain.clone(), "ü \"quoted\" \u{7}"))
+                .unwrap(),
+        );
         log.extend(chain.append(&entry(&chain.clone(), body)).unwrap());
         log.extend(chain.append(&note(&chain.clone(), "last")).unwrap());
         log
     }
 
     fn verify(log: &[u8]) -> Result<u64, (u64, Broken)> {
-        let mut chain = Chain::new(&topology());
+        let mut chain = Chain::default();
         for line in log.split_inclusive(|byte| *byte == b'\n') {
             let line = line
                 .strip_suffix(b"\n")
@@ -336,12 +365,12 @@ mod tests {
 
     #[test]
     fn what_is_appended_verifies_and_reads_back() {
-        assert_eq!(verify(&three_lines()), Ok(3));
+        assert_eq!(verify(&four_lines()), Ok(4));
     }
 
     #[test]
     fn every_altered_byte_is_found_and_its_entry_named() {
-        let log = three_lines();
+        let log = four_lines();
         let mut number = 1;
         for at in 0..log.len() {
             for flip in [1, 0x20, 0x80] {
@@ -356,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_missing_and_a_doubled_entry_are_found() {
-        let log = three_lines();
+        let log = four_lines();
         let lines: Vec<&[u8]> = log.split_inclusive(|byte| *byte == b'\n').collect();
         assert_eq!(
             verify(&[lines[0], lines[2]].concat()),

@@ -1,0 +1,408 @@
+//! The decision log on a local file: one writer, every entry durable before the call returns, a
+//! torn last line put aside, anything else that is wrong a refusal to start.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::engine::chain::{Broken, Chain, Entry};
+use crate::ports::{LogStore, StoreError};
+
+/// The longest line that is read back. A decision with its evidence takes about 10 KiB; a line
+/// of more than this is not one of ours and must not take all memory.
+const LONGEST_LINE: usize = 4 << 20;
+
+/// Why a log cannot be opened or does not verify.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Another controller has it.
+    #[error(
+        "the decision log `{path}` is held by another controller: {holder}\n\nhint: one controller leads at a time; stop that one first (see runbooks/log-held.md)"
+    )]
+    Held {
+        /// The log.
+        path: PathBuf,
+        /// What the holder wrote about itself.
+        holder: String,
+    },
+    /// It does not verify.
+    #[error(
+        "entry {entry} of the decision log `{path}` does not verify: {why}\n\nhint: nothing was started and nothing was changed; see runbooks/log-broken.md"
+    )]
+    Broken {
+        /// The log.
+        path: PathBuf,
+        /// The number of the entry that does not fit.
+        entry: u64,
+        /// Why.
+        why: Broken,
+    },
+    /// The file system says no.
+    #[error(
+        "cannot {what} `{path}`: {cause}\n\nhint: check the path, its owner and the space left (see runbooks/log-unwritable.md)"
+    )]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What came of it.
+        cause: std::io::Error,
+    },
+}
+
+/// An open log: what it amounts to, and what is needed to go on writing.
+#[derive(Debug)]
+pub struct Opened {
+    /// To write with.
+    pub store: FileLog,
+    /// What it amounts to.
+    pub chain: Chain,
+    /// What was cut off its end, if its last line was torn.
+    pub torn: Option<Torn>,
+}
+
+/// The torn last line of a log: a crash in the middle of a write leaves one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Torn {
+    /// How long it was.
+    pub bytes: u64,
+    /// Where it was put: nothing is thrown away.
+    pub kept: PathBuf,
+}
+
+/// The log's file, open for appending, and the lock that makes this process its only writer.
+#[derive(Debug)]
+pub struct FileLog {
+    path: PathBuf,
+    file: Option<File>,
+    _lock: File,
+}
+
+impl FileLog {
+    /// Opens a log for writing; makes it if there is none. `holder` is what another controller
+    /// that tries the same gets to read.
+    pub fn open(path: &Path, holder: &str) -> Result<Opened, LogError> {
+        let lock = take_lock(path, holder)?;
+        let mut file = open_file(path)?;
+        let (chain, whole) = verify_lines(path, BufReader::new(&file))?;
+        let torn = cut_torn_line(path, &mut file, whole)?;
+        sync_folder(path)?;
+        let store = FileLog {
+            path: path.to_owned(),
+            file: Some(file),
+            _lock: lock,
+        };
+        Ok(Opened { store, chain, torn })
+    }
+}
+
+/// Verifies a log without writing or locking. A torn last line is an error here: for somebody who
+/// looks at a log that nobody writes, it is not whole.
+pub fn verify(path: &Path) -> Result<Chain, LogError> {
+    let file = File::open(path).map_err(|cause| io("open", path, cause))?;
+    let length = file
+        .metadata()
+        .map_err(|cause| io("read", path, cause))?
+        .len();
+    let (chain, whole) = verify_lines(path, BufReader::new(&file))?;
+    if whole < length {
+        let entry = chain.entries.saturating_add(1);
+        return Err(LogError::Broken {
+            path: path.to_owned(),
+            entry,
+            why: Broken::Form,
+        });
+    }
+    Ok(chain)
+}
+
+/// The entries of a log, from number `from` on, at most `limit` of them, with their lines. Does
+/// not verify the chain; each line is as it stands in the file.
+pub fn read(path: &Path, from: u64, limit: usize) -> Result<Vec<(String, Entry)>, LogError> {
+    let file = File::open(path).map_err(|cause| io("open", path, cause))?;
+    let mut found = Vec::new();
+    let mut number = 0u64;
+    for_each_line(path, BufReader::new(file), |line| {
+        number = number.saturating_add(1);
+        if number >= from && found.len() < limit {
+            let (_, entry) =
+                crate::engine::chain::read_line(line).map_err(|why| LogError::Broken {
+                    path: path.to_owned(),
+                    entry: number,
+                    why,
+                })?;
+            found.push((String::from_utf8_lossy(line).into_owned(), entry));
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+fn io(what: &'static str, path: &Path, cause: std::io::Error) -> LogError {
+    LogError::Io {
+        what,
+        path: path.to_owned(),
+        cause,
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn open_file(path: &Path) -> Result<File, LogError> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|cause| io("make the folder of", path, cause))?;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).mode(0o640);
+    options.open(path).map_err(|cause| io("open", path, cause))
+}
+
+fn take_lock(path: &Path, holder: &str) -> Result<File, LogError> {
+    let lock_path = beside(path, ".lock");
+    let mut lock = open_file(&lock_path)?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut who = String::new();
+        let read = lock.read_to_string(&mut who);
+        let holder = match read {
+            Ok(_) if !who.trim().is_empty() => who.trim().to_owned(),
+            Ok(_) | Err(_) => "a process that did not say who it is".to_owned(),
+        };
+        return Err(LogError::Held {
+            path: path.to_owned(),
+            holder,
+        });
+    }
+    lock.set_len(0)
+        .map_err(|cause| io("write", &lock_path, cause))?;
+    lock.write_all(holder.as_bytes())
+        .map_err(|cause| io("write", &lock_path, cause))?;
+    Ok(lock)
+}
+
+fn sync_folder(path: &Path) -> Result<(), LogError> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let opened = File::open(folder).and_then(|folder| folder.sync_all());
+    opened.map_err(|cause| io("make durable the folder of", path, cause))
+}
+
+/// Calls `each` for every whole line; returns how many bytes those are.
+fn for_each_line(
+    path: &Path,
+    mut reader: impl BufRead,
+    mut each: impl FnMut(&[u8]) -> Result<(), LogError>,
+) -> Result<u64, LogError> {
+    let mut line = Vec::new();
+    let mut whole = 0u64;
+    loop {
+        line.clear();
+        let limit = u64::try_from(LONGEST_LINE).unwrap_or(u64::MAX);
+        let read = reader.by_ref().take(limit).read_until(b'\n', &mut line);
+        let read = read.map_err(|cause| io("read", path, cause))?;
+        let Some(text) = line.strip_suffix(b"\n") else {
+            // The end of the file, or a line that is torn or much too long.
+            if read == LONGEST_LINE {
+                each(&line)?;
+            }
+            return Ok(whole);
+        };
+        each(text)?;
+        whole = whole.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
+    }
+}
+
+fn verify_lines(path: &Path, reader: impl BufRead) -> Result<(Chain, u64), LogError> {
+    let mut chain = Chain::default();
+    let whole = for_each_line(path, reader, |line| match chain.take(line) {
+        Ok(_) => Ok(()),
+        Err(why) => {
+            let entry = chain.entries.saturating_add(1);
+            Err(LogError::Broken {
+                path: path.to_owned(),
+                entry,
+                why,
+            })
+        }
+    })?;
+    Ok((chain, whole))
+}
+
+/// Cuts what stands after the last whole line, and keeps it in a file of its own.
+fn cut_torn_line(path: &Path, file: &mut File, whole: u64) -> Result<Option<Torn>, LogError> {
+    let length = file
+        .metadata()
+        .map_err(|cause| io("read", path, cause))?
+        .len();
+    if length <= whole {
+        return Ok(None);
+    }
+    let mut rest = Vec::new();
+    file.seek(SeekFrom::Start(whole))
+        .map_err(|cause| io("read", path, cause))?;
+    file.read_to_end(&mut rest)
+        .map_err(|cause| io("read", path, cause))?;
+    let kept = beside(path, &format!(".torn-at-{whole}"));
+    let write = || {
+        let mut aside = File::create(&kept)?;
+        aside.write_all(&rest)?;
+        aside.sync_all()
+    };
+    write().map_err(|cause| io("write", &kept, cause))?;
+    file.set_len(whole)
+        .map_err(|cause| io("cut", path, cause))?;
+    file.sync_all()
+        .map_err(|cause| io("make durable", path, cause))?;
+    Ok(Some(Torn {
+        bytes: length.saturating_sub(whole),
+        kept,
+    }))
+}
+
+#[async_trait]
+impl LogStore for FileLog {
+    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+        let told = |cause: &dyn std::fmt::Display| {
+            StoreError(format!("`{}`: {cause}", self.path.display()))
+        };
+        // A write that failed may have left half a line: nothing is appended after it.
+        let Some(mut file) = self.file.take() else {
+            return Err(told(
+                &"an earlier write failed; the controller must start anew",
+            ));
+        };
+        let line = line.to_owned();
+        let written = tokio::task::spawn_blocking(move || {
+            file.write_all(&line)?;
+            file.sync_data()?;
+            Ok::<File, std::io::Error>(file)
+        });
+        match written.await {
+            Ok(Ok(file)) => {
+                self.file = Some(file);
+                Ok(())
+            }
+            Ok(Err(cause)) => Err(told(&cause)),
+            Err(cause) => Err(told(&cause)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::chain::{Body, Digest};
+    use crate::engine::topology::Topology;
+    use crate::engine::units::{Epoch, WallTime};
+
+    fn entry(chain: &Chain, body: Body) -> Entry {
+        Entry {
+            seq: chain.entries + 1,
+            at: WallTime(0),
+            mono_ms: 0,
+            boot: "b".into(),
+            group: "shop".parse().unwrap(),
+            epoch: Epoch(1),
+            actor: "controller".into(),
+            version: "0".into(),
+            settings: Digest::ZERO,
+            body,
+            previous: chain.head,
+        }
+    }
+
+    async fn write(path: &Path, notes: usize) {
+        let Opened {
+            mut store,
+            mut chain,
+            ..
+        } = FileLog::open(path, "test").unwrap();
+        if chain.entries == 0 {
+            let group = "shop".parse().unwrap();
+            let (first, second) = ("aws".parse().unwrap(), "gcp".parse().unwrap());
+            let topology = Topology {
+                group,
+                first,
+                second,
+                traffic: vec![],
+            };
+            let opened = entry(&chain, Body::Opened { topology });
+            store.append(&chain.append(&opened).unwrap()).await.unwrap();
+        }
+        for index in 0..notes {
+            let note = Body::Note {
+                code: "n".into(),
+                text: index.to_string(),
+            };
+            let line = chain.append(&entry(&chain.clone(), note)).unwrap();
+            store.append(&line).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_appended_is_there_after_opening_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/log");
+        write(&path, 2).await;
+        write(&path, 3).await;
+        assert_eq!(verify(&path).unwrap().entries, 6);
+        assert_eq!(read(&path, 5, 10).unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_second_controller_is_refused_and_told_who_holds_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let first = FileLog::open(&path, "pid 4711 since noon").unwrap();
+        let second = FileLog::open(&path, "other").unwrap_err().to_string();
+        assert!(second.contains("pid 4711 since noon"), "{second}");
+        drop(first);
+        assert!(FileLog::open(&path, "other").is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_torn_last_line_is_cut_wherever_it_was_torn_and_kept_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        write(&path, 2).await;
+        let whole = std::fs::read(&path).unwrap();
+        let last = whole[..whole.len() - 1]
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .unwrap()
+            + 1;
+        for cut in last + 1..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(verify(&path).is_err(), "a reader is told");
+            let opened = FileLog::open(&path, "test").unwrap();
+            assert_eq!(opened.chain.entries, 2);
+            let torn = opened.torn.unwrap();
+            assert_eq!(std::fs::read(&torn.kept).unwrap(), &whole[last..cut]);
+            assert_eq!(std::fs::read(&path).unwrap(), &whole[..last]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flipped_byte_before_the_last_line_refuses_to_open_and_names_the_entry() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        write(&path, 2).await;
+        let mut bytes = std::fs::read(&path).unwrap();
+        let second = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 100;
+        bytes[second] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let said = FileLog::open(&path, "test").unwrap_err().to_string();
+        assert!(said.contains("entry 2 "), "{said}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "nothing was changed");
+    }
+}

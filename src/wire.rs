@@ -1,0 +1,317 @@
+//! What controller, agents and the command line say to each other. Plain data: who sends it and
+//! what is done with it stands elsewhere.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::decision::Decision;
+use crate::engine::lease::Refusal;
+use crate::engine::observation::{Finding, Observation};
+use crate::engine::policy::LeaseTimers;
+use crate::engine::saga::{GroupState, OpenSaga};
+use crate::engine::situation::{AgentFacts, Request, Situation};
+use crate::engine::topology::{GroupName, SiteName, Target, Vantage};
+use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, Timeline, WallTime, millis};
+use crate::ports::EffectError;
+
+/// An observation on its way: ages instead of moments, because clocks of two machines share
+/// nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentObservation {
+    /// What was looked at.
+    pub target: Target,
+    /// How long ago looking began when it was sent.
+    #[serde(rename = "began_ms", with = "millis")]
+    pub began: Duration,
+    /// How long ago it ended.
+    #[serde(rename = "ended_ms", with = "millis")]
+    pub ended: Duration,
+    /// What was seen.
+    pub finding: Finding,
+}
+
+impl SentObservation {
+    /// The form in which an observation leaves a process at `now`.
+    pub fn pack(observation: &Observation, now: MonoTime) -> Self {
+        Self {
+            target: observation.target.clone(),
+            began: now.since(observation.began),
+            ended: now.since(observation.ended),
+            finding: observation.finding.clone(),
+        }
+    }
+
+    /// What it is to a process that received it at `received`: as old as the sender said, not
+    /// counting the way. Evidence of a failure so never looks older than it is.
+    pub fn unpack(self, vantage: Vantage, received: MonoTime) -> Observation {
+        Observation {
+            target: self.target,
+            vantage,
+            began: received.minus(self.began),
+            ended: received.minus(self.ended),
+            finding: self.finding,
+        }
+    }
+}
+
+/// What an agent tells the controller, and by which it asks for the right to take writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The agent's group.
+    pub group: GroupName,
+    /// Its site. The controller believes it only from a certificate of that site.
+    pub site: SiteName,
+    /// The highest epoch it knows.
+    pub epoch: Epoch,
+    /// Whether it asks for the right to take writes in that epoch.
+    pub asks: bool,
+    /// What it says of itself.
+    pub facts: AgentFacts,
+    /// What it saw since its last report.
+    pub observations: Vec<SentObservation>,
+    /// The version of the program.
+    pub version: String,
+}
+
+/// The controller's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportAnswer {
+    /// The present epoch.
+    pub epoch: Epoch,
+    /// The site that may hold the right in it; `None` in the middle of a plan.
+    pub holder: Option<SiteName>,
+    /// The right, if it was asked for and granted; or why not.
+    pub grant: Option<Result<Grant, Refusal>>,
+    /// The timers by which the agent counts, granted or not.
+    pub timers: LeaseTimers,
+    /// How often to look at each target, and how long one look may take.
+    #[serde(rename = "probe_every_ms", with = "millis")]
+    pub probe_every: Duration,
+    /// How long one look may take.
+    #[serde(rename = "probe_timeout_ms", with = "millis")]
+    pub probe_timeout: Duration,
+    /// How long a database that died may be tried to restart. Zero: not at all.
+    #[serde(rename = "restart_grace_ms", with = "millis")]
+    pub restart_grace: Duration,
+}
+
+/// The right to take writes, for `lease_ttl` from before it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// In which epoch.
+    pub epoch: Epoch,
+}
+
+/// One agent asks the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerQuestion {
+    /// Who asks.
+    pub site: SiteName,
+    /// The epoch in which it holds the right, or the highest it knows.
+    pub epoch: Epoch,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerAnswer {
+    /// The asker's right is over: an order to fence.
+    pub superseded: bool,
+    /// The highest epoch that the answering agent knows.
+    pub epoch: Epoch,
+}
+
+/// An order of the controller to an agent. Signed, because it may come through the other agent:
+/// who carries it can delay it, not forge or repeat it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The plan it belongs to.
+    pub plan: u64,
+    /// The group.
+    pub group: GroupName,
+    /// The site it is for.
+    pub site: SiteName,
+    /// The epoch of the plan. An agent that knows a higher one refuses.
+    pub epoch: Epoch,
+    /// After this it is void, by the wall clock.
+    pub expires: WallTime,
+    /// Only say whether it is done already.
+    pub check_only: bool,
+    /// What to do.
+    pub what: What,
+}
+
+/// What an agent can be ordered to do. Each may be repeated: done twice is done once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// Make certain that the database accepts no write, and keep it so.
+    Fence,
+    /// Let the database start again once the right is granted.
+    Unfence,
+    /// Cut the standby from the old primary's WAL.
+    Sever,
+    /// Connect it again.
+    Reconnect,
+    /// Make the standby primary.
+    Promote,
+    /// Start the workloads.
+    StartWorkloads,
+    /// Stop them.
+    StopWorkloads,
+    /// Say whether the workloads answer.
+    AwaitWorkloads,
+}
+
+/// What came of an order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "came")]
+pub enum Came {
+    /// It is done.
+    Done,
+    /// Asked whether it is done: clearly not.
+    NotDone,
+    /// Fenced; how it was proven.
+    Fenced {
+        /// In the agent's words.
+        said: String,
+    },
+    /// Severed, and where the standby stands.
+    Severed {
+        /// What it has received.
+        position: Lsn,
+        /// Whether it has replayed all of that.
+        replayed: bool,
+    },
+    /// Promoted.
+    Promoted {
+        /// The new timeline.
+        timeline: Timeline,
+        /// Where it begins.
+        position: Lsn,
+        /// Whether it already was.
+        already: bool,
+    },
+}
+
+/// An agent's answer to an order.
+pub type OrderAnswer = Result<Came, EffectError>;
+
+/// What the controller shows: `failover status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of this form.
+    pub schema_version: u32,
+    /// When it was made.
+    pub at: WallTime,
+    /// The version of the controller.
+    pub version: String,
+    /// The name of the policy's file and whether it may act.
+    pub policy: String,
+    /// Everything the last decision rests on.
+    pub situation: Situation,
+    /// The last decision, gate by gate.
+    pub decision: Decision,
+    /// What users reach, target by target, as last read or moved.
+    pub traffic: Vec<String>,
+    /// The open plan, step by step.
+    pub plan: Option<PlanStatus>,
+    /// The number and digest of the last entry of the decision log.
+    pub log: (u64, String),
+}
+
+/// An open plan, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanStatus {
+    /// Its number.
+    pub id: u64,
+    /// Where it leads.
+    pub to: SiteName,
+    /// Each step and its state.
+    pub steps: Vec<(String, String)>,
+    /// Why it needs a person, if it does.
+    pub stuck: Option<String>,
+}
+
+impl PlanStatus {
+    /// The open plan of a group, if there is one.
+    pub fn of(state: &GroupState) -> Option<Self> {
+        state.open.as_ref().map(|saga: &OpenSaga| Self {
+            id: saga.id,
+            to: saga.plan.route.to.clone(),
+            steps: saga
+                .plan
+                .steps
+                .iter()
+                .zip(&saga.states)
+                .map(|(step, state)| (step.to_string(), state.name().to_owned()))
+                .collect(),
+            stuck: saga.stuck.clone(),
+        })
+    }
+}
+
+/// A person asks for a site to become active.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromoteAsk {
+    /// Which.
+    pub to: SiteName,
+    /// Why.
+    pub reason: String,
+    /// The loss they accept instead of the policy's limits.
+    pub accept_data_loss: Option<Bytes>,
+    /// Whether they vouch that the old primary cannot write.
+    pub override_fence: bool,
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+impl PromoteAsk {
+    /// The request as the engine sees it.
+    pub fn request(&self, operator: &str) -> Request {
+        Request {
+            operator: operator.to_owned(),
+            reason: self.reason.clone(),
+            to: self.to.clone(),
+            accept_data_loss: self.accept_data_loss,
+            override_fence: self.override_fence,
+        }
+    }
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromoteAnswer {
+    /// The decision, with every gate.
+    pub decision: Decision,
+    /// The plan's steps.
+    pub steps: Vec<String>,
+    /// The plan's number, if it was opened.
+    pub plan: Option<u64>,
+}
+
+/// A person stops automation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldAsk {
+    /// Why.
+    pub reason: String,
+    /// For how long.
+    #[serde(rename = "for_ms", with = "millis")]
+    pub lasting: Duration,
+}
+
+/// A person lets automation act again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseAsk {
+    /// Why.
+    pub reason: String,
+}
+
+/// A part of the decision log: the lines as they stand in the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPart {
+    /// The lines, without line ends.
+    pub lines: Vec<String>,
+    /// The number of the last entry there is.
+    pub last: u64,
+}
