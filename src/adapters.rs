@@ -1,4 +1,8 @@
-//! One file for each outside system. No adapter knows another; only the composition roots name
-//! them.
+//! The real side of each port: one file for each outside system. No adapter knows another or how
+//! a decision is made; only the composition roots name them.
 
 pub mod files;
+pub mod keys;
+pub mod http;
+pub mod tls;
+pub mod certificates;

@@ -1,1 +1,10 @@
 //! Tests of the whole with scripted parts.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of a test may fail it"
+)]
+
+mod http;
+mod tls;

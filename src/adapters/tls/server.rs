@@ -1,0 +1,162 @@
+//! The server's side: handshakes that cannot hold each other up, and a record of who was
+//! turned away.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use rustls::ServerConfig;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::super::http::{MAX_CONNECTIONS, serve_with};
+use super::{Identity, TlsError, TlsMaterial};
+
+/// Connections in their handshake at once, well below all connections. A handshake takes
+/// milliseconds, so that the oldest of so many is one that does not mean to end: it is dropped.
+const MAX_HANDSHAKES: usize = 64;
+const _: () = assert!(MAX_HANDSHAKES < MAX_CONNECTIONS);
+
+/// How long a handshake may take: some round trips around the world.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a rejected client is listened to, so that it can read why it was rejected.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Who is at the other end of a connection; handlers have it as `ConnectInfo<PeerIdentity>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerIdentity {
+    /// From its certificate, which our authority issued and which is valid now.
+    pub identity: Identity,
+    /// Where it connects from. For logs: an address proves nothing.
+    pub address: SocketAddr,
+}
+
+/// A connection that was turned away before any request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedPeer {
+    /// Where it came from.
+    pub address: SocketAddr,
+    /// Why.
+    pub error: String,
+}
+
+/// A listening socket with what is needed to know who connects.
+pub struct TlsListener {
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    rejected: Option<mpsc::Sender<RejectedPeer>>,
+}
+
+impl std::fmt::Debug for TlsListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TlsListener({:?})", self.listener)
+    }
+}
+
+impl TlsListener {
+    /// Makes a socket ours. Each rejected connection is logged and offered to `rejected`, which
+    /// misses some while it is full.
+    pub fn new(
+        listener: TcpListener,
+        material: &TlsMaterial,
+        rejected: Option<mpsc::Sender<RejectedPeer>>,
+    ) -> Result<Self, TlsError> {
+        Ok(Self {
+            listener,
+            config: Arc::new(material.server_config()?),
+            rejected,
+        })
+    }
+}
+
+/// Serves those whose certificate says who they are, until `shutdown` is true or its sender is
+/// gone; then open requests have 5 s.
+pub async fn serve(listener: TlsListener, router: Router, shutdown: watch::Receiver<bool>) {
+    let TlsListener {
+        listener,
+        config,
+        rejected,
+    } = listener;
+    let mut in_handshake: VecDeque<oneshot::Sender<()>> = VecDeque::new();
+    serve_with(listener, router, shutdown, move |stream, address| {
+        in_handshake.retain(|handshake| !handshake.is_closed());
+        if in_handshake.len() >= MAX_HANDSHAKES {
+            in_handshake.pop_front();
+        }
+        let (keep, crowded_out) = oneshot::channel();
+        in_handshake.push_back(keep);
+        let config = Arc::clone(&config);
+        let rejected = rejected.clone();
+        async move {
+            let (error, stream) = match establish(stream, config, crowded_out).await {
+                Ok((stream, identity)) => {
+                    return Some((stream, PeerIdentity { identity, address }));
+                }
+                Err(rejection) => rejection,
+            };
+            tracing::warn!(peer_addr = %address, error, "connection rejected");
+            if let Some(rejected) = rejected {
+                // A full channel already holds more rejections than anybody reads.
+                drop(rejected.try_send(RejectedPeer { address, error }));
+            }
+            // Still in the connection's slot, so that the limit covers it.
+            if let Some(stream) = stream {
+                linger(stream).await;
+            }
+            None
+        }
+    })
+    .await;
+}
+
+/// Why a connection is turned away, and the stream on which an alert says so.
+type Rejection = (String, Option<TcpStream>);
+
+async fn establish(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    crowded_out: oneshot::Receiver<()>,
+) -> Result<(TlsStream<TcpStream>, Identity), Rejection> {
+    let handshake = TlsAcceptor::from(config).accept(stream).into_fallible();
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => ended,
+        _dropped = crowded_out => return Err(("too many handshakes at once".to_owned(), None)),
+    };
+    let mut stream = match ended {
+        Ok(Ok(stream)) => stream,
+        Ok(Err((error, stream))) => return Err((super::chain_text(&error), Some(stream))),
+        Err(_elapsed) => return Err((format!("no handshake within {HANDSHAKE_TIMEOUT:?}"), None)),
+    };
+    let certificates = stream.get_ref().1.peer_certificates();
+    let identity = certificates
+        .and_then(<[_]>::first)
+        .ok_or_else(|| "no certificate".to_owned())
+        .and_then(|certificate| Identity::of(certificate).map_err(|cause| cause.to_string()));
+    match identity {
+        Ok(identity) => Ok((stream, identity)),
+        Err(error) => {
+            // The rejection stands whether or not the client hears it, and however slowly it
+            // reads: what is written here fits the socket's buffer.
+            drop(stream.shutdown().await);
+            Err((error, None))
+        }
+    }
+}
+
+/// Reads on until the client has closed: bytes left unread would make the kernel reset the
+/// connection, and the client would lose the alert that tells it why.
+async fn linger(mut stream: TcpStream) {
+    let rest = async {
+        stream.shutdown().await?;
+        let mut buffer = [0; 1024];
+        while stream.read(&mut buffer).await? > 0 {}
+        Ok::<(), std::io::Error>(())
+    };
+    drop(tokio::time::timeout(LINGER, rest).await);
+}
