@@ -6,3 +6,4 @@ pub mod keys;
 pub mod http;
 pub mod tls;
 pub mod certificates;
+pub mod postgres;

@@ -5,3 +5,4 @@ pub mod engine;
 pub mod wire;
 pub mod ports;
 pub mod adapters;
+pub mod lab;

@@ -1,1 +1,4 @@
 //! Tests with real parts.
+
+mod pair;
+mod postgres;

@@ -1,0 +1,17 @@
+//! Everything that speaks SQL to PostgreSQL 14 to 18: what an instance says of itself, and the
+//! few changes that a failover makes to one. Nothing here starts or stops a server.
+
+mod connect;
+mod setting;
+mod facts;
+mod prepare;
+mod history;
+mod sever;
+mod promote;
+
+pub use connect::{Connect, ConnectError, Database, Secret};
+pub use facts::{HeartbeatWrite, facts, probe};
+pub use history::{History, HistoryError, Switch, read_history};
+pub use prepare::{allow_monitoring, prepare, write_epoch};
+pub use promote::{Promoted, checkpoint, promote};
+pub use sever::{Severed, reconnect, sever};

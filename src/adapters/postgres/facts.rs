@@ -1,0 +1,324 @@
+//! What an instance says of itself, and the heartbeat that proves that it can write.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio_postgres::types::Type;
+
+use super::connect::{Connect, Database, Deadline, SqlError};
+use crate::engine::observation::{
+    DatabaseFacts, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause, SenderFacts,
+};
+use crate::engine::topology::{Role, SiteName, Vantage};
+use crate::engine::units::{Epoch, Lsn, SystemId, Timeline, WallTime, as_millis};
+
+/// Who writes a heartbeat row: each has its own, so that no two wait for one lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeartbeatWrite {
+    /// The site of the database that is written to.
+    pub site: SiteName,
+    /// Who writes.
+    pub vantage: Vantage,
+}
+
+/// All facts in one statement. The position comes first, from a query of its own that nothing
+/// may be merged into.
+///
+/// `pg_last_wal_receive_lsn()` alone falls back to the start of a segment when the standby
+/// restarts: what it has replayed it also has (POSTGRES.md row 7). The control file's timeline
+/// lags behind the receiver's (row 15), the newer of its two lags less.
+const FACTS: &str = "
+WITH me AS MATERIALIZED (
+  SELECT pg_is_in_recovery() AS standby
+), wal AS MATERIALIZED (
+  SELECT standby,
+    CASE WHEN standby
+      THEN GREATEST(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+      ELSE pg_current_wal_insert_lsn()
+    END AS position,
+    CASE WHEN standby THEN pg_last_wal_replay_lsn() END AS replayed
+  FROM me
+)
+SELECT json_build_object(
+  'pid', pg_backend_pid(),
+  'standby', standby,
+  'position', position,
+  'replayed', replayed,
+  'system_id', (SELECT system_identifier FROM pg_control_system()),
+  'timeline', CASE WHEN standby
+    THEN COALESCE((SELECT received_tli FROM pg_stat_wal_receiver),
+                  GREATEST((SELECT timeline_id FROM pg_control_checkpoint()),
+                           (SELECT min_recovery_end_timeline FROM pg_control_recovery())))::bigint
+    ELSE ('x' || substr(pg_walfile_name(position), 1, 8))::bit(32)::bigint
+  END,
+  'version', current_setting('server_version_num')::int,
+  'receiver', (SELECT json_build_object(
+      'status', status,
+      'last_message_ms',
+      GREATEST(0, extract(epoch FROM clock_timestamp() - last_msg_receipt_time) * 1000)::bigint)
+    FROM pg_stat_wal_receiver),
+  'senders', (SELECT COALESCE(json_agg(json_build_object(
+      'name', application_name, 'state', state, 'flushed', flush_lsn, 'sync_state', sync_state)
+      ORDER BY application_name, pid), '[]'::json)
+    FROM pg_stat_replication),
+  'pause', CASE WHEN standby THEN pg_get_wal_replay_pause_state() END,
+  'apply_delay_ms',
+  (extract(epoch FROM current_setting('recovery_min_apply_delay')::interval) * 1000)::bigint,
+  'synchronous_names', current_setting('synchronous_standby_names'),
+  'limits', json_build_array(
+    current_setting('max_connections')::int, current_setting('max_worker_processes')::int,
+    current_setting('max_wal_senders')::int, current_setting('max_prepared_transactions')::int,
+    current_setting('max_locks_per_transaction')::int)
+)::text FROM wal";
+
+/// The newest row is the one with the greatest sequence, not the latest time: after a failover
+/// another machine's clock writes.
+const ROWS: &str = "
+SELECT json_build_object(
+  'heartbeat', (SELECT json_build_object('sequence', sequence, 'site', site,
+      'written', (extract(epoch FROM written) * 1000)::bigint)
+    FROM failover.heartbeat ORDER BY sequence DESC, written DESC LIMIT 1),
+  'epoch', (SELECT epoch FROM failover.epoch)
+)::text";
+
+/// The sequence grows over all rows, so that the newest one never seems to go back.
+const WRITE: &str = "
+INSERT INTO failover.heartbeat AS row (site, vantage, sequence, written)
+VALUES ($1, $2, (SELECT COALESCE(max(sequence), 0) + 1 FROM failover.heartbeat),
+        clock_timestamp())
+ON CONFLICT (site, vantage) DO UPDATE
+SET sequence = GREATEST(excluded.sequence, row.sequence + 1), written = excluded.written
+RETURNING json_build_object('sequence', sequence, 'site', site,
+  'written', (extract(epoch FROM written) * 1000)::bigint)::text";
+
+#[derive(Deserialize)]
+struct FactsRow {
+    pid: i32,
+    standby: bool,
+    position: Option<Lsn>,
+    replayed: Option<Lsn>,
+    system_id: i64,
+    timeline: u32,
+    version: u32,
+    receiver: Option<ReceiverRow>,
+    senders: Vec<SenderRow>,
+    pause: Option<String>,
+    apply_delay_ms: u64,
+    synchronous_names: String,
+    limits: [u32; 5],
+}
+
+#[derive(Deserialize)]
+struct ReceiverRow {
+    status: Option<String>,
+    last_message_ms: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct SenderRow {
+    name: Option<String>,
+    state: Option<String>,
+    flushed: Option<Lsn>,
+    sync_state: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Rows {
+    heartbeat: Option<HeartbeatRow>,
+    epoch: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct HeartbeatRow {
+    sequence: u64,
+    site: SiteName,
+    written: u64,
+}
+
+impl From<HeartbeatRow> for Heartbeat {
+    fn from(row: HeartbeatRow) -> Self {
+        Heartbeat {
+            sequence: row.sequence,
+            site: row.site,
+            written: WallTime(row.written),
+        }
+    }
+}
+
+/// Opens a fresh connection and reads the facts; `timeout` bounds the whole.
+pub async fn probe(
+    connect: &Connect,
+    write: Option<&HeartbeatWrite>,
+    timeout: Duration,
+) -> Result<DatabaseFacts, ProbeFailure> {
+    let deadline = Deadline::after(timeout);
+    let database = Database::open(connect, timeout).await?;
+    facts(&database, write, deadline.left()).await
+}
+
+/// Reads the facts and, on a primary and where `write` asks for it, writes a heartbeat. Two round
+/// trips at most; `timeout` bounds the whole.
+///
+/// A standby whose limits are too low reports `Paused`, never `InsufficientLimits`: PostgreSQL
+/// does not tell the two pauses apart in SQL, but the facts carry the limits, and whoever has
+/// both sites' facts can (POSTGRES.md row 6).
+///
+/// Without the schema `failover` there is neither heartbeat nor epoch; a write that cannot be
+/// tried for that reason is a `Protocol` failure that names the fix, because it says nothing
+/// about the server's health.
+pub async fn facts(
+    database: &Database,
+    write: Option<&HeartbeatWrite>,
+    timeout: Duration,
+) -> Result<DatabaseFacts, ProbeFailure> {
+    let deadline = Deadline::after(timeout);
+    // Sent together, answered in this order.
+    let (row, rows) = tokio::join!(
+        biased;
+        database.read::<FactsRow>(FACTS, &[], timeout),
+        database.read::<Rows>(ROWS, &[], timeout)
+    );
+    let row = row?;
+    let rows = match rows {
+        Ok(rows) => rows,
+        Err(error) if error.state() == Some("42P01") => Rows {
+            heartbeat: None,
+            epoch: None,
+        },
+        Err(error) => return Err(error.into()),
+    };
+    let pid = row.pid;
+    let mut facts = assemble(row, rows)?;
+    if let (Role::Primary, Some(write)) = (facts.role, write) {
+        // What is left in the end is for finding out why a commit does not come.
+        let limit = deadline.left() / 4 * 3;
+        let began = deadline.took();
+        match write_heartbeat(database, write, limit).await {
+            Ok(heartbeat) => facts.heartbeat = Some(heartbeat),
+            Err(SqlError::Timeout(_)) => {
+                return Err(explain_hang(database, pid, limit, deadline.left()).await);
+            }
+            Err(error) => return Err(write_failure(error)),
+        }
+        facts.write_took = Some(deadline.took().saturating_sub(began));
+    }
+    Ok(facts)
+}
+
+fn assemble(row: FactsRow, rows: Rows) -> Result<DatabaseFacts, ProbeFailure> {
+    let hidden = || {
+        // Without the privilege the rows are there and their columns are null (row 12).
+        ProbeFailure::Unauthorized(
+            "the state of replication is hidden: run `GRANT pg_monitor TO` this role".to_owned(),
+        )
+    };
+    let position = row
+        .position
+        .ok_or_else(|| ProbeFailure::Protocol("the server has no log position".to_owned()))?;
+    let receiver = row.receiver.map(|receiver| {
+        Ok::<_, ProbeFailure>(ReceiverFacts {
+            status: receiver.status.ok_or_else(hidden)?,
+            last_message: receiver.last_message_ms.map(Duration::from_millis),
+        })
+    });
+    let senders = row.senders.into_iter().map(|sender| {
+        Ok(SenderFacts {
+            name: sender.name.ok_or_else(hidden)?,
+            state: sender.state.ok_or_else(hidden)?,
+            flushed: sender.flushed,
+            sync_state: sender.sync_state.ok_or_else(hidden)?,
+        })
+    });
+    Ok(DatabaseFacts {
+        role: if row.standby {
+            Role::Standby
+        } else {
+            Role::Primary
+        },
+        system_id: SystemId(row.system_id.cast_unsigned()),
+        timeline: Timeline(row.timeline),
+        version: row.version,
+        position,
+        // A standby that cannot say has replayed nothing that we know of.
+        replayed: if row.standby {
+            row.replayed.unwrap_or_default()
+        } else {
+            position
+        },
+        receiver: receiver.transpose()?,
+        senders: senders.collect::<Result<_, ProbeFailure>>()?,
+        heartbeat: rows.heartbeat.map(Heartbeat::from),
+        epoch: rows.epoch.map(Epoch),
+        replay_pause: match row.pause.as_deref() {
+            None | Some("not paused") => ReplayPause::None,
+            Some(_) => ReplayPause::Paused,
+        },
+        apply_delay: Duration::from_millis(row.apply_delay_ms),
+        synchronous_names: row.synchronous_names,
+        limits: row.limits,
+        write_took: None,
+    })
+}
+
+async fn write_heartbeat(
+    database: &Database,
+    write: &HeartbeatWrite,
+    limit: Duration,
+) -> Result<Heartbeat, SqlError> {
+    let site = write.site.as_str();
+    let vantage = write.vantage.to_string();
+    let row: HeartbeatRow = database
+        .read(WRITE, &[(&site, Type::TEXT), (&vantage, Type::TEXT)], limit)
+        .await?;
+    Ok(row.into())
+}
+
+/// Of a write that the server answered with an error. Whatever has no better name is a write
+/// that should have worked.
+fn write_failure(error: SqlError) -> ProbeFailure {
+    let state = error.state().map(ToOwned::to_owned);
+    let text = error.to_string();
+    match (ProbeFailure::from(error), state.as_deref()) {
+        (_, Some("42P01")) => ProbeFailure::Protocol(
+            "the schema `failover` is missing: run `failover agent --prepare` at this site"
+                .to_owned(),
+        ),
+        (ProbeFailure::Protocol(_), Some(_)) => ProbeFailure::CannotWrite(text),
+        (failure, _) => failure,
+    }
+}
+
+/// Of a commit that does not come: asks the server, on a second connection, what it waits for.
+///
+/// A session that waits for the synchronous standby has its commit on its own disk already: the
+/// link or the standby is at fault, not this database (POSTGRES.md row 21). The session is ended,
+/// because it would keep its connection and the lock on the heartbeat row.
+async fn explain_hang(
+    database: &Database,
+    pid: i32,
+    limit: Duration,
+    left: Duration,
+) -> ProbeFailure {
+    const WAITS: &str = "
+        SELECT to_json(COALESCE(max(wait_event_type || '/' || wait_event), 'nothing known'))::text
+        FROM (SELECT wait_event_type, wait_event, pg_cancel_backend(pid)
+              FROM pg_stat_activity WHERE pid = $1 OFFSET 0) AS session";
+    let deadline = Deadline::after(left);
+    let waits = async {
+        let second = database.beside(left).await?;
+        let waits: String = second
+            .read(WAITS, &[(&pid, Type::INT4)], deadline.left())
+            .await?;
+        Ok::<_, ProbeFailure>(waits)
+    };
+    let why = match waits.await {
+        Ok(waits) if waits == "IPC/SyncRep" => {
+            "it waits for the synchronous standby only, and would work with \
+             `synchronous_commit=local`: look at the standby and the link, not at this database"
+                .to_owned()
+        }
+        Ok(waits) => format!("it waits for `{waits}`"),
+        Err(failure) => format!("and a second connection finds no reason: {failure}"),
+    };
+    ProbeFailure::CannotWrite(format!("no commit within {} ms: {why}", as_millis(limit)))
+}
