@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use rustls::pki_types::CertificateDer;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::serde_as_text;
