@@ -5,4 +5,5 @@ pub mod engine;
 pub mod wire;
 pub mod ports;
 pub mod adapters;
+pub mod app;
 pub mod lab;

@@ -134,6 +134,8 @@ pub struct GroupState {
 pub struct OpenSaga {
     /// Its number: that of its entry.
     pub id: u64,
+    /// When it was opened.
+    pub opened: WallTime,
     /// The plan.
     pub plan: Plan,
     /// The state of each of its steps.
@@ -190,7 +192,7 @@ impl GroupState {
                 self.command(operator, command);
                 Ok(())
             }
-            Happening::Planned(plan) => self.open(number, plan),
+            Happening::Planned(plan) => self.open(number, at, plan),
             Happening::Stepped { plan, index, event } => self.step(*plan, *index, event),
             Happening::Ended { plan, ending } => self.end(*plan, at, ending),
         }
@@ -219,7 +221,7 @@ impl GroupState {
         }
     }
 
-    fn open(&mut self, id: u64, plan: &Plan) -> Result<(), SagaError> {
+    fn open(&mut self, id: u64, opened: WallTime, plan: &Plan) -> Result<(), SagaError> {
         if let Some(open) = &self.open {
             return Err(SagaError::SecondPlan(id, open.id));
         }
@@ -229,6 +231,7 @@ impl GroupState {
         let states = plan.steps.iter().map(|_| StepState::Pending).collect();
         self.open = Some(OpenSaga {
             id,
+            opened,
             plan: plan.clone(),
             states,
             broken: None,
@@ -294,6 +297,12 @@ impl OpenSaga {
             .map(|(index, (step, state))| (index, step, state))
             .collect::<Vec<_>>()
             .into_iter()
+    }
+
+    /// Whether a step was begun, whatever became of it.
+    pub fn begun(&self, wanted: &Step) -> bool {
+        self.steps()
+            .any(|(_, step, state)| step == wanted && *state != StepState::Pending)
     }
 
     /// Whether the pivot was begun: then there is only forward, unless it certainly did not happen.

@@ -1,0 +1,342 @@
+//! What the controller knows, kept as facts with their times, and put together into a
+//! [`Situation`] whenever one is needed. Synchronous: the loop around it is `control.rs`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::engine::detector::Detector;
+use crate::engine::lease::{LastRight, LeaseBook, can_wait_out};
+use crate::engine::observation::{
+    DatabaseFacts, Facts, Finding, Observation, PositionHistory, PositionSample,
+};
+use crate::engine::policy::Policy;
+use crate::engine::saga::GroupState;
+use crate::engine::situation::{
+    Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, OpenPlan, Replication, Request,
+    SiteFacts, Situation,
+};
+use crate::engine::step::{DeclaredLoss, Step};
+use crate::engine::topology::{Role, SiteName, Target, TargetKind, Topology, Vantage};
+use crate::engine::units::{Epoch, Lsn, MonoTime, WallTime};
+use crate::wire::{Grant, Report, ReportAnswer};
+
+/// What the controller knows.
+#[derive(Debug)]
+pub struct Brain {
+    topology: Topology,
+    policy: Policy,
+    in_charge_since: MonoTime,
+    detector: Detector,
+    book: LeaseBook,
+    /// Which site the position readings are about.
+    readings_of: SiteName,
+    readings: PositionHistory,
+    standby: Option<StandbyReading>,
+    databases: BTreeMap<SiteName, (MonoTime, DatabaseFacts)>,
+    agents: BTreeMap<SiteName, (MonoTime, AgentFacts)>,
+    /// When the controller itself last got an answer from a site.
+    reached: BTreeMap<SiteName, MonoTime>,
+    anchors: (u32, u32),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct StandbyReading {
+    read: MonoTime,
+    position: Lsn,
+    heartbeat: u64,
+    advanced: MonoTime,
+}
+
+impl Brain {
+    /// A brain that takes over at `now`: it knows the log and nothing else.
+    pub fn new(topology: Topology, policy: Policy, group: &GroupState, now: MonoTime) -> Self {
+        Self {
+            in_charge_since: now,
+            detector: Detector::default(),
+            book: book_of(group, now),
+            readings_of: group.active.clone(),
+            readings: PositionHistory::default(),
+            standby: None,
+            databases: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            reached: BTreeMap::new(),
+            anchors: (0, 0),
+            topology,
+            policy,
+        }
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// What the group consists of.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// How many anchors answered, of how many.
+    pub fn anchors(&mut self, reached: u32, of: u32) {
+        self.anchors = (reached, of);
+    }
+
+    /// Takes in an observation.
+    pub fn observe(&mut self, observation: &Observation) {
+        self.detector.observe(observation);
+        let Finding::Good(facts) = &observation.finding else {
+            return;
+        };
+        let site = &observation.target.site;
+        if observation.vantage == Vantage::Controller {
+            self.reached.insert(site.clone(), observation.ended);
+        }
+        if let Facts::Database(database) = facts {
+            self.database(site, observation, database);
+        }
+    }
+
+    fn database(&mut self, site: &SiteName, observation: &Observation, facts: &DatabaseFacts) {
+        let newest = self.databases.get(site).map(|(began, _)| *began);
+        if newest.is_some_and(|newest| newest > observation.began) {
+            return;
+        }
+        self.databases
+            .insert(site.clone(), (observation.began, facts.clone()));
+        let active = *site == self.readings_of;
+        match facts.role {
+            Role::Primary if active => {
+                let sample = PositionSample {
+                    began: observation.began,
+                    position: facts.position,
+                };
+                self.readings.add(sample);
+            }
+            Role::Standby if !active => self.standby_read(observation.began, facts),
+            Role::Primary | Role::Standby => {}
+        }
+    }
+
+    fn standby_read(&mut self, read: MonoTime, facts: &DatabaseFacts) {
+        let heartbeat = facts
+            .heartbeat
+            .as_ref()
+            .map_or(0, |heartbeat| heartbeat.sequence);
+        let position = facts.position;
+        let advanced = match self.standby {
+            // The first reading says nothing about advancing: it may have stood there for hours.
+            // But it may also just have come, so the benefit of the doubt is the primary's.
+            None => read,
+            Some(last) if position > last.position || heartbeat > last.heartbeat => read,
+            Some(last) => last.advanced,
+        };
+        self.standby = Some(StandbyReading {
+            read,
+            position,
+            heartbeat,
+            advanced,
+        });
+    }
+
+    /// Takes in an agent's report and answers it: the only place where the right to take writes is
+    /// granted.
+    pub fn report(&mut self, report: Report, group: &GroupState, now: MonoTime) -> ReportAnswer {
+        let site = report.site;
+        self.reached.insert(site.clone(), now);
+        self.agents.insert(site.clone(), (now, report.facts));
+        self.observe(&Observation {
+            target: Target {
+                site: site.clone(),
+                kind: TargetKind::Agent,
+            },
+            vantage: Vantage::Controller,
+            began: now,
+            ended: now,
+            finding: Finding::Good(Facts::Agent),
+        });
+        for sent in report.observations {
+            self.observe(&sent.unpack(Vantage::Agent(site.clone()), now));
+        }
+        self.follow(group);
+        let grant = report.asks.then(|| {
+            let epoch = report.epoch;
+            self.book.grant(&site, epoch, now).map(|()| Grant { epoch })
+        });
+        ReportAnswer {
+            epoch: self.book.epoch,
+            holder: self.book.holder.clone(),
+            grant,
+            timers: self.policy.lease.clone(),
+            probe_every: self.policy.detect.probe_every,
+            probe_timeout: self.policy.detect.probe_timeout,
+            restart_grace: self.policy.automation.local_restart_grace,
+        }
+    }
+
+    /// What follows from the log without anybody saying so: an undone plan gives the right back,
+    /// and readings of the old primary are worth nothing under a new one.
+    pub fn follow(&mut self, group: &GroupState) {
+        if group.open.is_none() && self.book.holder.is_none() {
+            self.book.pass_to(group.active.clone());
+        }
+        if self.readings_of != group.active {
+            self.readings_of = group.active.clone();
+            self.readings.clear();
+            self.standby = None;
+        }
+    }
+
+    /// Stops granting, because the epoch is raised (durably, before this is called).
+    pub fn raise(&mut self, epoch: Epoch) -> LastRight {
+        self.book.raise(epoch);
+        self.book.last_right()
+    }
+
+    /// Lets a site hold the right.
+    pub fn pass_to(&mut self, site: SiteName) {
+        self.book.pass_to(site);
+    }
+
+    /// The last right of the old holder.
+    pub fn last_right(&self) -> LastRight {
+        self.book.last_right()
+    }
+
+    /// What would be lost if the standby, cut off, stands at `position` (invariant 5). Where the
+    /// primary's position was never read by this process, what the plan recorded is used.
+    pub fn declare(
+        &self,
+        position: Lsn,
+        group: &GroupState,
+        now: MonoTime,
+        wall: WallTime,
+    ) -> DeclaredLoss {
+        let standby = Some((now, position));
+        let known = Replication::at(now, &self.readings, standby, None);
+        let recorded = group
+            .open
+            .as_ref()
+            .map(|saga| (saga.opened, &saga.plan.loss));
+        let from = match (known.covered, recorded) {
+            (Some(covered), _) => Some(wall.minus(covered)),
+            (None, Some((opened, loss))) => loss.window.map(|window| opened.minus(window)),
+            (None, None) => None,
+        };
+        let recorded_bytes = recorded.and_then(|(_, loss)| loss.bytes);
+        DeclaredLoss {
+            from_lsn: position,
+            from,
+            until: wall,
+            window: from.map(|from| wall.since(from)),
+            estimate: known.loss_estimate().or(recorded_bytes),
+            knowledge: known.primary.map(|primary| primary.age),
+        }
+    }
+
+    /// Puts everything together.
+    pub fn situation(
+        &mut self,
+        group: &GroupState,
+        walking: bool,
+        request: Option<Request>,
+        now: MonoTime,
+        wall: WallTime,
+    ) -> Situation {
+        self.follow(group);
+        let passive = self.topology.peer(&group.active).clone();
+        let sites = self.topology.sites().map(Clone::clone);
+        let sites = sites.into_iter().map(|site| {
+            let facts = self.site(&site, now);
+            (site, facts)
+        });
+        let sites = sites.collect();
+        let standby = self.standby.map(|standby| (standby.read, standby.position));
+        let advanced = self.standby.map(|standby| standby.advanced);
+        let planned = group
+            .open
+            .as_ref()
+            .is_some_and(|saga| saga.plan.can_wait_out);
+        let last = self.book.last_right();
+        Situation {
+            group: self.topology.group.clone(),
+            epoch: group.epoch,
+            active: group.active.clone(),
+            passive,
+            controller: ControllerFacts {
+                in_charge: now.since(self.in_charge_since),
+                anchors_reached: self.anchors.0,
+                anchors: self.anchors.1,
+            },
+            automation: automation_of(group, wall),
+            plan: group.open.as_ref().map(|saga| OpenPlan {
+                id: saga.id,
+                to: saga.plan.route.to.clone(),
+                stuck: saga.stuck.is_some(),
+                walking,
+            }),
+            sites,
+            replication: Replication::at(now, &self.readings, standby, advanced),
+            can_wait_out: planned
+                || (last.site == group.active && can_wait_out(&self.policy.lease, &last)),
+            request,
+        }
+    }
+
+    fn site(&mut self, site: &SiteName, now: MonoTime) -> SiteFacts {
+        let detect = &self.policy.detect;
+        let health = TargetKind::ALL.map(|kind| {
+            let target = Target {
+                site: site.clone(),
+                kind,
+            };
+            (kind, self.detector.health(&target, now, detect))
+        });
+        let fresh = |moment: &MonoTime| now.since(*moment) <= detect.stale_after;
+        SiteFacts {
+            health: health.into(),
+            reached: self.reached.get(site).is_some_and(fresh),
+            database: aged(&self.databases, site, now),
+            agent: aged(&self.agents, site, now),
+        }
+    }
+}
+
+fn aged<T: Clone>(
+    all: &BTreeMap<SiteName, (MonoTime, T)>,
+    site: &SiteName,
+    now: MonoTime,
+) -> Option<Aged<T>> {
+    all.get(site).map(|(at, fact)| Aged {
+        age: now.since(*at),
+        fact: fact.clone(),
+    })
+}
+
+/// The book that follows from the log, for a process that takes over.
+fn book_of(group: &GroupState, now: MonoTime) -> LeaseBook {
+    let mut book = LeaseBook::taken_over(group.epoch, group.active.clone(), now);
+    if let Some(saga) = &group.open {
+        if saga.past_pivot() {
+            book.pass_to(saga.plan.route.to.clone());
+        } else if saga.begun(&Step::RaiseEpoch) {
+            book.raise(group.epoch);
+        }
+    }
+    book
+}
+
+fn automation_of(group: &GroupState, wall: WallTime) -> AutomationState {
+    let hold = group.hold.as_ref().filter(|hold| hold.until > wall);
+    AutomationState {
+        hold: hold.map(|hold| HoldFacts {
+            operator: hold.operator.clone(),
+            reason: hold.reason.clone(),
+            until: hold.until,
+            left: hold.until.since(wall),
+        }),
+        disarmed: group.disarmed,
+        last_failover: group
+            .last_plan
+            .map(|at| wall.since(at).max(Duration::from_millis(1))),
+    }
+}
