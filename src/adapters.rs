@@ -7,3 +7,6 @@ pub mod http;
 pub mod tls;
 pub mod certificates;
 pub mod postgres;
+pub mod dns;
+pub mod rfc2136;
+pub mod route53;

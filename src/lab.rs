@@ -1,4 +1,5 @@
-//! The lab: real PostgreSQL pairs on this machine, made from nothing and thrown away. Product
-//! code: whoever tries the program out gets the same pair that its tests run on.
+//! The lab: the whole product on one machine, with real parts made from nothing and thrown away.
+//! Product code: whoever tries the program out gets the same parts that its tests run on.
 
 pub mod pair;
+pub mod name_server;

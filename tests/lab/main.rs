@@ -1,4 +1,13 @@
 //! Tests with real parts.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "all of this crate is tests; clippy's own exception ends at functions marked so"
+)]
 
+mod clock;
 mod pair;
 mod postgres;
+mod rfc2136;
+mod route53;

@@ -1,0 +1,196 @@
+//! Traffic by weighted records in Amazon Route 53: one record for each site, beside a TXT record
+//! with the epoch note.
+//!
+//! Route 53 has no version of a record, but a batch that deletes each old record exactly and
+//! creates each new one is applied as a whole or not at all: that is our compare-and-swap
+//! (CLOUDS.md 2.1). Never an `UPSERT`, and never a failed batch in pieces.
+//!
+//! What records mean is in `records`, how to speak to the service in `api`.
+
+mod records;
+mod api;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hickory_proto::rr::RData;
+
+pub use api::{Access, Api};
+pub use records::{Kind, Settings, SiteRecord};
+
+use self::records::{Held, Layout};
+use super::dns::{self, Lookup, LookupError};
+use crate::engine::topology::{Answer, TargetName};
+use crate::ports::{Clock, EffectError, OutsideView, Traffic, Versioned};
+
+/// How often each name server is asked. Weighted answers are drawn at random: with two sites on
+/// evenly, 4 questions miss one of them in 1 of 8 views; with one site on, none may differ.
+const SAMPLES: usize = 4;
+
+/// The longest comment of a change that Route 53 takes, in characters.
+const COMMENT_LIMIT: usize = 256;
+
+/// A traffic target in a hosted zone.
+#[derive(Debug)]
+pub struct Route53 {
+    layout: Layout,
+    api: Api,
+    clock: Arc<dyn Clock>,
+}
+
+impl Route53 {
+    /// Checks the settings; `Refused` says which one cannot work. Sends nothing.
+    pub fn new(settings: Settings, api: Api, clock: Arc<dyn Clock>) -> Result<Self, EffectError> {
+        let layout = Layout::new(settings).map_err(EffectError::Refused)?;
+        Ok(Self { layout, api, clock })
+    }
+
+    async fn held(&self) -> Result<Held, EffectError> {
+        let settings = self.layout.settings();
+        let kind = settings.kind.wire();
+        let places = self.api.list(&settings.zone_id, &settings.record, kind);
+        let note = self.layout.note_text();
+        let notes = self.api.list(&settings.zone_id, &note, "TXT");
+        let (places, notes) = tokio::try_join!(places, notes)?;
+        self.layout
+            .adopt(places, notes)
+            .map_err(|cause| self.refused(&cause))
+    }
+
+    /// What became of a batch whose answer was lost: the records themselves tell. Should the
+    /// batch take effect even after that, the next one no longer matches and is a `Conflict`.
+    async fn resolve(&self, text: &str, old: &Held, new: &Held) -> Result<(), EffectError> {
+        match self.held().await {
+            Ok(now) if now == *new => Ok(()),
+            Ok(now) if now == *old => Err(EffectError::Failed(format!(
+                "{text}; read again: nothing changed"
+            ))),
+            Ok(_third) => Err(EffectError::Conflict(format!(
+                "{text}; read again: neither what was there nor what was to be there"
+            ))),
+            Err(error) => Err(EffectError::Unknown(format!(
+                "{text}; and it cannot be read again: {error}"
+            ))),
+        }
+    }
+
+    /// Waits until every name server of the zone has the change.
+    async fn in_sync(&self, change: &str) -> Result<(), EffectError> {
+        let settings = self.layout.settings();
+        let began = self.clock.now();
+        let mut last = "PENDING".to_owned();
+        loop {
+            match self.api.is_in_sync(change).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(EffectError::Refused(text)) => {
+                    return Err(EffectError::Unknown(format!(
+                        "`{}`: change `{change}` is accepted, but cannot be followed: {text}",
+                        settings.name
+                    )));
+                }
+                Err(error) => last = error.to_string(),
+            }
+            if self.clock.now().since(began) >= settings.in_sync_within {
+                return Err(EffectError::Unknown(format!(
+                    "`{}`: change `{change}` is accepted, but not `INSYNC` after {}: {last}",
+                    settings.name,
+                    humantime::format_duration(settings.in_sync_within)
+                )));
+            }
+            self.clock.sleep(settings.poll_every).await;
+        }
+    }
+
+    fn refused(&self, cause: &str) -> EffectError {
+        EffectError::Refused(format!("`{}`: {cause}", self.layout.settings().name))
+    }
+}
+
+#[async_trait]
+impl Traffic for Route53 {
+    fn name(&self) -> &TargetName {
+        &self.layout.settings().name
+    }
+
+    async fn read(&self) -> Result<Versioned, EffectError> {
+        let held = self.held().await?;
+        let refused = |cause: String| self.refused(&cause);
+        let answer = self.layout.answer(&held).map_err(refused)?;
+        let token = serde_json::to_string(&held).map_err(|cause| refused(cause.to_string()))?;
+        Ok(Versioned { answer, token })
+    }
+
+    async fn apply(&self, from: &Versioned, to: &Answer, note: &str) -> Result<(), EffectError> {
+        let old: Held = serde_json::from_str(&from.token)
+            .map_err(|cause| self.refused(&format!("the token is not of this target: {cause}")))?;
+        let new = self
+            .layout
+            .content(to, &old)
+            .map_err(|cause| self.refused(&cause))?;
+        let comment: String = note.chars().take(COMMENT_LIMIT).collect();
+        let zone_id = &self.layout.settings().zone_id;
+        let sent = self
+            .api
+            .swap(zone_id, old.records(), new.records(), &comment)
+            .await;
+        match sent {
+            Ok(change) => self.in_sync(&change).await,
+            Err(EffectError::Unknown(text)) => self.resolve(&text, &old, &new).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn verify_outside(&self) -> Vec<OutsideView> {
+        let settings = self.layout.settings();
+        let lookup = |name, kind| Lookup {
+            name,
+            kind,
+            timeout: settings.dns_timeout,
+        };
+        let record = lookup(self.layout.record().clone(), settings.kind.dns());
+        let note = lookup(
+            self.layout.note().clone(),
+            hickory_proto::rr::RecordType::TXT,
+        );
+        let seen = dns::at_each(&settings.name_servers, |server| {
+            let (record, note) = (record.clone(), note.clone());
+            async move { sample(server, &record, &note).await }
+        })
+        .await;
+        seen.into_iter()
+            .map(|(server, found)| OutsideView {
+                place: server.to_string(),
+                answer: found
+                    .map_err(|error| error.to_string())
+                    .and_then(|(records, notes)| self.layout.seen(&records, &notes)),
+            })
+            .collect()
+    }
+}
+
+/// All that one server answers to several questions for the record, and to one for the note.
+async fn sample(
+    server: SocketAddr,
+    record: &Lookup,
+    note: &Lookup,
+) -> Result<(Vec<RData>, Vec<RData>), LookupError> {
+    let mut records = Vec::new();
+    for _ in 0..SAMPLES {
+        records.extend(record.ask(server).await?);
+    }
+    let notes = match note.ask(server).await {
+        Err(LookupError::NxDomain) => Vec::new(),
+        found => found?,
+    };
+    Ok((records, notes))
+}
+
+/// How long Route 53 may take until all of its servers have a change: 60 s is usual (CLOUDS.md
+/// 2.1), twice that is not worth waiting out in an emergency.
+pub const IN_SYNC_WITHIN: Duration = Duration::from_mins(2);
+/// How often to ask whether they have it: well below the limit of 10 calls a second that all
+/// users of the account share.
+pub const POLL_EVERY: Duration = Duration::from_secs(2);

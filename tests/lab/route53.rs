@@ -1,0 +1,487 @@
+//! Route 53: against ministack, which keeps the rules of change batches, and against a stub of
+//! ours for what only a failing service says.
+
+mod doubles;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_route53::Client;
+use aws_sdk_route53::types::{
+    Change, ChangeAction, ChangeBatch, ResourceRecord, ResourceRecordSet, RrType,
+};
+use failover::adapters::rfc2136::{Rfc2136, TsigKey};
+use failover::adapters::route53::{Access, Api, Kind, Route53, Settings, SiteRecord};
+use failover::engine::topology::{Answer, SiteName};
+use failover::engine::units::Epoch;
+use failover::lab::name_server::{NameServer, free_port};
+use failover::ports::{EffectError, Traffic, Versioned};
+
+use self::doubles::{Ministack, Stub, Swallow};
+use crate::clock::MachineClock;
+
+const AWS: &str = "192.0.2.1";
+const GCP: &str = "198.51.100.1";
+const RECORD: &str = "app.shop.test";
+
+fn site(name: &str) -> SiteName {
+    name.parse().unwrap()
+}
+
+fn settings(zone_id: &str) -> Settings {
+    let record = |value: &str| SiteRecord {
+        value: value.into(),
+        set_identifier: None,
+    };
+    Settings {
+        name: "dns".parse().unwrap(),
+        zone_id: zone_id.into(),
+        zone: "shop.test".into(),
+        record: RECORD.into(),
+        kind: Kind::A,
+        ttl_seconds: 60,
+        sites: [(site("aws"), record(AWS)), (site("gcp"), record(GCP))].into(),
+        name_servers: Vec::new(),
+        dns_timeout: Duration::from_secs(2),
+        in_sync_within: Duration::from_secs(10),
+        poll_every: Duration::from_millis(10),
+    }
+}
+
+async fn api(endpoint: &str) -> Api {
+    let access = Access::Key {
+        id: "test".into(),
+        secret: "test".into(),
+    };
+    Api::connect(access, Some(endpoint), Duration::from_secs(2)).await
+}
+
+async fn target(endpoint: &str, settings: Settings) -> Route53 {
+    Route53::new(
+        settings,
+        api(endpoint).await,
+        Arc::new(MachineClock::default()),
+    )
+    .unwrap()
+}
+
+fn answer(aws: u16, gcp: u16, epoch: u64) -> Answer {
+    let weights: BTreeMap<_, _> = [(site("aws"), aws), (site("gcp"), gcp)].into();
+    Answer {
+        weights,
+        epoch: Some(Epoch(epoch)),
+    }
+}
+
+async fn write(target: &Route53, to: &Answer) -> Versioned {
+    let from = target.read().await.unwrap();
+    target.apply(&from, to, "plan-1").await.unwrap();
+    target.read().await.unwrap()
+}
+
+fn weighted(value: &str, identifier: &str, weight: i64) -> ResourceRecordSet {
+    simple(RECORD, value, identifier, Some(weight))
+}
+
+fn simple(name: &str, value: &str, identifier: &str, weight: Option<i64>) -> ResourceRecordSet {
+    ResourceRecordSet::builder()
+        .name(name)
+        .r#type(RrType::A)
+        .set_set_identifier(weight.map(|_| identifier.to_owned()))
+        .set_weight(weight)
+        .ttl(60)
+        .resource_records(ResourceRecord::builder().value(value).build().unwrap())
+        .build()
+        .unwrap()
+}
+
+/// Writes a record as somebody else would.
+async fn by_hand(client: &Client, zone_id: &str, record: ResourceRecordSet) {
+    let change = Change::builder()
+        .action(ChangeAction::Upsert)
+        .resource_record_set(record);
+    let batch = ChangeBatch::builder()
+        .changes(change.build().unwrap())
+        .build()
+        .unwrap();
+    let request = client.change_resource_record_sets().hosted_zone_id(zone_id);
+    request.change_batch(batch).send().await.unwrap();
+}
+
+fn is_conflict(result: &Result<(), EffectError>) -> bool {
+    matches!(result, Err(EffectError::Conflict(_)))
+}
+
+fn refusal(result: Result<impl std::fmt::Debug, EffectError>) -> String {
+    match result {
+        Err(EffectError::Refused(text)) => text,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_first_write_needs_no_records_and_a_flip_is_read_back_with_its_epoch() {
+    let service = Ministack::start().await;
+    let zone = service.zone("shop.test").await;
+    let target = target(&service.endpoint, settings(&zone)).await;
+    let empty = target.read().await.unwrap();
+    assert_eq!(
+        empty.answer,
+        Answer {
+            epoch: None,
+            ..answer(0, 0, 0)
+        }
+    );
+    assert_eq!(
+        write(&target, &answer(100, 0, 1)).await.answer,
+        answer(100, 0, 1)
+    );
+    assert_eq!(
+        write(&target, &answer(0, 100, 2)).await.answer,
+        answer(0, 100, 2)
+    );
+    assert_eq!(
+        write(&target, &answer(0, 255, 3)).await.answer,
+        answer(0, 255, 3)
+    );
+}
+
+#[tokio::test]
+async fn a_stale_flip_is_a_conflict_and_changes_nothing() {
+    let service = Ministack::start().await;
+    let zone = service.zone("shop.test").await;
+    let target = target(&service.endpoint, settings(&zone)).await;
+    let empty = target.read().await.unwrap();
+    let first = write(&target, &answer(100, 0, 1)).await;
+    let second = write(&target, &answer(0, 100, 2)).await;
+    for stale in [empty, first] {
+        let result = target.apply(&stale, &answer(100, 0, 3), "").await;
+        assert!(is_conflict(&result), "{result:?}");
+    }
+    assert_eq!(target.read().await.unwrap(), second);
+}
+
+#[tokio::test]
+async fn a_weight_changed_by_somebody_else_is_a_conflict() {
+    let service = Ministack::start().await;
+    let zone = service.zone("shop.test").await;
+    let target = target(&service.endpoint, settings(&zone)).await;
+    let before = write(&target, &answer(100, 0, 1)).await;
+    by_hand(&service.client, &zone, weighted(GCP, "failover-gcp", 7)).await;
+    let result = target.apply(&before, &answer(0, 100, 2), "").await;
+    assert!(is_conflict(&result), "{result:?}");
+    assert_eq!(target.read().await.unwrap().answer, answer(100, 7, 1));
+}
+
+#[tokio::test]
+async fn records_that_were_there_keep_their_identifiers() {
+    let service = Ministack::start().await;
+    let zone = service.zone("shop.test").await;
+    by_hand(&service.client, &zone, weighted(AWS, "Frankfurt", 200)).await;
+    by_hand(
+        &service.client,
+        &zone,
+        simple("other.shop.test", "203.0.113.9", "", None),
+    )
+    .await;
+    let target = target(&service.endpoint, settings(&zone)).await;
+    let after = write(&target, &answer(0, 100, 1)).await;
+    assert_eq!(after.answer, answer(0, 100, 1));
+    assert!(after.token.contains("Frankfurt") && after.token.contains("failover-gcp"));
+}
+
+#[tokio::test]
+async fn records_of_somebody_else_are_refused_by_name() {
+    let service = Ministack::start().await;
+    for (record, part) in [
+        (weighted("203.0.113.9", "failover-aws", 1), "`203.0.113.9`"),
+        (weighted(AWS, "second", 1), "both"),
+        (simple(RECORD, AWS, "", None), "a simple record"),
+    ] {
+        let zone = service.zone("shop.test").await;
+        if part == "both" {
+            by_hand(&service.client, &zone, weighted(AWS, "first", 1)).await;
+        }
+        by_hand(&service.client, &zone, record).await;
+        let target = target(&service.endpoint, settings(&zone)).await;
+        let text = refusal(target.read().await);
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_a_change_that_happened_is_found_out_by_reading() {
+    let service = Ministack::start().await;
+    let zone = service.zone("shop.test").await;
+    let proxy = Swallow::start(service.address).await;
+    let target = target(&proxy.endpoint, settings(&zone)).await;
+    let from = target.read().await.unwrap();
+    proxy.swallow_next_answer();
+    target.apply(&from, &answer(100, 0, 1), "").await.unwrap();
+    assert!(
+        proxy.swallowed(),
+        "the answer got through: nothing was tested"
+    );
+    assert_eq!(target.read().await.unwrap().answer, answer(100, 0, 1));
+}
+
+#[tokio::test]
+async fn what_route_53_refuses_is_refused_before_sending() {
+    let stub = Stub::start("").await;
+    let target = target(&stub.endpoint, settings("Z1")).await;
+    let empty = target.read().await.unwrap();
+    let mut stranger = answer(100, 0, 1);
+    stranger.weights.insert(site("azure"), 0);
+    for (to, part) in [
+        (answer(256, 0, 1), "weight 256"),
+        (answer(0, 0, 1), "all weights"),
+        (stranger, "`azure`"),
+    ] {
+        let text = refusal(target.apply(&empty, &to, "").await);
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(stub.batches().is_empty());
+}
+
+#[tokio::test]
+async fn settings_that_cannot_work_are_refused() {
+    let api_of = || api("http://127.0.0.1:9");
+    for (change, part) in [
+        (
+            (|s: &mut Settings| s.record = "app.other.test".into()) as fn(&mut Settings),
+            "not in zone",
+        ),
+        (|s| s.kind = Kind::Aaaa, "not one value"),
+        (
+            |s| s.sites.values_mut().for_each(|r| r.value = AWS.into()),
+            "two sites",
+        ),
+        (
+            |s| {
+                for record in s.sites.values_mut() {
+                    record.set_identifier = Some("x".into());
+                }
+            },
+            "used twice",
+        ),
+        (
+            |s| {
+                for record in s.sites.values_mut() {
+                    record.set_identifier = Some(String::new());
+                }
+            },
+            "1 to 128",
+        ),
+    ] {
+        let mut wrong = settings("Z1");
+        change(&mut wrong);
+        let made = Route53::new(wrong, api_of().await, Arc::new(MachineClock::default()));
+        let text = refusal(made);
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn one_batch_deletes_and_creates_and_is_awaited_through_pending() {
+    let stub = Stub::start(&doubles::two_sites(100, 0)).await;
+    stub.then_pending(3);
+    let target = target(&stub.endpoint, settings("Z1")).await;
+    let from = target.read().await.unwrap();
+    target
+        .apply(&from, &answer(0, 100, 8), &"n".repeat(300))
+        .await
+        .unwrap();
+    assert_eq!(stub.changes_asked(), 4);
+
+    let batches = stub.batches();
+    assert_eq!(batches.len(), 1);
+    let parts: Vec<_> = batches[0].split("<Change>").skip(1).collect();
+    let shown = |part: &&str| part.contains("<Action>DELETE</Action>");
+    assert_eq!(
+        parts.iter().map(shown).collect::<Vec<_>>(),
+        [true, true, true, false, false, false]
+    );
+    assert!(
+        parts[0].contains("<Weight>100</Weight>") && parts[0].contains(AWS),
+        "{}",
+        parts[0]
+    );
+    assert!(
+        parts[3].contains("<Weight>0</Weight>") && parts[3].contains(AWS),
+        "{}",
+        parts[3]
+    );
+    assert!(
+        parts[0].contains("check-1") && parts[3].contains("check-1"),
+        "the health check stays"
+    );
+    assert!(parts[5].contains("epoch=8 site=gcp"), "{}", parts[5]);
+    let comment = batches[0]
+        .split("<Comment>")
+        .nth(1)
+        .unwrap()
+        .split('<')
+        .next()
+        .unwrap();
+    assert_eq!(comment.len(), 256);
+}
+
+#[tokio::test]
+async fn a_change_that_never_is_in_sync_is_unknown_after_its_deadline() {
+    let stub = Stub::start(&doubles::two_sites(100, 0)).await;
+    stub.then_pending(usize::MAX);
+    let short = Settings {
+        in_sync_within: Duration::from_millis(50),
+        ..settings("Z1")
+    };
+    let target = target(&stub.endpoint, short).await;
+    let from = target.read().await.unwrap();
+    let result = target.apply(&from, &answer(0, 100, 8), "").await;
+    assert!(
+        matches!(&result, Err(EffectError::Unknown(text)) if text.contains("INSYNC")),
+        "{result:?}"
+    );
+}
+
+/// What one error of the change call means, with what is there when it is read again.
+async fn verdict(status: u16, body: &str, then: Option<&str>) -> EffectError {
+    let stub = Stub::start(&doubles::two_sites(100, 0)).await;
+    let target = target(&stub.endpoint, settings("Z1")).await;
+    let from = target.read().await.unwrap();
+    stub.then_answer(status, body, then);
+    let error = target
+        .apply(&from, &answer(0, 100, 8), "")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        stub.batches().len(),
+        1,
+        "sent once, never repeated: {error}"
+    );
+    error
+}
+
+fn error_body(code: &str) -> String {
+    format!(
+        "<ErrorResponse xmlns=\"https://route53.amazonaws.com/doc/2013-04-01/\"><Error>\
+         <Type>Sender</Type><Code>{code}</Code><Message>told so</Message></Error>\
+         <RequestId>1</RequestId></ErrorResponse>"
+    )
+}
+
+#[tokio::test]
+async fn throttling_and_a_change_in_flight_certainly_did_not_happen_and_may_be_tried_again() {
+    for code in [
+        "Throttling",
+        "PriorRequestNotComplete",
+        "ThrottlingException",
+    ] {
+        let error = verdict(400, &error_body(code), None).await;
+        assert!(matches!(error, EffectError::Failed(_)), "{code}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_does_not_match_is_a_conflict_in_both_wire_forms() {
+    let old = "<InvalidChangeBatch xmlns=\"https://route53.amazonaws.com/doc/2013-04-01/\">\
+               <Messages><Message>not found</Message></Messages></InvalidChangeBatch>";
+    for body in [error_body("InvalidChangeBatch"), old.to_owned()] {
+        let error = verdict(400, &body, None).await;
+        assert!(matches!(error, EffectError::Conflict(_)), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn missing_rights_and_a_wrong_clock_are_refused_with_what_to_do() {
+    for (status, code, part) in [
+        (403, "AccessDenied", "route53:ChangeResourceRecordSets"),
+        (403, "SignatureDoesNotMatch", "NTP"),
+        (404, "NoSuchHostedZone", "NoSuchHostedZone"),
+    ] {
+        let text = refusal(Err::<(), _>(verdict(status, &error_body(code), None).await));
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_failing_service_is_believed_only_after_reading_again() {
+    let html = "<html>sorry</html>";
+    let error = verdict(503, html, Some("503")).await;
+    assert!(
+        matches!(error, EffectError::Unknown(_)),
+        "cannot be read: {error:?}"
+    );
+    let error = verdict(503, html, None).await;
+    assert!(
+        matches!(error, EffectError::Failed(_)),
+        "nothing changed: {error:?}"
+    );
+    let error = verdict(500, "", Some(&doubles::two_sites(1, 1))).await;
+    assert!(
+        matches!(error, EffectError::Conflict(_)),
+        "a third state: {error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_service_out_of_reach_leaves_a_change_unknown_and_a_read_failed() {
+    let stub = Stub::start(&doubles::two_sites(100, 0)).await;
+    let from = target(&stub.endpoint, settings("Z1"))
+        .await
+        .read()
+        .await
+        .unwrap();
+    let port = free_port(Ipv4Addr::LOCALHOST.into()).unwrap();
+    let gone = target(&format!("http://127.0.0.1:{port}"), settings("Z1")).await;
+    let result = gone.read().await;
+    assert!(matches!(result, Err(EffectError::Failed(_))), "{result:?}");
+    let result = gone.apply(&from, &answer(0, 100, 8), "").await;
+    assert!(matches!(result, Err(EffectError::Unknown(_))), "{result:?}");
+}
+
+#[tokio::test]
+async fn an_alias_among_the_records_is_refused() {
+    let alias = doubles::two_sites(100, 0).replace(
+        "<TTL>60</TTL>",
+        "<AliasTarget><HostedZoneId>Z2</HostedZoneId><DNSName>lb.test.</DNSName>\
+         <EvaluateTargetHealth>true</EvaluateTargetHealth></AliasTarget>",
+    );
+    let stub = Stub::start(&alias).await;
+    let text = refusal(target(&stub.endpoint, settings("Z1")).await.read().await);
+    assert!(text.contains("an alias"), "{text}");
+}
+
+#[tokio::test]
+async fn each_name_server_is_asked_and_every_site_that_it_answers_is_on() {
+    let ip: IpAddr = Ipv4Addr::LOCALHOST.into();
+    let dir = tempfile::tempdir().unwrap();
+    let key = TsigKey {
+        name: "failover".into(),
+        secret: vec![7; 32],
+    };
+    let port = free_port(ip).unwrap();
+    let server = NameServer::start(dir.path(), ip, port, "shop.test", key)
+        .await
+        .unwrap();
+    let addresses =
+        [("aws", AWS), ("gcp", GCP)].map(|(name, ip)| (site(name), vec![ip.parse().unwrap()]));
+    let zone = server.settings("zone".parse().unwrap(), RECORD, addresses.into());
+    let zone = Rfc2136::new(zone, Arc::new(MachineClock::default())).unwrap();
+    let dead: SocketAddr = (ip, free_port(ip).unwrap()).into();
+    let with_servers = Settings {
+        name_servers: vec![server.address(), dead],
+        dns_timeout: Duration::from_millis(500),
+        ..settings("Z1")
+    };
+    let target = target("http://127.0.0.1:9", with_servers).await;
+    for to in [answer(0, 100, 1), answer(100, 100, 2)] {
+        let from = zone.read().await.unwrap();
+        zone.apply(&from, &to, "").await.unwrap();
+        let views = target.verify_outside().await;
+        assert_eq!(views[0].answer, Ok(to));
+        assert_eq!(views[1].place, dead.to_string());
+        assert!(views[1].answer.is_err());
+    }
+}
