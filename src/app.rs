@@ -2,3 +2,6 @@
 
 pub mod journal;
 pub mod brain;
+pub mod control;
+pub mod executor;
+pub mod steps;

@@ -212,8 +212,6 @@ pub struct Status {
     pub situation: Situation,
     /// The last decision, gate by gate.
     pub decision: Decision,
-    /// What users reach, target by target, as last read or moved.
-    pub traffic: Vec<String>,
     /// The open plan, step by step.
     pub plan: Option<PlanStatus>,
     /// The number and digest of the last entry of the decision log.

@@ -1,0 +1,395 @@
+//! The control loop: one task that owns what the controller knows. Everything comes in by one
+//! queue; decisions are made at every tick and at every arrival, and logged when they change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::brain::Brain;
+use super::executor::{Executor, World};
+use super::journal::{Journal, JournalError};
+use crate::engine::chain::Body;
+use crate::engine::decision::{Decision, Verdict, decide};
+use crate::engine::lease::LastRight;
+use crate::engine::observation::Observation;
+use crate::engine::plan::Plan;
+use crate::engine::reason::Code;
+use crate::engine::saga::Command;
+use crate::engine::situation::{Request, Situation};
+use crate::engine::step::DeclaredLoss;
+use crate::engine::topology::SiteName;
+use crate::engine::units::{Epoch, Lsn, WallTime};
+use crate::ports::Clock;
+use crate::wire::{
+    HoldAsk, PlanStatus, PromoteAnswer, PromoteAsk, ReleaseAsk, Report, ReportAnswer, Status,
+};
+
+/// How many inputs may wait: 16 targets from 4 vantage points, 4 rounds of them.
+const WAITING: usize = 256;
+
+/// How often it decides when nothing arrives. Bounds the reaction to the end of a window.
+pub const TICK: Duration = Duration::from_millis(25);
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Input {
+    /// What our own probes saw.
+    Observed(Vec<Observation>),
+    /// How many anchors answered, of how many.
+    Anchors(u32, u32),
+    /// An agent reported, and waits for the answer.
+    Reported(Box<Report>, oneshot::Sender<ReportAnswer>),
+    /// A person asks for a site to become active.
+    Promote(
+        String,
+        PromoteAsk,
+        oneshot::Sender<Result<PromoteAnswer, String>>,
+    ),
+    /// A person stops automation.
+    Hold(String, HoldAsk, oneshot::Sender<Result<(), String>>),
+    /// A person lets automation act again.
+    Release(String, ReleaseAsk, oneshot::Sender<Result<(), String>>),
+    /// The executor: grant nobody anything any more, the epoch is raised.
+    Raise(Epoch, oneshot::Sender<LastRight>),
+    /// The executor: let a site hold the right.
+    PassTo(SiteName, oneshot::Sender<()>),
+    /// The executor: what is the situation, under this request?
+    Look(Option<Request>, oneshot::Sender<Situation>),
+    /// The executor: what may be lost if the standby stands here?
+    Declare(Lsn, oneshot::Sender<DeclaredLoss>),
+}
+
+/// A way to the control loop.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    queue: mpsc::Sender<Input>,
+}
+
+/// The control loop has ended; so does whoever needed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the control loop has ended")]
+pub struct Ended;
+
+impl Handle {
+    /// A way to a control loop, and the queue that the loop reads.
+    pub fn new() -> (Self, mpsc::Receiver<Input>) {
+        let (queue, inputs) = mpsc::channel(WAITING);
+        (Self { queue }, inputs)
+    }
+
+    /// Sends something that has no answer.
+    pub async fn tell(&self, input: Input) -> Result<(), Ended> {
+        self.queue.send(input).await.map_err(|_closed| Ended)
+    }
+
+    /// Asks, and waits for the answer.
+    pub async fn ask<T>(
+        &self,
+        input: impl FnOnce(oneshot::Sender<T>) -> Input,
+    ) -> Result<T, Ended> {
+        let (sender, answer) = oneshot::channel();
+        self.tell(input(sender)).await?;
+        answer.await.map_err(|_closed| Ended)
+    }
+}
+
+/// Verdict and codes of a decision: what must change for it to be logged.
+type Signature = (Verdict, Vec<(Code, Option<SiteName>)>);
+
+/// The control loop.
+#[derive(Debug)]
+pub struct Control {
+    brain: Brain,
+    journal: Journal,
+    clock: Arc<dyn Clock>,
+    world: Arc<World>,
+    handle: Handle,
+    inputs: mpsc::Receiver<Input>,
+    status: watch::Sender<Option<Status>>,
+    policy_name: String,
+    /// Verdict and codes of the last decision that was logged.
+    logged: Option<Signature>,
+    executor: Option<tokio::task::JoinHandle<Result<(), JournalError>>>,
+}
+
+impl Control {
+    /// A loop that has not begun.
+    pub fn new(
+        brain: Brain,
+        journal: Journal,
+        clock: Arc<dyn Clock>,
+        world: Arc<World>,
+        (handle, inputs): (Handle, mpsc::Receiver<Input>),
+        policy_name: String,
+    ) -> (Self, watch::Receiver<Option<Status>>) {
+        let (status, shown) = watch::channel(None);
+        let control = Self {
+            brain,
+            journal,
+            clock,
+            world,
+            handle,
+            inputs,
+            status,
+            policy_name,
+            logged: None,
+            executor: None,
+        };
+        (control, shown)
+    }
+
+    /// Decides until the log cannot be written any more.
+    pub async fn run(mut self) -> Result<(), JournalError> {
+        loop {
+            let input = tokio::select! {
+                input = self.inputs.recv() => input,
+                () = self.clock.sleep(TICK) => None,
+            };
+            if let Some(input) = input {
+                self.take(input).await?;
+                while let Ok(input) = self.inputs.try_recv() {
+                    self.take(input).await?;
+                }
+            }
+            self.look_after_executor().await?;
+            self.decide().await?;
+        }
+    }
+
+    async fn take(&mut self, input: Input) -> Result<(), JournalError> {
+        let now = self.clock.now();
+        // Whoever asked may be gone by now: an answer that nobody waits for is no mistake.
+        match input {
+            Input::Observed(observations) => {
+                for observation in &observations {
+                    self.brain.observe(observation);
+                }
+            }
+            Input::Anchors(reached, of) => self.brain.anchors(reached, of),
+            Input::Reported(report, answer) => {
+                let group = self.journal.state();
+                drop(answer.send(self.brain.report(*report, &group, now)));
+            }
+            Input::Promote(operator, ask, answer) => {
+                let done = self.promote(&operator, &ask).await?;
+                drop(answer.send(done));
+            }
+            Input::Hold(operator, ask, answer) => {
+                let until = WallTime(
+                    self.clock
+                        .wall()
+                        .0
+                        .saturating_add(crate::engine::units::as_millis(ask.lasting)),
+                );
+                let command = Command::Hold {
+                    reason: ask.reason,
+                    until,
+                };
+                self.journal
+                    .append(&operator, Body::Command { command })
+                    .await?;
+                drop(answer.send(Ok(())));
+            }
+            Input::Release(operator, ask, answer) => {
+                let command = Command::Release { reason: ask.reason };
+                self.journal
+                    .append(&operator, Body::Command { command })
+                    .await?;
+                drop(answer.send(Ok(())));
+            }
+            Input::Raise(epoch, answer) => drop(answer.send(self.brain.raise(epoch))),
+            Input::PassTo(site, answer) => {
+                self.brain.pass_to(site);
+                answer.send(()).unwrap_or_default();
+            }
+            Input::Look(request, answer) => drop(answer.send(self.situation(request))),
+            Input::Declare(position, answer) => {
+                let group = self.journal.state();
+                let wall = self.clock.wall();
+                drop(answer.send(self.brain.declare(position, &group, now, wall)));
+            }
+        }
+        Ok(())
+    }
+
+    fn situation(&mut self, request: Option<Request>) -> Situation {
+        let group = self.journal.state();
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        self.brain
+            .situation(&group, self.executor.is_some(), request, now, wall)
+    }
+
+    async fn decide(&mut self) -> Result<(), JournalError> {
+        let situation = self.situation(None);
+        let decision = decide(&situation, self.brain.policy());
+        self.show(&situation, &decision);
+        let codes = decision
+            .reasons
+            .iter()
+            .map(|reason| (reason.code, reason.site.clone()));
+        let signature = (decision.verdict.clone(), codes.collect());
+        if self.logged.as_ref() != Some(&signature) {
+            self.log_decision(&decision, &situation).await?;
+            self.logged = Some(signature);
+        }
+        match decision.verdict {
+            Verdict::FailOver { .. } => {
+                self.open_plan(&situation).await?;
+            }
+            Verdict::Resume { plan } => {
+                tracing::info!(plan_id = plan, "plan resumed");
+                self.start_executor();
+            }
+            // Nothing decides on a planned switchover yet.
+            Verdict::Hold | Verdict::Prepare | Verdict::SwitchOver { .. } | Verdict::Escalate => {}
+        }
+        Ok(())
+    }
+
+    async fn log_decision(
+        &mut self,
+        decision: &Decision,
+        situation: &Situation,
+    ) -> Result<(), JournalError> {
+        let first = decision
+            .reasons
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        tracing::info!(verdict = %decision.verdict, reason = %first, "decided");
+        let (decision, situation) = (Box::new(decision.clone()), Box::new(situation.clone()));
+        self.journal
+            .append(
+                "controller",
+                Body::Decision {
+                    decision,
+                    situation,
+                },
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn open_plan(&mut self, situation: &Situation) -> Result<u64, JournalError> {
+        let last = self.brain.last_right();
+        let plan = Box::new(Plan::failover(situation, self.brain.topology(), &last));
+        tracing::info!(to = %plan.route.to, epoch = plan.route.epoch.0, "plan opened");
+        let id = self
+            .journal
+            .append("controller", Body::Plan { plan })
+            .await?;
+        self.start_executor();
+        Ok(id)
+    }
+
+    /// A person asks. What is decided is decided by the same engine, and logged with its evidence.
+    async fn promote(
+        &mut self,
+        operator: &str,
+        ask: &PromoteAsk,
+    ) -> Result<Result<PromoteAnswer, String>, JournalError> {
+        if !self.brain.topology().has(&ask.to) {
+            let [first, second] = self.brain.topology().sites();
+            return Ok(Err(format!(
+                "`{}` is not a site of this group: its sites are `{first}` and `{second}`",
+                ask.to
+            )));
+        }
+        let request = ask.request(operator);
+        let group = self.journal.state();
+        let stuck = group.open.as_ref().filter(|saga| saga.stuck.is_some());
+        if let Some(stuck) = stuck.filter(|stuck| stuck.plan.route.to == ask.to && !ask.dry_run) {
+            return self.retry_stuck(operator, request, stuck.id).await;
+        }
+        let situation = self.situation(Some(request.clone()));
+        let decision = decide(&situation, self.brain.policy());
+        let last = self.brain.last_right();
+        let plan = Plan::failover(&situation, self.brain.topology(), &last);
+        let steps = plan.steps.iter().map(ToString::to_string).collect();
+        let passes = matches!(decision.verdict, Verdict::FailOver { .. });
+        let mut answer = PromoteAnswer {
+            decision,
+            steps,
+            plan: None,
+        };
+        if passes && !ask.dry_run {
+            let command = Command::Promote { request };
+            self.journal
+                .append(operator, Body::Command { command })
+                .await?;
+            self.log_decision(&answer.decision, &situation).await?;
+            answer.plan = Some(self.open_plan(&situation).await?);
+        }
+        Ok(Ok(answer))
+    }
+
+    async fn retry_stuck(
+        &mut self,
+        operator: &str,
+        request: Request,
+        id: u64,
+    ) -> Result<Result<PromoteAnswer, String>, JournalError> {
+        let command = Command::Promote { request };
+        self.journal
+            .append(operator, Body::Command { command })
+            .await?;
+        let situation = self.situation(None);
+        let decision = decide(&situation, self.brain.policy());
+        let group = self.journal.state();
+        let steps = PlanStatus::of(&group)
+            .map(|plan| plan.steps)
+            .unwrap_or_default();
+        let steps = steps.into_iter().map(|(step, _)| step).collect();
+        Ok(Ok(PromoteAnswer {
+            decision,
+            steps,
+            plan: Some(id),
+        }))
+    }
+
+    fn start_executor(&mut self) {
+        let executor = Executor::new(
+            self.journal.clone(),
+            self.handle.clone(),
+            Arc::clone(&self.world),
+            Arc::clone(&self.clock),
+            self.brain.policy().clone(),
+            self.brain.topology().clone(),
+        );
+        self.executor = Some(tokio::spawn(executor.run()));
+    }
+
+    async fn look_after_executor(&mut self) -> Result<(), JournalError> {
+        let Some(executor) = self.executor.take_if(|executor| executor.is_finished()) else {
+            return Ok(());
+        };
+        match executor.await {
+            Ok(ended) => ended,
+            Err(cause) => {
+                // A panic: the plan stays open, and is resumed by checking before repeating.
+                tracing::error!(%cause, "the executor broke");
+                Ok(())
+            }
+        }
+    }
+
+    fn show(&mut self, situation: &Situation, decision: &Decision) {
+        let group = self.journal.state();
+        let end = self.journal.view();
+        let log = {
+            let view = end.borrow();
+            (view.entries, view.head.to_string())
+        };
+        self.status.send_replace(Some(Status {
+            schema_version: 1,
+            at: self.clock.wall(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            policy: self.policy_name.clone(),
+            situation: situation.clone(),
+            decision: decision.clone(),
+            plan: PlanStatus::of(&group),
+            log,
+        }));
+    }
+}

@@ -1,0 +1,572 @@
+//! What each step does, how it is checked, and how it is taken back. Every effect is safe to
+//! repeat; when and how often is the executor's business.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::control::{Ended, Handle, Input};
+use super::executor::World;
+use super::journal::Journal;
+use crate::engine::decision::{Verdict, decide};
+use crate::engine::gate::guard_answer;
+use crate::engine::lease::{FenceProof, LastRight, waited_out_at};
+use crate::engine::observation::{Facts, Finding};
+use crate::engine::policy::Policy;
+use crate::engine::reason::Code;
+use crate::engine::saga::OpenSaga;
+use crate::engine::step::{Fact, Step};
+use crate::engine::topology::{Answer, Role, SiteName, Target, TargetKind, TargetName, Topology};
+use crate::engine::units::{MonoTime, WallTime, as_millis};
+use crate::ports::{Clock, EffectError, Traffic, Way};
+use crate::wire::{Came, Order, OrderAnswer, What};
+
+impl From<Ended> for EffectError {
+    fn from(ended: Ended) -> Self {
+        EffectError::Failed(ended.to_string())
+    }
+}
+
+/// The steps of a failover, on the real world.
+#[derive(Debug)]
+pub struct Steps {
+    world: Arc<World>,
+    control: Handle,
+    journal: Journal,
+    clock: Arc<dyn Clock>,
+    policy: Policy,
+    topology: Topology,
+    /// When this process had the sever confirmed.
+    severed: Option<MonoTime>,
+}
+
+type Outcome = Result<Fact, EffectError>;
+
+/// How long one request to an agent may take that only looks or writes a small thing.
+const SHORT_ORDER: Duration = Duration::from_secs(5);
+
+impl Steps {
+    /// The steps of a plan that this process begins or goes on with.
+    pub fn new(
+        world: Arc<World>,
+        control: Handle,
+        journal: Journal,
+        clock: Arc<dyn Clock>,
+        policy: Policy,
+        topology: Topology,
+    ) -> Self {
+        Self {
+            world,
+            control,
+            journal,
+            clock,
+            policy,
+            topology,
+            severed: None,
+        }
+    }
+
+    /// Does a step.
+    pub async fn run(&mut self, saga: &OpenSaga, step: &Step, deadline: MonoTime) -> Outcome {
+        let to = &saga.plan.route.to;
+        match step {
+            Step::Recheck => self.recheck(saga).await,
+            Step::RaiseEpoch => {
+                let epoch = saga.plan.route.epoch;
+                self.control
+                    .ask(|answer| Input::Raise(epoch, answer))
+                    .await?;
+                Ok(Fact::Epoch { epoch })
+            }
+            Step::StartWorkloads => self.simple(saga, to, What::StartWorkloads, deadline).await,
+            Step::Sever => self.sever(saga, deadline).await,
+            Step::Fence => self.fence(saga, deadline).await,
+            Step::Freeze => self.freeze(saga).await,
+            Step::Promote => self.promote(saga, deadline).await,
+            Step::VerifyWritable => self.verify_writable(saga).await,
+            Step::AwaitWorkloads => self.simple(saga, to, What::AwaitWorkloads, deadline).await,
+            Step::MoveTraffic { target } => self.move_traffic(saga, target).await,
+            Step::VerifyOutside => self.verify_outside(saga, deadline).await,
+            Step::Settle => Ok(Fact::Done),
+        }
+    }
+
+    /// Whether a step that was begun is done already: its fact, a clear "no", or an error where
+    /// the world does not say.
+    pub async fn check(
+        &mut self,
+        saga: &OpenSaga,
+        step: &Step,
+        deadline: MonoTime,
+    ) -> Result<Option<Fact>, EffectError> {
+        match step {
+            Step::Promote => {
+                let to = &saga.plan.route.to;
+                match self
+                    .order(saga, to, What::Promote, Way::Direct, true, deadline)
+                    .await?
+                {
+                    Came::Promoted {
+                        timeline, position, ..
+                    } => {
+                        // The right follows the promotion, whoever saw it happen.
+                        self.pass_to(to).await?;
+                        Ok(Some(Fact::Promoted {
+                            timeline,
+                            position,
+                            already: true,
+                        }))
+                    }
+                    Came::NotDone => Ok(None),
+                    other @ (Came::Done | Came::Fenced { .. } | Came::Severed { .. }) => {
+                        Err(unexpected(&other))
+                    }
+                }
+            }
+            // Their effect itself begins by looking, and is the same done twice.
+            Step::Recheck
+            | Step::RaiseEpoch
+            | Step::StartWorkloads
+            | Step::Sever
+            | Step::Fence
+            | Step::Freeze
+            | Step::VerifyWritable
+            | Step::AwaitWorkloads
+            | Step::MoveTraffic { .. }
+            | Step::VerifyOutside
+            | Step::Settle => Ok(None),
+        }
+    }
+
+    /// Takes a step back.
+    pub async fn undo(
+        &mut self,
+        saga: &OpenSaga,
+        step: &Step,
+        deadline: MonoTime,
+    ) -> Result<(), EffectError> {
+        let route = &saga.plan.route;
+        match step {
+            Step::StartWorkloads => {
+                self.simple(saga, &route.to, What::StopWorkloads, deadline)
+                    .await?;
+            }
+            Step::Sever => {
+                self.simple(saga, &route.to, What::Reconnect, deadline)
+                    .await?;
+            }
+            Step::Fence => {
+                self.pass_to(&route.from).await?;
+                let undone = self
+                    .simple(saga, &route.from, What::Unfence, deadline)
+                    .await;
+                // An agent that cannot be reached hears from its next report that the right is
+                // its own in the new epoch, and lifts its fence itself.
+                if let Err(error) = undone {
+                    let text = format!(
+                        "site `{}` was not told that its fence is lifted: {error}",
+                        route.from
+                    );
+                    self.note("unfence-later", text).await?;
+                }
+            }
+            Step::Recheck
+            | Step::RaiseEpoch
+            | Step::Freeze
+            | Step::Promote
+            | Step::VerifyWritable
+            | Step::AwaitWorkloads
+            | Step::MoveTraffic { .. }
+            | Step::VerifyOutside
+            | Step::Settle => {}
+        }
+        Ok(())
+    }
+
+    async fn note(&self, code: &str, text: String) -> Result<(), EffectError> {
+        let written = self.journal.note(code, text).await;
+        written
+            .map(drop)
+            .map_err(|error| EffectError::Failed(error.to_string()))
+    }
+
+    async fn pass_to(&self, site: &SiteName) -> Result<(), EffectError> {
+        let site = site.clone();
+        Ok(self
+            .control
+            .ask(|answer| Input::PassTo(site, answer))
+            .await?)
+    }
+
+    /// An order to one agent, signed with an expiry, within a time.
+    async fn order(
+        &self,
+        saga: &OpenSaga,
+        site: &SiteName,
+        what: What,
+        by: Way,
+        check_only: bool,
+        deadline: MonoTime,
+    ) -> OrderAnswer {
+        let left = deadline.since(self.clock.now());
+        let within = match what {
+            What::Promote | What::Fence | What::Sever if !check_only => left,
+            What::Promote
+            | What::Fence
+            | What::Sever
+            | What::Unfence
+            | What::Reconnect
+            | What::StartWorkloads
+            | What::StopWorkloads
+            | What::AwaitWorkloads => left.min(SHORT_ORDER),
+        };
+        let expires = WallTime(self.clock.wall().0.saturating_add(as_millis(within)));
+        let order = Order {
+            plan: saga.id,
+            group: self.topology.group.clone(),
+            site: site.clone(),
+            epoch: saga.plan.route.epoch,
+            expires,
+            check_only,
+            what,
+        };
+        self.world.agents.order(&order, by, within).await
+    }
+
+    async fn simple(
+        &self,
+        saga: &OpenSaga,
+        site: &SiteName,
+        what: What,
+        deadline: MonoTime,
+    ) -> Outcome {
+        match self
+            .order(saga, site, what, Way::Direct, false, deadline)
+            .await?
+        {
+            Came::Done => Ok(Fact::Done),
+            Came::NotDone => Err(EffectError::Failed("not yet".to_owned())),
+            other @ (Came::Fenced { .. } | Came::Severed { .. } | Came::Promoted { .. }) => {
+                Err(unexpected(&other))
+            }
+        }
+    }
+
+    /// Decides once more. A plan that is gone on with after a restart needs no more than its own
+    /// record of what cannot be seen any more.
+    async fn recheck(&self, saga: &OpenSaga) -> Outcome {
+        let request = saga.plan.request.clone();
+        let mut situation = self
+            .control
+            .ask(|answer| Input::Look(request, answer))
+            .await?;
+        situation.plan = None;
+        let mut decision = decide(&situation, &self.policy);
+        if situation.replication.primary.is_none() && saga.plan.loss.bytes.is_some() {
+            decision
+                .gates
+                .retain(|gate| gate.reason.code != Code::LossUnknown);
+            decision
+                .reasons
+                .retain(|reason| reason.code != Code::LossUnknown);
+        }
+        let closed = decision.gates.iter().find(|gate| !gate.open);
+        let wanted = match (&decision.verdict, closed) {
+            (Verdict::FailOver { to }, _) => *to == saga.plan.route.to,
+            // All gates open but the one that was left out: the trigger stands last.
+            (Verdict::Hold, None) => decision
+                .reasons
+                .iter()
+                .any(|reason| is_trigger(reason.code)),
+            (_, _) => false,
+        };
+        if wanted {
+            Ok(Fact::Done)
+        } else {
+            let why: Vec<String> = decision.reasons.iter().map(ToString::to_string).collect();
+            Err(EffectError::Failed(why.join("; ")))
+        }
+    }
+
+    async fn sever(&mut self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
+        let to = &saga.plan.route.to;
+        match self
+            .order(saga, to, What::Sever, Way::Direct, false, deadline)
+            .await?
+        {
+            Came::Severed { position, replayed } => {
+                self.severed = Some(self.clock.now());
+                Ok(Fact::Severed { position, replayed })
+            }
+            other @ (Came::Done | Came::NotDone | Came::Fenced { .. } | Came::Promoted { .. }) => {
+                Err(unexpected(&other))
+            }
+        }
+    }
+
+    /// Proves that the old primary cannot write, by whichever way is first (DESIGN section 6).
+    async fn fence(&mut self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
+        // After a restart the sever counts from when this process had it confirmed.
+        if self.severed.is_none() {
+            self.sever(saga, deadline).await?;
+        }
+        let severed = self.severed.unwrap_or_else(|| self.clock.now());
+        let epoch = saga.plan.route.epoch;
+        let last = self
+            .control
+            .ask(|answer| Input::Raise(epoch, answer))
+            .await?;
+        let told = async {
+            tokio::select! {
+                biased;
+                proof = self.tell_to_fence(saga, Way::Direct, deadline) => proof,
+                proof = self.tell_to_fence(saga, Way::Relayed, deadline) => proof,
+            }
+        };
+        let proof = tokio::select! {
+            biased;
+            proof = told => proof,
+            proof = self.wait_out(saga, severed, &last) => proof,
+            proof = self.override_fence(saga) => proof,
+            () = self.clock.sleep(deadline.since(self.clock.now())) => {
+                return Err(EffectError::Refused("no proof in time that the old primary cannot write".to_owned()));
+            }
+        };
+        Ok(Fact::Fenced { proof })
+    }
+
+    /// F1: asks the old primary's agent until it confirms.
+    async fn tell_to_fence(&self, saga: &OpenSaga, by: Way, deadline: MonoTime) -> FenceProof {
+        let from = &saga.plan.route.from;
+        loop {
+            let answer = self
+                .order(saga, from, What::Fence, by, false, deadline)
+                .await;
+            match answer {
+                Ok(Came::Fenced { said }) => {
+                    return FenceProof::Agent {
+                        relayed: by == Way::Relayed,
+                        said,
+                    };
+                }
+                Ok(other) => tracing::warn!(?other, "the agent did not answer with a proof"),
+                Err(error) => {
+                    tracing::debug!(%error, ?by, "the order to fence did not come through");
+                }
+            }
+            self.clock.sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// F3: waits until the old primary's right is certainly over and its guard has done its work.
+    /// Never ends where waiting proves nothing.
+    async fn wait_out(&self, saga: &OpenSaga, severed: MonoTime, last: &LastRight) -> FenceProof {
+        if !saga.plan.can_wait_out {
+            std::future::pending::<()>().await;
+        }
+        let until = waited_out_at(&self.policy.lease, severed, last.granted);
+        loop {
+            let now = self.clock.now();
+            if now >= until {
+                return FenceProof::WaitedOut {
+                    severed_ago: now.since(severed),
+                    granted_ago: now.since(last.granted),
+                };
+            }
+            self.clock.sleep(until.since(now)).await;
+        }
+    }
+
+    /// F4: a named person vouches, once the agent had its chance to confirm.
+    async fn override_fence(&self, saga: &OpenSaga) -> FenceProof {
+        let request = saga
+            .plan
+            .request
+            .as_ref()
+            .filter(|request| request.override_fence);
+        let Some(request) = request else {
+            return std::future::pending().await;
+        };
+        self.clock.sleep(self.policy.lease.fence_and_margin()).await;
+        FenceProof::Override {
+            operator: request.operator.clone(),
+            reason: request.reason.clone(),
+        }
+    }
+
+    async fn freeze(&self, saga: &OpenSaga) -> Outcome {
+        let Some(Fact::Severed { position, .. }) = saga.fact(&Step::Sever) else {
+            return Err(EffectError::Refused(
+                "the standby was not severed".to_owned(),
+            ));
+        };
+        let position = *position;
+        let loss = self
+            .control
+            .ask(|answer| Input::Declare(position, answer))
+            .await?;
+        let limit = saga.loss_limit(self.policy.data.max_loss);
+        if let Some(estimate) = loss.estimate.filter(|estimate| *estimate > limit) {
+            return Err(EffectError::Refused(format!(
+                "{}: {estimate} (limit {limit}) would be lost",
+                Code::LossOverLimit
+            )));
+        }
+        Ok(Fact::Declared { loss })
+    }
+
+    async fn promote(&self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
+        let to = &saga.plan.route.to;
+        if saga.fact(&Step::Fence).is_none() {
+            return Err(EffectError::Refused(
+                "the old primary is not fenced".to_owned(),
+            ));
+        }
+        self.pass_to(to).await?;
+        match self
+            .order(saga, to, What::Promote, Way::Direct, false, deadline)
+            .await?
+        {
+            Came::Promoted {
+                timeline,
+                position,
+                already,
+            } => Ok(Fact::Promoted {
+                timeline,
+                position,
+                already,
+            }),
+            other @ (Came::Done | Came::NotDone | Came::Fenced { .. } | Came::Severed { .. }) => {
+                Err(unexpected(&other))
+            }
+        }
+    }
+
+    async fn verify_writable(&self, saga: &OpenSaga) -> Outcome {
+        let target = Target {
+            site: saga.plan.route.to.clone(),
+            kind: TargetKind::Database,
+        };
+        let seen = self
+            .world
+            .probe
+            .look(&target, self.policy.detect.probe_timeout)
+            .await;
+        let not_yet = |why: String| Err(EffectError::Failed(why));
+        match seen {
+            Finding::Bad(failure) => not_yet(failure.to_string()),
+            Finding::Good(Facts::Database(facts)) => {
+                let epoch = saga.plan.route.epoch;
+                if facts.role != Role::Primary {
+                    not_yet("it is a standby".to_owned())
+                } else if facts.write_took.is_none() {
+                    not_yet("it took no write".to_owned())
+                } else if facts.epoch != Some(epoch) {
+                    not_yet(format!("its epoch row says {:?}, not {epoch}", facts.epoch))
+                } else {
+                    Ok(Fact::Done)
+                }
+            }
+            Finding::Good(Facts::Api | Facts::Agent) => not_yet("no database answered".to_owned()),
+        }
+    }
+
+    async fn move_traffic(&self, saga: &OpenSaga, name: &TargetName) -> Outcome {
+        let Some(target) = self
+            .world
+            .traffic
+            .iter()
+            .find(|target| target.name() == name)
+        else {
+            return Err(EffectError::Refused(format!(
+                "traffic target `{name}` is not configured any more"
+            )));
+        };
+        let route = &saga.plan.route;
+        let wanted = Answer::only(&route.to, &self.topology, route.epoch);
+        let found = target.read().await?;
+        if let Some(higher) = found.answer.epoch.filter(|epoch| *epoch > route.epoch) {
+            return Err(EffectError::Refused(format!(
+                "`{name}` is in epoch {higher} already, this plan is of {}",
+                route.epoch
+            )));
+        }
+        if found.answer.is_only(&route.to) && found.answer.epoch == Some(route.epoch) {
+            return Ok(Fact::Moved { already: true });
+        }
+        // The one guard, just before the wire, against what is true at this moment.
+        let active = self.journal.state().active;
+        guard_answer(&wanted, &self.topology, &active)
+            .map_err(|forbidden| EffectError::Refused(forbidden.to_string()))?;
+        target
+            .apply(
+                &found,
+                &wanted,
+                &format!("failover plan {} epoch {}", saga.id, route.epoch),
+            )
+            .await?;
+        self.read_back(target.as_ref(), &wanted).await
+    }
+
+    async fn read_back(&self, target: &dyn Traffic, wanted: &Answer) -> Outcome {
+        let now = target.read().await?;
+        if now.answer == *wanted {
+            Ok(Fact::Moved { already: false })
+        } else {
+            Err(EffectError::Conflict(format!(
+                "written, but now it says {:?}",
+                now.answer
+            )))
+        }
+    }
+
+    async fn verify_outside(&self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
+        let to = &saga.plan.route.to;
+        let mut places = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for target in &self.world.traffic {
+            for view in target.verify_outside().await {
+                let place = format!("{} {}", target.name(), view.place);
+                match view.answer {
+                    Ok(answer) if answer.is_only(to) => drop(places.insert(place, to.to_string())),
+                    Ok(answer) => {
+                        let on: Vec<String> = answer.sites_on().map(ToString::to_string).collect();
+                        wrong.push(format!("{place} answers {}", on.join(" and ")));
+                    }
+                    Err(why) => wrong.push(format!("{place}: {why}")),
+                }
+            }
+        }
+        if let Some(front) = &self.world.front {
+            let within = deadline.since(self.clock.now()).min(SHORT_ORDER);
+            for (place, entered) in front.enter(to, within).await {
+                match entered {
+                    Ok(site) if site == *to => drop(places.insert(place, site.to_string())),
+                    Ok(site) => wrong.push(format!("{place} leads to {site}")),
+                    Err(why) => wrong.push(format!("{place}: {why}")),
+                }
+            }
+        }
+        if wrong.is_empty() {
+            Ok(Fact::Seen { places })
+        } else {
+            Err(EffectError::Failed(wrong.join("; ")))
+        }
+    }
+}
+
+fn is_trigger(code: Code) -> bool {
+    [
+        Code::ActiveSiteFailed,
+        Code::ActiveDatabaseDown,
+        Code::ActiveApiFailed,
+        Code::OperatorRequest,
+    ]
+    .contains(&code)
+}
+
+fn unexpected(came: &Came) -> EffectError {
+    EffectError::Unknown(format!(
+        "the agent answered {came:?}, which is no answer to this order"
+    ))
+}
