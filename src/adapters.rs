@@ -8,5 +8,8 @@ pub mod tls;
 pub mod certificates;
 pub mod postgres;
 pub mod dns;
+pub mod agents;
+pub mod site_probe;
+pub mod front;
 pub mod rfc2136;
 pub mod route53;

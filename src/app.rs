@@ -5,3 +5,4 @@ pub mod brain;
 pub mod control;
 pub mod executor;
 pub mod steps;
+pub mod prober;

@@ -6,4 +6,5 @@ pub mod wire;
 pub mod ports;
 pub mod adapters;
 pub mod app;
+pub mod agent;
 pub mod lab;

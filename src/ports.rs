@@ -1,4 +1,4 @@
-//! What the controller needs of the outside world. Each port has a real side in `adapters` and a
+//! What the controller and the agents need of the outside world. Each port has a real side in `adapters` and a
 //! scripted or simulated one in the tests. No port knows another.
 
 use std::fmt;
@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::observation::Finding;
-use crate::engine::topology::{Answer, SiteName, Target, TargetName};
-use crate::engine::units::{MonoTime, WallTime};
-use crate::wire::{Order, OrderAnswer};
+use crate::engine::policy::{FenceStages, LeaseTimers};
+use crate::engine::topology::{Answer, Role, SiteName, Target, TargetName};
+use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
+use crate::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
 
 /// The two clocks. `MonoTime` judges limits, `WallTime` is for people and logs; neither can be
 /// had in any other way.
@@ -132,4 +133,109 @@ pub struct StoreError(pub String);
 pub trait LogStore: Send + fmt::Debug {
     /// Writes one line, and returns only when it is durable.
     async fn append(&mut self, line: &[u8]) -> Result<(), StoreError>;
+}
+
+/// The database beside an agent: the guard that owns it, and SQL over its local socket.
+#[async_trait]
+pub trait LocalDatabase: Send + Sync + fmt::Debug {
+    /// How it stands. Only the guard is asked, so this answers when the database does not.
+    async fn look(&self) -> Result<LocalLook, EffectError>;
+    /// Starts it as a standby.
+    async fn start_standby(&self) -> Result<(), EffectError>;
+    /// Starts it as a primary, under a right.
+    async fn start_primary(&self, right: &LocalRight) -> Result<(), EffectError>;
+    /// Arms or pushes the guard's deadline.
+    async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError>;
+    /// Disarms the guard's deadline of a standby that is not going to be promoted after all.
+    async fn release_right(&self) -> Result<(), EffectError>;
+    /// Ends every session and keeps it down; answers with the proof, in words.
+    async fn fence(&self, epoch: Epoch, cause: &str) -> Result<String, EffectError>;
+    /// Lets it start as a primary again, in this epoch or a later one.
+    async fn unfence(&self, epoch: Epoch) -> Result<(), EffectError>;
+    /// Cuts a standby from its primary's WAL: the frozen position, and whether all of it is
+    /// replayed.
+    async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError>;
+    /// Connects it again.
+    async fn reconnect(&self, within: Duration) -> Result<(), EffectError>;
+    /// Whether it is a primary, from the database itself.
+    async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError>;
+    /// Makes a standby primary: its timeline and where it begins.
+    async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError>;
+    /// Writes the epoch into it and reads it back.
+    async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError>;
+}
+
+/// How a database stands, as its guard sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalLook {
+    /// Whether its files say that it would start as a standby.
+    pub set_up_as: Role,
+    /// Whether it runs.
+    pub running: bool,
+    /// The right that the guard has armed, and until when.
+    pub right: Option<(Epoch, MonoTime)>,
+    /// The epoch of the fence marker, if there is one, and its cause.
+    pub fenced: Option<(Epoch, String)>,
+    /// How it last ended, if it did.
+    pub ended: Option<String>,
+}
+
+/// A right to take writes, as a guard needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalRight {
+    /// In which epoch.
+    pub epoch: Epoch,
+    /// Until when; `None` is for ever.
+    pub until: Option<MonoTime>,
+    /// How to fence when it is over.
+    pub fence: FenceStages,
+}
+
+/// An agent's ways to the controller and to the other agent.
+#[async_trait]
+pub trait AgentLinks: Send + Sync + fmt::Debug {
+    /// Reports to the controller.
+    async fn report(&self, report: &Report, within: Duration) -> Result<ReportAnswer, EffectError>;
+    /// Asks the other agent.
+    async fn ask_peer(
+        &self,
+        question: &PeerQuestion,
+        within: Duration,
+    ) -> Result<PeerAnswer, EffectError>;
+}
+
+/// The workloads beside an agent.
+#[async_trait]
+pub trait Workloads: Send + Sync + fmt::Debug {
+    /// Starts them; returns without waiting until they answer.
+    async fn start(&self) -> Result<(), EffectError>;
+    /// Stops them.
+    async fn stop(&self) -> Result<(), EffectError>;
+    /// Whether they answer.
+    async fn ready(&self) -> Result<bool, EffectError>;
+}
+
+/// Where an agent keeps what must survive it.
+#[async_trait]
+pub trait AgentStore: Send + Sync + fmt::Debug {
+    /// What was kept last; `None` where nothing was.
+    async fn load(&self) -> Result<Option<AgentMemory>, StoreError>;
+    /// Keeps it; returns only when it is durable.
+    async fn save(&self, memory: &AgentMemory) -> Result<(), StoreError>;
+}
+
+/// What must survive an agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentMemory {
+    /// The highest epoch it knows.
+    pub epoch: Epoch,
+    /// The epoch for which its standby was severed.
+    pub severed: Option<Epoch>,
+    /// The epoch in which it was fenced by order, or superseded. Unlike a fence by an expired
+    /// lease this one is only lifted for an epoch in which the site holds the right.
+    pub fenced: Option<Epoch>,
+    /// The plan for which it started workloads that did not answer before.
+    pub started_for: Option<u64>,
+    /// The timers of the last answer of the controller.
+    pub timers: Option<LeaseTimers>,
 }

@@ -313,3 +313,15 @@ pub struct LogPart {
     /// The number of the last entry there is.
     pub last: u64,
 }
+
+/// What an order is signed for, so that no other signed thing of ours can stand for one.
+pub const ORDER_CONTEXT: &str = "failover order v1";
+
+/// Where an agent takes orders, signed by the controller.
+pub const ORDER_PATH: &str = "/v1/order";
+/// Where an agent takes orders that are for the other one.
+pub const RELAY_PATH: &str = "/v1/relay";
+/// Where an agent answers the other one.
+pub const PEER_PATH: &str = "/v1/peer";
+/// Where the controller takes reports.
+pub const REPORT_PATH: &str = "/v1/report";

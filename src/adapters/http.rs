@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::{HeaderMap, Request, StatusCode, Uri, header, uri};
+use axum::http::{HeaderMap, Method, Request, StatusCode, Uri, header, uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -129,7 +129,8 @@ impl HttpProber {
         timeout: Duration,
         headers: &[&str],
     ) -> Result<HttpAnswer, ProbeError> {
-        self.within(timeout, url, None, headers).await
+        self.within(timeout, (Method::GET, url), None, headers)
+            .await
     }
 
     /// As [`HttpProber::probe`], but connects to `address` whatever the name resolves to. Host
@@ -141,18 +142,31 @@ impl HttpProber {
         timeout: Duration,
         headers: &[&str],
     ) -> Result<HttpAnswer, ProbeError> {
-        self.within(timeout, url, Some(address), headers).await
+        self.within(timeout, (Method::GET, url), Some(address), headers)
+            .await
+    }
+
+    /// Posts an empty body to `url` at `address`: for a service that takes what it is to write
+    /// from the query.
+    pub async fn post_at(
+        &self,
+        url: &Uri,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<HttpAnswer, ProbeError> {
+        self.within(timeout, (Method::POST, url), Some(address), &[])
+            .await
     }
 
     async fn within(
         &self,
         timeout: Duration,
-        url: &Uri,
+        what: (Method, &Uri),
         address: Option<SocketAddr>,
         headers: &[&str],
     ) -> Result<HttpAnswer, ProbeError> {
         let started = self.clock.now();
-        let (status, found, body) = tokio::time::timeout(timeout, self.ask(url, address))
+        let (status, found, body) = tokio::time::timeout(timeout, self.ask(what, address))
             .await
             .map_err(|_elapsed| ProbeError::Timeout)??;
         if !status.is_success() {
@@ -172,7 +186,7 @@ impl HttpProber {
 
     async fn ask(
         &self,
-        url: &Uri,
+        (method, url): (Method, &Uri),
         address: Option<SocketAddr>,
     ) -> Result<(StatusCode, HeaderMap, Bytes), ProbeError> {
         let wrong = |what: &str| ProbeError::Unreachable(format!("`{url}` has no {what}"));
@@ -194,7 +208,10 @@ impl HttpProber {
         let path = url.path_and_query().map_or("/", uri::PathAndQuery::as_str);
         let whole = authority.as_str();
         let without_credentials = whole.rsplit_once('@').map_or(whole, |(_, host)| host);
-        let request = Request::get(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::CONTENT_LENGTH, 0)
             .header(header::HOST, without_credentials)
             .header(header::CONNECTION, "close")
             .header(

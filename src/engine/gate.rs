@@ -299,7 +299,7 @@ pub fn active_database_is_down(situation: &Situation, policy: &Policy) -> bool {
 /// For how long the active site's agent has said that its database is down.
 pub fn database_down_for(situation: &Situation, policy: &Policy) -> Option<Duration> {
     match &fresh_agent(situation, policy)?.database {
-        LocalDatabase::Up => None,
+        LocalDatabase::Up | LocalDatabase::Waiting { .. } => None,
         LocalDatabase::Down { since, .. } => Some(*since),
     }
 }

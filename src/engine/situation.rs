@@ -150,6 +150,12 @@ pub struct AgentFacts {
 pub enum LocalDatabase {
     /// It runs.
     Up,
+    /// It is down because the site holds no right to take writes, and starts when it gets one.
+    Waiting {
+        /// For how long.
+        #[serde(rename = "since_ms", with = "millis")]
+        since: Duration,
+    },
     /// It does not.
     Down {
         /// For how long.

@@ -1,0 +1,737 @@
+//! Keeps the right to take writes, and the database within it: the one task of an agent that
+//! changes anything. Everything comes in by one queue; what takes long (a promotion) runs beside
+//! it, so that the right goes on being renewed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::engine::lease::Holder;
+use crate::engine::policy::FenceStages;
+use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState};
+use crate::engine::topology::{GroupName, Role, SiteName};
+use crate::engine::units::{Epoch, MonoTime};
+use crate::ports::{
+    AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
+    Workloads,
+};
+use crate::wire::{Came, Order, OrderAnswer, PeerAnswer, PeerQuestion, ReportAnswer, What};
+
+/// How many messages may wait: reports and questions come one at a time, orders a few.
+const WAITING: usize = 64;
+
+/// How often it looks at the guard when nothing arrives.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How long a database that nobody failed over from stays down before it is started again, on top
+/// of the grace for a local restart.
+const NOBODY_TOOK_OVER: Duration = Duration::from_secs(5);
+
+/// How long one piece of local SQL may take.
+const SQL: Duration = Duration::from_secs(5);
+
+/// What comes in.
+#[derive(Debug)]
+pub enum News {
+    /// The controller answered a report that was sent after this moment.
+    Answered(MonoTime, Box<ReportAnswer>),
+    /// The other agent answered a question that was sent after this moment.
+    PeerAnswered(MonoTime, PeerAnswer),
+    /// The other agent asks.
+    PeerAsks(PeerQuestion, oneshot::Sender<PeerAnswer>),
+    /// A verified order.
+    Ordered(Box<Order>, oneshot::Sender<OrderAnswer>),
+    /// The guard has news: look at it now.
+    Look,
+    /// The promotion that ran beside is over.
+    Promoted(OrderAnswer),
+}
+
+/// What the rest of the agent sees of the keeper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The highest epoch it knows.
+    pub epoch: Epoch,
+    /// Whether it asks for the right to take writes.
+    pub asks: bool,
+    /// Until when it holds that right, if it does; `Some(None)` is for ever.
+    pub right: Option<Option<MonoTime>>,
+    /// Whether the database runs as a primary.
+    pub primary: bool,
+    /// For the report. Ages in it count from `at`.
+    pub facts: AgentFacts,
+    /// When this was so.
+    pub at: MonoTime,
+}
+
+/// The keeper.
+#[derive(Debug)]
+pub struct Keeper {
+    group: GroupName,
+    site: SiteName,
+    database: Arc<dyn LocalDatabase>,
+    workloads: Option<Arc<dyn Workloads>>,
+    store: Arc<dyn AgentStore>,
+    clock: Arc<dyn Clock>,
+    memory: AgentMemory,
+    holder: Option<Holder>,
+    look: LocalLook,
+    /// Since when the database is down.
+    down: Option<(MonoTime, String)>,
+    last_start: Option<MonoTime>,
+    restart_grace: Duration,
+    peer_answered: Option<MonoTime>,
+    /// Who waits for the promotion that runs beside.
+    promoting: Option<Promoting>,
+    news: mpsc::Receiver<News>,
+    sender: mpsc::Sender<News>,
+    shown: watch::Sender<Shown>,
+}
+
+#[derive(Debug)]
+struct Promoting {
+    epoch: Epoch,
+    within: Duration,
+    begun: bool,
+    waiting: Vec<oneshot::Sender<OrderAnswer>>,
+}
+
+/// What a keeper works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// The group it belongs to.
+    pub group: GroupName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its database.
+    pub database: Arc<dyn LocalDatabase>,
+    /// Its workloads, if it looks after any.
+    pub workloads: Option<Arc<dyn Workloads>>,
+    /// Its memory.
+    pub store: Arc<dyn AgentStore>,
+    /// Its clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The stages of a fence before a policy was ever heard of: those of `standard.toml`.
+const STAGES_UNTIL_TOLD: FenceStages = FenceStages {
+    fast: Duration::from_secs(6),
+    immediate: Duration::from_secs(3),
+    kill: Duration::from_secs(2),
+};
+
+impl Keeper {
+    /// A keeper that takes up where the one before it ended: it remembers epochs, and adopts a
+    /// guard that still holds a right.
+    pub async fn begin(
+        parts: Parts,
+    ) -> Result<(Self, mpsc::Sender<News>, watch::Receiver<Shown>), EffectError> {
+        let memory = parts.store.load().await.map_err(lost)?.unwrap_or_default();
+        let look = parts.database.look().await?;
+        let now = parts.clock.now();
+        let (sender, news) = mpsc::channel(WAITING);
+        let mut keeper = Self {
+            group: parts.group,
+            site: parts.site,
+            database: parts.database,
+            workloads: parts.workloads,
+            store: parts.store,
+            clock: parts.clock,
+            holder: adopt(&memory, &look, now),
+            memory,
+            down: None,
+            last_start: None,
+            restart_grace: Duration::ZERO,
+            peer_answered: None,
+            promoting: None,
+            news,
+            sender: sender.clone(),
+            shown: watch::Sender::new(Shown {
+                epoch: Epoch(0),
+                asks: false,
+                right: None,
+                primary: false,
+                facts: AgentFacts {
+                    database: DatabaseState::Up,
+                    fenced: None,
+                    severed: None,
+                    guarded: true,
+                    peer: None,
+                },
+                at: now,
+            }),
+            look,
+        };
+        if keeper.look.set_up_as == Role::Standby && !keeper.look.running {
+            keeper.start_standby().await;
+        }
+        keeper.show();
+        let shown = keeper.shown.subscribe();
+        Ok((keeper, sender, shown))
+    }
+
+    /// Keeps the database within its right, until nobody can send news any more.
+    pub async fn run(mut self) {
+        loop {
+            let news = tokio::select! {
+                news = self.news.recv() => news,
+                () = self.clock.sleep(LOOK_EVERY) => Some(News::Look),
+            };
+            let Some(news) = news else { return };
+            self.take(news).await;
+            self.show();
+        }
+    }
+
+    async fn take(&mut self, news: News) {
+        match news {
+            News::Answered(asked, answer) => self.answered(asked, *answer).await,
+            News::PeerAnswered(asked, answer) => self.peer_answered(asked, answer).await,
+            News::PeerAsks(question, answer) => {
+                // An asker that is gone needs no answer.
+                drop(answer.send(self.answer_peer(&question)));
+            }
+            News::Ordered(order, answer) => self.ordered(*order, answer).await,
+            News::Look => self.look().await,
+            News::Promoted(came) => self.promoted(came).await,
+        }
+    }
+
+    /// Asks the guard how things stand; whether it answered.
+    async fn refresh(&mut self) -> bool {
+        match self.database.look().await {
+            Ok(look) => self.look = look,
+            Err(error) => {
+                tracing::error!(%error, "the guard does not answer");
+                return false;
+            }
+        }
+        if self.look.running {
+            self.down = None;
+        } else if self.down.is_none() {
+            let ended = self.look.ended.clone();
+            let why = ended.unwrap_or_else(|| "not started".to_owned());
+            self.down = Some((self.clock.now(), why));
+        }
+        true
+    }
+
+    async fn look(&mut self) {
+        if !self.refresh().await {
+            return;
+        }
+        let now = self.clock.now();
+        // A right that ran out is no right: only a new grant begins another one.
+        let over = self
+            .holder
+            .as_ref()
+            .and_then(Holder::deadline)
+            .is_some_and(|end| now >= end);
+        if over {
+            tracing::warn!("the right to take writes ran out");
+            self.holder = None;
+        }
+        self.keep_in_step().await;
+        self.start_again(now).await;
+    }
+
+    /// Role and right must fit each other.
+    async fn keep_in_step(&mut self) {
+        if self.promoting.is_some() || !self.look.running {
+            return;
+        }
+        let armed = self.look.right.is_some();
+        if self.look.set_up_as == Role::Standby && (armed || self.holder.is_some()) {
+            // A promotion did not come about: a standby needs no right, and must not be fenced
+            // for the lack of one.
+            self.holder = None;
+            if let Err(error) = self.database.release_right().await {
+                tracing::warn!(%error, "the guard's deadline is not disarmed");
+            }
+        } else if self.look.set_up_as == Role::Primary && !armed && self.holder.is_none() {
+            // Promoted or started by somebody else.
+            let epoch = self.memory.epoch;
+            if let Err(error) = self.fence(epoch, "primary without a right").await {
+                tracing::error!(%error, "the fence is not proven");
+            }
+        }
+    }
+
+    /// Whether it is down for no other reason than that it had no right.
+    fn waits_for_right(&self) -> bool {
+        let marked = self.look.fenced.is_some();
+        self.look.set_up_as == Role::Primary
+            && self.memory.fenced.is_none()
+            && (marked || self.look.ended.is_none())
+    }
+
+    /// Starts a database that is down, where that is nobody else's decision.
+    async fn start_again(&mut self, now: MonoTime) {
+        let Some((since, _)) = self.down.clone() else {
+            return;
+        };
+        let pause = Duration::from_secs(1);
+        if self.last_start.is_some_and(|last| now.since(last) < pause) {
+            return;
+        }
+        if self.look.set_up_as == Role::Standby {
+            return self.start_standby().await;
+        }
+        let Some(holder) = self.holder.clone() else {
+            return;
+        };
+        let down_for = now.since(since);
+        let within_grace = down_for < self.restart_grace;
+        let abandoned = down_for >= self.restart_grace.saturating_add(NOBODY_TOOK_OVER);
+        let may = self.waits_for_right() || within_grace || abandoned;
+        if self.memory.fenced.is_none() && may {
+            self.start_primary(&holder, now).await;
+        }
+    }
+
+    async fn start_standby(&mut self) {
+        self.last_start = Some(self.clock.now());
+        match self.database.start_standby().await {
+            Ok(()) => tracing::info!("standby started"),
+            Err(error) => tracing::error!(%error, "the standby does not start"),
+        }
+    }
+
+    async fn start_primary(&mut self, holder: &Holder, now: MonoTime) {
+        self.last_start = Some(now);
+        let epoch = holder.epoch();
+        if let Some((marked, _)) = &self.look.fenced {
+            // Fenced by an expired lease, and the lease is ours again.
+            if *marked > epoch {
+                return;
+            }
+            if let Err(error) = self.database.unfence(epoch).await {
+                tracing::error!(%error, "the fence cannot be lifted");
+                return;
+            }
+        }
+        match self.database.start_primary(&self.right_of(holder)).await {
+            Ok(()) => tracing::info!(epoch = epoch.0, "primary started"),
+            Err(error) => tracing::error!(%error, "the primary does not start"),
+        }
+    }
+
+    fn right_of(&self, holder: &Holder) -> LocalRight {
+        let fence = self
+            .memory
+            .timers
+            .as_ref()
+            .map_or(STAGES_UNTIL_TOLD, |timers| timers.fence);
+        LocalRight {
+            epoch: holder.epoch(),
+            until: holder.deadline(),
+            fence,
+        }
+    }
+
+    async fn push_right(&mut self) {
+        let Some(holder) = &self.holder else { return };
+        let right = self.right_of(holder);
+        if let Err(error) = self.database.hold_right(&right).await {
+            // Not pushed: the guard will fence, and then says so.
+            tracing::warn!(%error, "the guard's deadline was not pushed");
+        }
+    }
+
+    async fn answered(&mut self, asked: MonoTime, answer: ReportAnswer) {
+        self.restart_grace = answer.restart_grace;
+        let mut memory = self.memory.clone();
+        memory.timers = Some(answer.timers.clone());
+        let ours = answer.holder.as_ref() == Some(&self.site);
+        if ours {
+            memory.epoch = memory.epoch.max(answer.epoch);
+            if memory.fenced.is_some_and(|fenced| fenced <= answer.epoch) {
+                memory.fenced = None;
+            }
+        }
+        if !self.remember(memory).await {
+            return;
+        }
+        if let Some(Ok(grant)) = &answer.grant {
+            match &mut self.holder {
+                Some(holder) => holder.renewed(grant.epoch, asked, answer.timers),
+                None => self.holder = Some(Holder::granted(grant.epoch, asked, answer.timers)),
+            }
+            self.push_right().await;
+            self.begin_promotion();
+            self.look().await;
+        }
+        let other_holds = answer.holder.is_some() && !ours;
+        if other_holds && answer.epoch > self.memory.epoch {
+            self.superseded(answer.epoch).await;
+        }
+    }
+
+    async fn peer_answered(&mut self, asked: MonoTime, answer: PeerAnswer) {
+        if answer.superseded {
+            return self.superseded(answer.epoch).await;
+        }
+        self.peer_answered = self.peer_answered.max(Some(asked));
+        if let Some(holder) = &mut self.holder {
+            holder.peer_answered(asked);
+            self.push_right().await;
+        }
+    }
+
+    /// Another site holds the right in a later epoch, or is about to.
+    async fn superseded(&mut self, epoch: Epoch) {
+        if self.memory.fenced >= Some(epoch) || self.look.set_up_as == Role::Standby {
+            return;
+        }
+        tracing::warn!(epoch = epoch.0, "superseded");
+        if let Err(error) = self.fence(epoch, "superseded").await {
+            tracing::error!(%error, "the fence is not proven");
+        }
+    }
+
+    fn answer_peer(&self, question: &PeerQuestion) -> PeerAnswer {
+        let severed = self
+            .memory
+            .severed
+            .is_some_and(|severed| severed > question.epoch);
+        let holds = self
+            .holder
+            .as_ref()
+            .is_some_and(|holder| holder.epoch() > question.epoch);
+        PeerAnswer {
+            superseded: severed || holds,
+            epoch: self
+                .memory
+                .epoch
+                .max(self.memory.severed.unwrap_or_default()),
+        }
+    }
+
+    /// Keeps something; what cannot be kept was not done.
+    async fn remember(&mut self, memory: AgentMemory) -> bool {
+        if memory == self.memory {
+            return true;
+        }
+        match self.store.save(&memory).await {
+            Ok(()) => {
+                self.memory = memory;
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "the agent's memory cannot be written");
+                false
+            }
+        }
+    }
+
+    async fn ordered(&mut self, order: Order, answer: oneshot::Sender<OrderAnswer>) {
+        if let Err(refused) = self.check_order(&order) {
+            drop(answer.send(Err(refused)));
+            return;
+        }
+        if order.what == What::Promote && !order.check_only {
+            return self.promote(&order, answer).await;
+        }
+        let came = self.obey(&order).await;
+        drop(answer.send(came));
+    }
+
+    fn check_order(&self, order: &Order) -> Result<(), EffectError> {
+        let refuse = |why: String| Err(EffectError::Refused(why));
+        if order.group != self.group || order.site != self.site {
+            refuse(format!(
+                "the order is for `{}` of `{}`",
+                order.site, order.group
+            ))
+        } else if order.expires < self.clock.wall() {
+            refuse(format!(
+                "the order expired at {}: compare the clocks",
+                order.expires
+            ))
+        } else if order.epoch < self.memory.epoch {
+            refuse(format!(
+                "the order is of epoch {}, this site is in {}",
+                order.epoch, self.memory.epoch
+            ))
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn obey(&mut self, order: &Order) -> OrderAnswer {
+        match order.what {
+            What::Fence => {
+                let said = self.fence(order.epoch, "ordered by the controller").await?;
+                Ok(Came::Fenced { said })
+            }
+            What::Unfence => {
+                let memory = AgentMemory {
+                    fenced: None,
+                    ..self.memory.clone()
+                };
+                self.kept(memory).await?;
+                Ok(Came::Done)
+            }
+            What::Sever => self.sever(order.epoch).await,
+            What::Reconnect => {
+                self.database.reconnect(SQL).await?;
+                let memory = AgentMemory {
+                    severed: None,
+                    ..self.memory.clone()
+                };
+                self.kept(memory).await?;
+                Ok(Came::Done)
+            }
+            What::Promote => {
+                if self.promoting.is_some() {
+                    return Err(EffectError::Unknown(
+                        "the promotion is under way".to_owned(),
+                    ));
+                }
+                match self.database.is_primary(SQL).await? {
+                    Some((timeline, position)) if self.memory.epoch == order.epoch => {
+                        Ok(Came::Promoted {
+                            timeline,
+                            position,
+                            already: true,
+                        })
+                    }
+                    Some(_) | None => Ok(Came::NotDone),
+                }
+            }
+            What::StartWorkloads | What::StopWorkloads | What::AwaitWorkloads => {
+                self.workloads(order).await
+            }
+        }
+    }
+
+    async fn kept(&mut self, memory: AgentMemory) -> Result<(), EffectError> {
+        if self.remember(memory).await {
+            Ok(())
+        } else {
+            Err(EffectError::Failed(
+                "the agent's memory cannot be written".to_owned(),
+            ))
+        }
+    }
+
+    /// Fences. The word that it is fenced is durable before the database is stopped, so that a
+    /// restart in between cannot revive it.
+    async fn fence(&mut self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
+        let fenced = self.memory.fenced.max(Some(epoch));
+        self.kept(AgentMemory {
+            fenced,
+            ..self.memory.clone()
+        })
+        .await?;
+        self.holder = None;
+        let said = self.database.fence(epoch, cause).await?;
+        tracing::warn!(epoch = epoch.0, cause, %said, "fenced");
+        self.refresh().await;
+        Ok(said)
+    }
+
+    /// Severs. The word is durable before it is acted on: from then on the other site's agent is
+    /// told that it is superseded.
+    async fn sever(&mut self, epoch: Epoch) -> OrderAnswer {
+        if self.look.set_up_as == Role::Primary && self.memory.severed.is_none() {
+            return Err(EffectError::Refused(
+                "this site's database is no standby".to_owned(),
+            ));
+        }
+        let severed = self.memory.severed.max(Some(epoch));
+        self.kept(AgentMemory {
+            severed,
+            ..self.memory.clone()
+        })
+        .await?;
+        let (position, replayed) = self.database.sever(SQL).await?;
+        Ok(Came::Severed { position, replayed })
+    }
+
+    async fn workloads(&mut self, order: &Order) -> OrderAnswer {
+        let Some(workloads) = self.workloads.clone() else {
+            return Ok(Came::Done);
+        };
+        match order.what {
+            What::StartWorkloads => {
+                if !workloads.ready().await.unwrap_or(false) {
+                    let started_for = Some(order.plan);
+                    self.kept(AgentMemory {
+                        started_for,
+                        ..self.memory.clone()
+                    })
+                    .await?;
+                    workloads.start().await?;
+                }
+                Ok(Came::Done)
+            }
+            // Only what was started for this plan is taken back.
+            What::StopWorkloads if self.memory.started_for == Some(order.plan) => {
+                workloads.stop().await?;
+                self.kept(AgentMemory {
+                    started_for: None,
+                    ..self.memory.clone()
+                })
+                .await?;
+                Ok(Came::Done)
+            }
+            What::AwaitWorkloads => Ok(if workloads.ready().await? {
+                Came::Done
+            } else {
+                Came::NotDone
+            }),
+            What::StopWorkloads
+            | What::Fence
+            | What::Unfence
+            | What::Sever
+            | What::Reconnect
+            | What::Promote => Ok(Came::Done),
+        }
+    }
+
+    /// Asks for the right in the plan's epoch; the promotion begins with its grant.
+    async fn promote(&mut self, order: &Order, answer: oneshot::Sender<OrderAnswer>) {
+        if let Some(promoting) = &mut self.promoting {
+            promoting.waiting.push(answer);
+            return;
+        }
+        if self
+            .memory
+            .fenced
+            .is_some_and(|fenced| fenced >= order.epoch)
+        {
+            drop(answer.send(Err(EffectError::Refused("this site is fenced".to_owned()))));
+            return;
+        }
+        let memory = AgentMemory {
+            epoch: order.epoch,
+            ..self.memory.clone()
+        };
+        if let Err(error) = self.kept(memory).await {
+            drop(answer.send(Err(error)));
+            return;
+        }
+        let within = Duration::from_millis(
+            order
+                .expires
+                .since(self.clock.wall())
+                .as_millis()
+                .try_into()
+                .unwrap_or(u64::MAX),
+        );
+        self.promoting = Some(Promoting {
+            epoch: order.epoch,
+            within,
+            begun: false,
+            waiting: vec![answer],
+        });
+        self.begin_promotion();
+    }
+
+    /// Promotes, if the right is there and somebody waits for it.
+    fn begin_promotion(&mut self) {
+        let held = self.holder.as_ref().map(Holder::epoch);
+        let Some(promoting) = self.promoting.as_mut().filter(|promoting| !promoting.begun) else {
+            return;
+        };
+        if held != Some(promoting.epoch) {
+            return;
+        }
+        promoting.begun = true;
+        let (epoch, within) = (promoting.epoch, promoting.within);
+        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
+        tokio::spawn(async move {
+            let came = promote_and_mark(database.as_ref(), epoch, within).await;
+            // A keeper that is gone has nobody to tell.
+            drop(sender.send(News::Promoted(came)).await);
+        });
+    }
+
+    async fn promoted(&mut self, came: OrderAnswer) {
+        if came.is_ok() {
+            let memory = AgentMemory {
+                severed: None,
+                fenced: None,
+                ..self.memory.clone()
+            };
+            if !self.remember(memory).await {
+                tracing::error!("promoted, but the agent's memory still says severed");
+            }
+        }
+        tracing::info!(?came, "promotion");
+        for waiting in self
+            .promoting
+            .take()
+            .into_iter()
+            .flat_map(|promoting| promoting.waiting)
+        {
+            drop(waiting.send(came.clone()));
+        }
+        self.look().await;
+    }
+
+    fn show(&self) {
+        let now = self.clock.now();
+        let database = match &self.down {
+            None => DatabaseState::Up,
+            Some((since, _)) if self.waits_for_right() => DatabaseState::Waiting {
+                since: now.since(*since),
+            },
+            Some((since, why)) => DatabaseState::Down {
+                since: now.since(*since),
+                why: why.clone(),
+            },
+        };
+        let primary = self.look.set_up_as == Role::Primary;
+        let facts = AgentFacts {
+            database,
+            fenced: self
+                .memory
+                .fenced
+                .max(self.look.fenced.as_ref().map(|(epoch, _)| *epoch)),
+            severed: self.memory.severed,
+            guarded: true,
+            peer: self.peer_answered.map(|asked| now.since(asked)),
+        };
+        let asks = self.promoting.is_some() || (primary && self.memory.fenced.is_none());
+        self.shown.send_replace(Shown {
+            epoch: self.memory.epoch,
+            asks,
+            right: self.holder.as_ref().map(Holder::deadline),
+            primary: primary && self.look.running,
+            facts,
+            at: now,
+        });
+    }
+}
+
+fn lost(error: StoreError) -> EffectError {
+    EffectError::Failed(error.to_string())
+}
+
+/// The right that a guard still holds from the agent before this one.
+fn adopt(memory: &AgentMemory, look: &LocalLook, now: MonoTime) -> Option<Holder> {
+    let (epoch, until) = look.right.filter(|(_, until)| *until > now)?;
+    let timers = memory.timers.clone()?;
+    let asked = until.minus(timers.lease_ttl).min(now);
+    look.running.then(|| Holder::granted(epoch, asked, timers))
+}
+
+async fn promote_and_mark(
+    database: &dyn LocalDatabase,
+    epoch: Epoch,
+    within: Duration,
+) -> OrderAnswer {
+    let already = database.is_primary(SQL).await?.is_some();
+    let (timeline, position) = database.promote(within).await?;
+    // From here the promotion has happened: whatever fails now leaves the outcome to be read.
+    let unknown = |error: EffectError| EffectError::Unknown(error.to_string());
+    database.write_epoch(epoch, SQL).await.map_err(unknown)?;
+    Ok(Came::Promoted {
+        timeline,
+        position,
+        already,
+    })
+}

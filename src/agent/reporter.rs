@@ -1,0 +1,208 @@
+//! Tells the controller what the agent sees, and asks it for the right to take writes; asks the
+//! other agent whether that right still stands. Both send the moment from before they asked along
+//! with the answer: it is from then that a right counts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::keeper::{News, Shown};
+use crate::engine::observation::{Finding, Observation};
+use crate::engine::situation::{AgentFacts, LocalDatabase};
+use crate::engine::topology::{GroupName, SiteName, Target};
+use crate::engine::units::MonoTime;
+use crate::ports::{AgentLinks, Clock};
+use crate::wire::{PeerQuestion, Report, ReportAnswer, SentObservation};
+
+/// How often to ask before the controller ever said how often.
+const EVERY_UNTIL_TOLD: Duration = Duration::from_millis(500);
+
+/// How long one question may take at most: longer would keep the next one from being asked.
+const LONGEST_QUESTION: Duration = Duration::from_secs(2);
+
+/// What both loops work with.
+#[derive(Debug)]
+pub struct Reporter {
+    /// The group.
+    pub group: GroupName,
+    /// The site.
+    pub site: SiteName,
+    /// The ways out.
+    pub links: Arc<dyn AgentLinks>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// What the keeper shows.
+    pub shown: watch::Receiver<Shown>,
+    /// Where answers go.
+    pub news: mpsc::Sender<News>,
+    /// What the controller last said about how often to look.
+    pub pace: watch::Sender<Pace>,
+    /// Rung when something changed that the controller should know at once.
+    pub urgent: Arc<Notify>,
+}
+
+/// How often to look, ask and report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Between two looks at one target.
+    pub probe_every: Duration,
+    /// How long one look may take.
+    pub probe_timeout: Duration,
+    /// Between two reports.
+    pub renew_every: Duration,
+    /// Between two questions to the other agent.
+    pub peer_every: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            probe_every: EVERY_UNTIL_TOLD,
+            probe_timeout: Duration::from_secs(1),
+            renew_every: EVERY_UNTIL_TOLD,
+            peer_every: EVERY_UNTIL_TOLD,
+        }
+    }
+}
+
+impl From<&ReportAnswer> for Pace {
+    fn from(answer: &ReportAnswer) -> Self {
+        Self {
+            probe_every: answer.probe_every,
+            probe_timeout: answer.probe_timeout,
+            renew_every: answer.timers.renew_every,
+            peer_every: answer.timers.peer_every,
+        }
+    }
+}
+
+impl Reporter {
+    /// Reports for ever. `seen` are the agent's own observations; of each target the newest is
+    /// sent, and what could not be sent is sent with the next report.
+    pub async fn report(&self, mut seen: mpsc::Receiver<Observation>) {
+        let mut newest: BTreeMap<Target, Observation> = BTreeMap::new();
+        let mut sent: BTreeMap<Target, bool> = BTreeMap::new();
+        loop {
+            while let Ok(observation) = seen.try_recv() {
+                newest.insert(observation.target.clone(), observation);
+            }
+            let asked = self.clock.now();
+            let report = self.make(&newest, asked);
+            let every = self.pace.borrow().renew_every;
+            match self
+                .links
+                .report(&report, every.saturating_mul(2).min(LONGEST_QUESTION))
+                .await
+            {
+                Ok(answer) => {
+                    let told = std::mem::take(&mut newest).into_iter();
+                    sent.extend(told.map(|(target, each)| (target, is_good(&each))));
+                    self.pace.send_if_modified(|pace| {
+                        let told = Pace::from(&answer);
+                        let changed = *pace != told;
+                        *pace = told;
+                        changed
+                    });
+                    if self
+                        .news
+                        .send(News::Answered(asked, Box::new(answer)))
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the controller does not answer"),
+            }
+            let took = self.clock.now().since(asked);
+            tokio::select! {
+                () = self.clock.sleep(every.saturating_sub(took)) => {}
+                () = self.urgent.notified() => {}
+                () = change(&mut seen, &mut newest, &sent) => {}
+            }
+        }
+    }
+
+    fn make(&self, newest: &BTreeMap<Target, Observation>, now: MonoTime) -> Report {
+        let shown = self.shown.borrow().clone();
+        let age = now.since(shown.at);
+        Report {
+            group: self.group.clone(),
+            site: self.site.clone(),
+            epoch: shown.epoch,
+            asks: shown.asks,
+            facts: aged(shown.facts, age),
+            observations: newest
+                .values()
+                .map(|each| SentObservation::pack(each, now))
+                .collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Asks the other agent for ever.
+    pub async fn ask_peer(&self) {
+        loop {
+            let asked = self.clock.now();
+            let question = PeerQuestion {
+                site: self.site.clone(),
+                epoch: self.shown.borrow().epoch,
+            };
+            let every = self.pace.borrow().peer_every;
+            match self
+                .links
+                .ask_peer(&question, every.saturating_mul(2).min(LONGEST_QUESTION))
+                .await
+            {
+                Ok(answer) => {
+                    if self
+                        .news
+                        .send(News::PeerAnswered(asked, answer))
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "the other agent does not answer"),
+            }
+            let took = self.clock.now().since(asked);
+            self.clock.sleep(every.saturating_sub(took)).await;
+        }
+    }
+}
+
+/// Takes observations in until one says something else than the last that was sent about its
+/// target: one that just failed or came back is worth a report of its own.
+async fn change(
+    seen: &mut mpsc::Receiver<Observation>,
+    newest: &mut BTreeMap<Target, Observation>,
+    sent: &BTreeMap<Target, bool>,
+) {
+    while let Some(observation) = seen.recv().await {
+        let target = observation.target.clone();
+        let changed = sent.get(&target) != Some(&is_good(&observation));
+        newest.insert(target, observation);
+        if changed {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+fn is_good(observation: &Observation) -> bool {
+    matches!(observation.finding, Finding::Good(_))
+}
+
+fn aged(mut facts: AgentFacts, age: Duration) -> AgentFacts {
+    facts.peer = facts.peer.map(|peer| peer.saturating_add(age));
+    match &mut facts.database {
+        LocalDatabase::Down { since, .. } | LocalDatabase::Waiting { since } => {
+            *since = since.saturating_add(age);
+        }
+        LocalDatabase::Up => {}
+    }
+    facts
+}

@@ -1,0 +1,58 @@
+//! Looks at targets, each at its own pace, so that one that hangs delays no other. Used by the
+//! controller and by the agents.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::engine::observation::Observation;
+use crate::engine::topology::{Target, Vantage};
+use crate::ports::{Clock, Probe};
+
+/// How often to look, and how long one look may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rhythm {
+    /// From the beginning of one look to the beginning of the next.
+    pub every: Duration,
+    /// The longest one look may take.
+    pub within: Duration,
+}
+
+/// Looks at all targets for ever, and sends what was seen; ends when nobody listens.
+pub async fn look_for_ever(
+    probe: Arc<dyn Probe>,
+    targets: Vec<Target>,
+    vantage: Vantage,
+    clock: Arc<dyn Clock>,
+    rhythm: watch::Receiver<Rhythm>,
+    seen: mpsc::Sender<Observation>,
+) {
+    let mut looks = JoinSet::new();
+    for target in targets {
+        let (probe, clock) = (Arc::clone(&probe), Arc::clone(&clock));
+        let (vantage, rhythm, seen) = (vantage.clone(), rhythm.clone(), seen.clone());
+        looks.spawn(async move {
+            loop {
+                let Rhythm { every, within } = *rhythm.borrow();
+                let began = clock.now();
+                let finding = probe.look(&target, within).await;
+                let ended = clock.now();
+                let target = target.clone();
+                let observation = Observation {
+                    target,
+                    vantage: vantage.clone(),
+                    began,
+                    ended,
+                    finding,
+                };
+                if seen.send(observation).await.is_err() {
+                    return;
+                }
+                clock.sleep(every.saturating_sub(ended.since(began))).await;
+            }
+        });
+    }
+    looks.join_all().await;
+}
