@@ -1,6 +1,7 @@
 //! The real side of each port: one file for each outside system. No adapter knows another or how
 //! a decision is made; only the composition roots name them.
 
+pub mod clock;
 pub mod files;
 pub mod keys;
 pub mod http;

@@ -1,4 +1,13 @@
 //! The process at a site, beside its database: observes, holds the write lease, fences.
 
+pub mod config;
+pub mod guard_protocol;
+pub mod guard;
+pub mod guard_link;
+pub mod local;
+pub mod store;
+pub mod workloads;
 pub mod keeper;
 pub mod reporter;
+pub mod api;
+pub mod run;

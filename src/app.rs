@@ -1,8 +1,11 @@
 //! The controller: looks, decides, acts, and answers the agents and the command line.
 
+pub mod config;
 pub mod journal;
 pub mod brain;
 pub mod control;
 pub mod executor;
 pub mod steps;
 pub mod prober;
+pub mod api;
+pub mod run;

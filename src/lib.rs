@@ -5,6 +5,7 @@ pub mod engine;
 pub mod wire;
 pub mod ports;
 pub mod adapters;
-pub mod app;
+pub mod config;
 pub mod agent;
+pub mod app;
 pub mod lab;

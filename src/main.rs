@@ -1,2 +1,2 @@
-//! The command line program.
+//! The program.
 fn main() {}

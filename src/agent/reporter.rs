@@ -189,7 +189,7 @@ async fn change(
             return;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn is_good(observation: &Observation) -> bool {

@@ -4,7 +4,7 @@
 //! The same reading code also describes itself: run over no text at all, it records every key with
 //! its kind and range, from which the JSON schema is made.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
@@ -76,6 +76,10 @@ pub enum Kind {
     Bytes,
     /// One of these words.
     Choice(Vec<String>),
+    /// A table of keys.
+    Table,
+    /// A list of tables.
+    Tables,
 }
 
 /// The text being read, its mistakes so far, and the keys asked for.
@@ -83,6 +87,8 @@ pub enum Kind {
 struct Reading<'t> {
     text: &'t str,
     describing: bool,
+    /// Whether the keys being described belong to one choice among several.
+    conditional: Cell<bool>,
     problems: RefCell<Vec<Problem>>,
     keys: RefCell<Vec<Key>>,
 }
@@ -109,6 +115,7 @@ pub fn read<T>(
     let reading = Reading {
         text,
         describing: false,
+        conditional: Cell::new(false),
         problems: RefCell::default(),
         keys: RefCell::default(),
     };
@@ -150,11 +157,16 @@ pub fn describe<T>(build: impl FnOnce(&Section<'_>) -> Option<T>) -> Vec<Key> {
     let reading = Reading {
         text: "",
         describing: true,
+        conditional: Cell::new(false),
         problems: RefCell::default(),
         keys: RefCell::default(),
     };
     build(&Section::new(&reading, String::new(), None));
-    reading.keys.into_inner()
+    let mut seen = BTreeSet::new();
+    let mut keys = reading.keys.into_inner();
+    // Two choices may have a key in common.
+    keys.retain(|key| seen.insert(key.path.clone()));
+    keys
 }
 
 /// One table of the text. When it goes out of scope, keys that nobody asked for are reported.
@@ -180,7 +192,8 @@ impl<'r> Section<'r> {
         }
     }
 
-    fn path_of(&self, key: &str) -> String {
+    /// The whole name of a key: `detect.fail_after`.
+    pub fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()
         } else {
@@ -207,6 +220,28 @@ impl<'r> Section<'r> {
         self.reading.problem(&span, text.into());
     }
 
+    /// Reports a mistake in the table as a whole.
+    pub fn mistake(&self, text: impl Into<String>) {
+        let span = self.table.as_ref().map(|(_, span)| span.clone());
+        self.reading.problem(&span.unwrap_or_default(), text.into());
+    }
+
+    /// Reads keys that belong to one choice among several, where `chosen` says that it was made.
+    /// While describing every choice is made, and what belongs to only one may be left out.
+    pub fn where_chosen<T>(
+        &self,
+        chosen: bool,
+        build: impl FnOnce(&Self) -> Option<T>,
+    ) -> Option<T> {
+        if !chosen && !self.reading.describing {
+            return None;
+        }
+        let before = self.reading.conditional.replace(true);
+        let built = build(self);
+        self.reading.conditional.set(before);
+        built
+    }
+
     /// Whether the key is there. While describing every key is.
     pub fn has(&self, key: &str) -> bool {
         self.reading.describing || self.value(key).is_some()
@@ -218,7 +253,7 @@ impl<'r> Section<'r> {
             self.reading.keys.borrow_mut().push(Key {
                 path,
                 kind,
-                optional,
+                optional: optional || self.reading.conditional.get(),
             });
         }
     }
@@ -292,9 +327,49 @@ impl<'r> Section<'r> {
         })
     }
 
+    /// A text of a checked form that may be left out.
+    pub fn optional_parsed<T: FromStr<Err: fmt::Display>>(
+        &self,
+        key: &str,
+        example: &str,
+    ) -> Option<T> {
+        self.record(key, Kind::Text, true);
+        self.text_of(key, &format!("\"{example}\""), true, |text| {
+            text.parse().map_err(|why: T::Err| Some(why.to_string()))
+        })
+    }
+
     /// A list of texts of a checked form; empty when left out.
     pub fn list<T: FromStr<Err: fmt::Display>>(&self, key: &str, example: &str) -> Vec<T> {
         self.record(key, Kind::List, true);
+        self.list_of(key, example, true).unwrap_or_default()
+    }
+
+    /// A list of texts of a checked form that must be there and not be empty.
+    pub fn filled_list<T: FromStr<Err: fmt::Display>>(
+        &self,
+        key: &str,
+        example: &str,
+    ) -> Option<Vec<T>> {
+        self.record(key, Kind::List, false);
+        let items = self.list_of(key, example, false)?;
+        if items.is_empty() {
+            let path = self.path_of(key);
+            self.problem(
+                key,
+                format!("`{path}` is empty: write it like `{key} = [\"{example}\"]`"),
+            );
+            return None;
+        }
+        Some(items)
+    }
+
+    fn list_of<T: FromStr<Err: fmt::Display>>(
+        &self,
+        key: &str,
+        example: &str,
+        optional: bool,
+    ) -> Option<Vec<T>> {
         let parse = |item: &Spanned<DeValue<'_>>| {
             let text = item.get_ref().as_str().ok_or(None)?;
             text.parse().map_err(|why: T::Err| Some(why.to_string()))
@@ -302,13 +377,12 @@ impl<'r> Section<'r> {
         self.get(
             key,
             &format!("[\"{example}\"]"),
-            true,
+            optional,
             |value| match value.as_array() {
                 Some(items) => items.iter().map(parse).collect(),
                 None => Err(None),
             },
         )
-        .unwrap_or_default()
     }
 
     /// `true` or `false`; `otherwise` when left out.
@@ -405,6 +479,11 @@ impl<'r> Section<'r> {
 
     /// A table that must be there.
     pub fn section(&self, key: &str) -> Section<'r> {
+        self.record(key, Kind::Table, false);
+        self.table(key)
+    }
+
+    fn table(&self, key: &str) -> Section<'r> {
         let table = self.get(key, "…", true, |value| {
             value.as_table().map(|_| ()).ok_or(None)
         });
@@ -417,7 +496,8 @@ impl<'r> Section<'r> {
 
     /// A table that may be left out.
     pub fn optional_section(&self, key: &str) -> Option<Section<'r>> {
-        self.has(key).then(|| self.section(key))
+        self.record(key, Kind::Table, true);
+        self.has(key).then(|| self.table(key))
     }
 
     fn sub(&self, key: &str, path: String) -> Section<'r> {
@@ -434,6 +514,7 @@ impl<'r> Section<'r> {
     pub fn named(&self, key: &str) -> Vec<(String, Section<'r>)> {
         let outer = self.section(key);
         if self.reading.describing {
+            outer.record("*", Kind::Table, true);
             let path = format!("{}.*", outer.path);
             return vec![("*".to_owned(), Section::new(self.reading, path, None))];
         }
@@ -455,6 +536,7 @@ impl<'r> Section<'r> {
 
     /// A list of tables (`[[key]]`); empty when left out.
     pub fn each(&self, key: &str) -> Vec<Section<'r>> {
+        self.record(key, Kind::Tables, true);
         let path = format!("{}[]", self.path_of(key));
         if self.reading.describing {
             return vec![Section::new(self.reading, path, None)];
@@ -608,7 +690,76 @@ mod tests {
                 .map(|each| each.flag("on", true))
         });
         let paths: Vec<_> = keys.iter().map(|key| key.path.as_str()).collect();
-        assert_eq!(paths, ["sites.*.agent", "traffic[].on"]);
+        let expected = [
+            "sites",
+            "sites.*",
+            "sites.*.agent",
+            "traffic",
+            "traffic[].on",
+        ];
+        assert_eq!(paths, expected);
+    }
+
+    /// A shape of a kind: each kind has `name` and one key of its own.
+    fn shape(root: &Section<'_>) -> Option<String> {
+        let kind = root.choice("kind", &[("disc", 1), ("square", 2)]);
+        let disc = root.where_chosen(kind == Some(1), |at| at.text("radius", "1"));
+        let square = root.where_chosen(kind == Some(2), |at| at.text("side", "1"));
+        disc.or(square)
+    }
+
+    #[test]
+    fn keys_of_another_choice_are_no_keys() {
+        let read_shape = |text| read("f.toml", text, shape).map_err(|all| all.to_string());
+        assert_eq!(
+            read_shape("kind = \"disc\"\nradius = \"2\""),
+            Ok("2".to_owned())
+        );
+        assert_eq!(
+            read_shape("kind = \"disc\"\nradius = \"2\"\nside = \"3\"").unwrap_err(),
+            "f.toml:3: `side` is not a key here, did you mean `kind`?"
+        );
+        let keys = describe(shape);
+        let optional: Vec<_> = keys
+            .iter()
+            .map(|key| (key.path.as_str(), key.optional))
+            .collect();
+        assert_eq!(
+            optional,
+            [("kind", false), ("radius", true), ("side", true)]
+        );
+    }
+
+    #[test]
+    fn a_list_that_must_hold_something_is_refused_empty_and_missing() {
+        let read_list = |text| {
+            read("f.toml", text, |root| {
+                let list = root.filled_list::<u8>("ports", "1");
+                let one = root.optional_parsed::<u8>("one", "1");
+                Some((list?, one))
+            })
+            .map_err(|all| all.to_string())
+        };
+        assert_eq!(read_list("ports = [\"1\"]"), Ok((vec![1], None)));
+        assert_eq!(
+            read_list("ports = [\"1\"]\none = \"2\""),
+            Ok((vec![1], Some(2)))
+        );
+        for (text, said) in [
+            ("", "`ports` is missing: write it like `ports = [\"1\"]`"),
+            (
+                "ports = []",
+                "`ports` is empty: write it like `ports = [\"1\"]`",
+            ),
+            ("ports = [\"a\"]", "`ports` is a list: invalid digit"),
+            (
+                "ports = [\"1\"]\none = \"x\"",
+                "`one` is \"x\": invalid digit",
+            ),
+        ] {
+            let answer = read_list(text).unwrap_err();
+            assert!(answer.contains(said), "{answer}");
+        }
     }
 
     #[test]

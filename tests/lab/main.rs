@@ -7,6 +7,7 @@
 )]
 
 mod clock;
+mod guard;
 mod pair;
 mod postgres;
 mod rfc2136;

@@ -1,0 +1,310 @@
+//! The agent's file, `agent.toml`: read once, checked as a whole.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use axum::http::Uri;
+
+use crate::adapters::keys::VerifyingKey;
+use crate::adapters::tls::{Identity, PeerAddress, TlsFiles};
+use crate::config::{self, DatabaseAccess, Files, Socket, Url};
+use crate::engine::document::{self, Key, Problems, Section};
+use crate::engine::topology::{GroupName, SiteName};
+
+/// Settings of PostgreSQL that the guard gives itself.
+const OWN_SETTINGS: [&str; 3] = ["port", "listen_addresses", "unix_socket_directories"];
+
+/// All that an agent is told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The group.
+    pub group: GroupName,
+    /// Our site.
+    pub site: SiteName,
+    /// Where the controller and the other agent call, with mutual TLS.
+    pub listen: SocketAddr,
+    /// Where `/traffic-ready`, `/livez` and `/metrics` answer in plain HTTP; `None`: nowhere.
+    pub listen_plain: Option<SocketAddr>,
+    /// What must outlast a restart: fence marker, sever, epoch.
+    pub state_dir: PathBuf,
+    /// The controller.
+    pub controller: PeerAddress,
+    /// The roots that HTTPS probes believe; `None`: the operating system's.
+    pub probe_ca: Option<PathBuf>,
+    /// Our certificate, for [`Identity::Agent`] of this group and site.
+    pub tls: TlsFiles,
+    /// Checks the orders of the controller.
+    pub controller_public_key: PathBuf,
+    /// The other site.
+    pub peer: Peer,
+    /// Our PostgreSQL.
+    pub postgres: Postgres,
+    /// The service; `None`: it is started and stopped by somebody else.
+    pub workloads: Option<Workloads>,
+}
+
+/// The other site, as this one reaches it.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its name; not ours.
+    pub site: SiteName,
+    /// Its agent.
+    pub agent: PeerAddress,
+    /// Its service, by the site's own address.
+    pub api: Uri,
+    /// Its database.
+    pub database: DatabaseAccess,
+}
+
+/// The PostgreSQL that the guard starts and stops. We connect to it over the local socket, as
+/// `superuser`.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// The folder with `postgres`.
+    pub bin_dir: PathBuf,
+    /// PGDATA.
+    pub data_dir: PathBuf,
+    /// The port, of TCP and of the socket. 1 to 65535.
+    pub port: u16,
+    /// Addresses of this host, `localhost`, `*`; separated by commas.
+    pub listen_addresses: String,
+    /// Where the socket lies.
+    pub socket_dir: PathBuf,
+    /// The user of the operating system; `None`: the agent's.
+    pub run_as: Option<String>,
+    /// The role of the agent's own connection.
+    pub superuser: String,
+    /// The database of the agent's own connection: the one with the schema `failover`.
+    pub database: String,
+    /// Further settings, `name=value` each.
+    pub options: Vec<String>,
+    /// Gets the output of PostgreSQL and of the guard.
+    pub log_file: PathBuf,
+    /// How a standby here connects to the other site's primary; without a password.
+    pub primary_conninfo: String,
+}
+
+/// How the service here is started and stopped.
+#[derive(Debug, Clone)]
+pub struct Workloads {
+    /// The command that starts it, with its arguments.
+    pub start: Vec<String>,
+    /// The command that stops it, with its arguments.
+    pub stop: Vec<String>,
+    /// Answers 2xx when the service is ready.
+    pub ready: Uri,
+}
+
+impl Config {
+    /// Reads the file and looks at every file that is named. Every mistake is reported, with its
+    /// line.
+    pub fn read(path: &Path) -> Result<Config, Problems> {
+        config::read(path, build)
+    }
+
+    /// Reads a text alone, as if it lay in `folder`; looks at no file.
+    pub fn parse(file: &str, text: &str, folder: &Path) -> Result<Config, Problems> {
+        document::read(file, text, |root| build(root, Files::unseen(folder)))
+    }
+
+    /// Every key of the file.
+    pub fn keys() -> Vec<Key> {
+        document::describe(|root| build(root, Files::unseen(Path::new(""))))
+    }
+}
+
+/// The table `[agent]`.
+struct Agent {
+    group: GroupName,
+    site: SiteName,
+    listen: SocketAddr,
+    listen_plain: Option<SocketAddr>,
+    state_dir: PathBuf,
+    controller: PeerAddress,
+    probe_ca: Option<PathBuf>,
+}
+
+fn build(root: &Section<'_>, files: Files<'_>) -> Option<Config> {
+    let agent = build_agent(&root.section("agent"), files);
+    let own = agent.as_ref().map(|agent| Identity::Agent {
+        group: agent.group.clone(),
+        site: agent.site.clone(),
+    });
+    let tls = files.tls(root, own.as_ref());
+    let orders = root.section("orders");
+    let key = orders.text("controller_public_key", "orders.pub");
+    let controller_public_key = files.path(&orders, "controller_public_key", key, |path| {
+        VerifyingKey::from_file(path).map(drop)
+    });
+    let peer_section = root.section("peer");
+    let peer = build_peer(&peer_section, files);
+    let postgres = build_postgres(&root.section("postgres"), files, agent.as_ref());
+    let workloads = root.optional_section("workloads");
+    let workloads = workloads.map(|at| build_workloads(&at));
+
+    let (agent, peer) = (agent?, peer?);
+    if peer.site == agent.site {
+        let text = format!(
+            "`peer.site` is `{}`, which is this site: name the other",
+            peer.site
+        );
+        peer_section.problem("site", text);
+    }
+    Some(Config {
+        group: agent.group,
+        site: agent.site,
+        listen: agent.listen,
+        listen_plain: agent.listen_plain,
+        state_dir: agent.state_dir,
+        controller: agent.controller,
+        probe_ca: agent.probe_ca,
+        tls: tls?,
+        controller_public_key: controller_public_key?,
+        peer,
+        postgres: postgres?,
+        workloads: workloads.map_or(Some(None), |it| it.map(Some))?,
+    })
+}
+
+fn build_agent(at: &Section<'_>, files: Files<'_>) -> Option<Agent> {
+    let group = at.parsed("group", "shop");
+    let site = at.parsed("site", "aws");
+    let listen = at.parsed::<Socket>("listen", "10.1.0.10:7401");
+    let listen_plain = at.optional_parsed::<Socket>("listen_plain", "0.0.0.0:7481");
+    let state_dir = files.folder(at, "state_dir", "/var/lib/failover-agent");
+    let volatile = at.flag("allow_volatile_state", false);
+    if let Some(dir) = &state_dir {
+        files.must_last(at, "state_dir", dir, "agent.allow_volatile_state", volatile);
+    }
+    let controller = at.parsed("controller", "10.0.3.10:7400");
+    let probe_ca = files.optional_file(at, "probe_ca", "probe-ca.pem");
+    Some(Agent {
+        group: group?,
+        site: site?,
+        listen: listen?.0,
+        listen_plain: listen_plain.map(|plain| plain.0),
+        state_dir: state_dir?,
+        controller: controller?,
+        probe_ca,
+    })
+}
+
+fn build_peer(at: &Section<'_>, files: Files<'_>) -> Option<Peer> {
+    let site = at.parsed("site", "gcp");
+    let agent = at.parsed("agent", "10.2.0.10:7401");
+    let api = at.parsed::<Url>("api", "http://10.2.0.20:8080/healthz");
+    let database = files.database(at);
+    Some(Peer {
+        site: site?,
+        agent: agent?,
+        api: api?.0,
+        database: database?,
+    })
+}
+
+fn build_postgres(at: &Section<'_>, files: Files<'_>, agent: Option<&Agent>) -> Option<Postgres> {
+    let bin = at.text("bin_dir", "/usr/lib/postgresql/15/bin");
+    let bin_dir = files.path(at, "bin_dir", bin, |dir| {
+        let found = dir.join("postgres").is_file();
+        let hint = || format!("there is no `postgres` in `{}`", dir.display());
+        found.then_some(()).ok_or_else(hint)
+    });
+    let data_dir = files.folder(at, "data_dir", "/var/lib/postgresql/15/main");
+    let port = at.number("port", 1..=u64::from(u16::MAX));
+    let listen_addresses = at.text("listen_addresses", "10.1.0.10");
+    let socket_dir = files.folder(at, "socket_dir", "/run/postgresql");
+    let run_as = at.optional_text("run_as", "postgres");
+    let superuser = at.text("superuser", "postgres");
+    let database = at.text("database", "app");
+    let options = at.list(
+        "options",
+        "config_file=/etc/postgresql/15/main/postgresql.conf",
+    );
+    let log_file = files.output(at, "log_file", "/var/log/postgresql/failover.log");
+    let conninfo = at.text(
+        "primary_conninfo",
+        "host=10.2.0.10 port=5432 user=replicator",
+    );
+    if files.look() && run_as.is_none() && rustix::process::geteuid().is_root() {
+        at.problem("run_as", "`postgres.run_as` is missing: PostgreSQL refuses to run as root: name its user, `postgres`, say");
+    }
+    let listen_addresses = listen_addresses.filter(|text| are_own_addresses(at, text));
+    let conninfo = conninfo?;
+    check_options(at, &options);
+    check_conninfo(at, &conninfo, agent);
+    Some(Postgres {
+        bin_dir: bin_dir?,
+        data_dir: data_dir?,
+        port: u16::try_from(port?).ok()?,
+        listen_addresses: listen_addresses?,
+        socket_dir: socket_dir?,
+        run_as,
+        superuser: superuser?,
+        database: database?,
+        options,
+        log_file: log_file?,
+        primary_conninfo: conninfo,
+    })
+}
+
+/// The guard asks no name server, which could keep it waiting while a deadline passes.
+fn are_own_addresses(at: &Section<'_>, text: &str) -> bool {
+    let wrong = text
+        .split(',')
+        .map(str::trim)
+        .find(|each| !matches!(*each, "" | "*" | "localhost") && each.parse::<IpAddr>().is_err());
+    if let Some(wrong) = wrong {
+        at.problem("listen_addresses", format!(
+            "`postgres.listen_addresses` names `{wrong}`: write addresses of this host, `localhost` or `*`"
+        ));
+    }
+    wrong.is_none()
+}
+
+fn check_options(at: &Section<'_>, options: &[String]) {
+    for option in options {
+        match option.split_once('=') {
+            None => at.problem("options", format!(
+                "`postgres.options` holds `{option}`: write it like `max_connections=200`"
+            )),
+            Some((name, _)) if OWN_SETTINGS.contains(&name.trim()) => at.problem("options", format!(
+                "`postgres.options` holds `{option}`, which the agent sets itself: use the keys `port`, `listen_addresses` and `socket_dir`"
+            )),
+            Some(_) => {}
+        }
+    }
+}
+
+fn check_conninfo(at: &Section<'_>, conninfo: &str, agent: Option<&Agent>) {
+    let has = |name: &str| {
+        conninfo
+            .split_whitespace()
+            .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+    };
+    if has("password").is_some() {
+        at.problem("primary_conninfo", "`postgres.primary_conninfo` holds a password: put it into a file and name that with `passfile=`");
+    }
+    if has("host").is_none() {
+        at.problem("primary_conninfo", "`postgres.primary_conninfo` names no host: write it like `host=10.2.0.10 port=5432 user=replicator`");
+    }
+    // POSTGRES.md row 23: two standbys of one name are taken for each other.
+    if let Some(agent) = agent
+        && has("application_name") != Some(agent.site.as_str())
+    {
+        at.problem("primary_conninfo", format!(
+            "`postgres.primary_conninfo` does not hold `application_name={}`: a standby bears the name of its site",
+            agent.site
+        ));
+    }
+}
+
+fn build_workloads(at: &Section<'_>) -> Option<Workloads> {
+    let start = at.filled_list("start", "systemctl\", \"start\", \"shop-api");
+    let stop = at.filled_list("stop", "systemctl\", \"stop\", \"shop-api");
+    let ready = at.parsed::<Url>("ready", "http://127.0.0.1:8080/healthz");
+    Some(Workloads {
+        start: start?,
+        stop: stop?,
+        ready: ready?.0,
+    })
+}

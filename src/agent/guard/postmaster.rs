@@ -1,0 +1,320 @@
+//! PostgreSQL's processes: starting the first one so that it cannot outlive the guard, finding
+//! all of them, and ending exactly those that were found.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
+    set_parent_process_death_signal,
+};
+
+use crate::agent::guard_protocol::GuardConfig;
+
+/// The first word of the command line that becomes PostgreSQL.
+pub const EXEC_VERB: &str = "guard-exec";
+
+/// Environment that PostgreSQL gets; the agent's secrets stay out.
+const KEPT_ENVIRONMENT: [&str; 5] = ["PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH"];
+
+/// In the state folder: the last first process that a guard started.
+const PID_FILE: &str = "postmaster.pid";
+
+/// Whether what uses the data folder was started by a guard of this state folder: PostgreSQL's own
+/// pid file, which stays after a crash, names the process that we noted down.
+pub(super) fn was_ours(config: &GuardConfig) -> bool {
+    let first_line = |folder: &Path| -> Option<i32> {
+        let text = fs::read_to_string(folder.join(PID_FILE)).ok()?;
+        text.lines().next()?.trim().parse().ok()
+    };
+    let noted = first_line(&config.state_dir);
+    noted.is_some() && noted == first_line(&config.data_dir)
+}
+
+/// PostgreSQL's first process, a direct child of ours.
+#[derive(Debug)]
+pub(super) struct Postmaster {
+    /// Its process.
+    pub(super) pid: Pid,
+    /// Readable when it has ended; signals through it never hit a reused pid.
+    pub(super) fd: OwnedFd,
+}
+
+impl Postmaster {
+    /// Starts PostgreSQL by way of [`exec`].
+    pub(super) fn start(config: &GuardConfig) -> io::Result<Self> {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&config.log_file)?;
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg(EXEC_VERB)
+            .arg(getpid().as_raw_pid().to_string())
+            .arg(config.bin_dir.join("postgres"))
+            .arg("-D")
+            .arg(&config.data_dir);
+        for setting in [
+            format!("port={}", config.port),
+            format!("listen_addresses={}", config.listen_addresses),
+            format!("unix_socket_directories={}", config.socket_dir.display()),
+        ]
+        .iter()
+        .chain(&config.options)
+        {
+            command.arg("-c").arg(setting);
+        }
+        command.env_clear();
+        for name in KEPT_ENVIRONMENT {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+        if let Some(user) = &config.run_as {
+            let (uid, gid) = user_ids(user)?;
+            // As root this also empties the supplementary groups.
+            command.uid(uid).gid(gid);
+        }
+        let mut child = command
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let pid = Pid::from_child(&child);
+        let known = fs::write(
+            config.state_dir.join(PID_FILE),
+            pid.as_raw_pid().to_string(),
+        )
+        .and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
+        match known {
+            Ok(fd) => Ok(Self { pid, fd }),
+            Err(cause) => {
+                child.kill()?;
+                Err(cause)
+            }
+        }
+    }
+
+    /// Sends a signal to the first process alone. It may have ended already, which is no error.
+    pub(super) fn signal(&self, signal: Signal) {
+        if let Err(cause) = pidfd_send_signal(&self.fd, signal) {
+            tracing::debug!(%cause, ?signal, "signal not delivered");
+        }
+    }
+
+    /// Whether it is stopped (SIGSTOP, a debugger): then it hears nothing but SIGKILL, while its
+    /// sessions go on serving.
+    pub(super) fn is_stopped(&self) -> bool {
+        stat(self.pid.as_raw_pid()).is_some_and(|stat| matches!(stat.state, 'T' | 't'))
+    }
+}
+
+/// Becomes PostgreSQL, in the child: `guard-exec GUARD_PID /…/postgres ARGUMENT…`. Returns only
+/// when it fails. It makes the kernel end PostgreSQL when the guard dies, however it dies.
+///
+/// The signal is SIGQUIT: the first process then ends each session at once, in the middle of its
+/// statement. SIGKILL would end only the first process, and a busy session acknowledges what it is
+/// at, and whatever a pipelining client has sent already, before it notices. The price: a *stopped*
+/// first process does not hear SIGQUIT; that it is stopped and the guard dies are two faults, and
+/// the next guard ends what it finds.
+pub fn exec(arguments: &[String]) -> io::Error {
+    let [guard, program, rest @ ..] = arguments else {
+        return io::Error::other("write `guard-exec GUARD_PID PROGRAM ARGUMENT…`");
+    };
+    if let Err(cause) = set_parent_process_death_signal(Some(Signal::QUIT)) {
+        return cause.into();
+    }
+    // It may have died before the line above.
+    if getppid().map(|pid| pid.as_raw_pid().to_string()).as_ref() != Some(guard) {
+        return io::Error::other("the guard is dead, so PostgreSQL is not started");
+    }
+    Command::new(program).args(rest).exec()
+}
+
+/// Looks a user up in `/etc/passwd` (no directory service: it could keep us waiting).
+fn user_ids(user: &str) -> io::Result<(u32, u32)> {
+    fs::read_to_string("/etc/passwd")?
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find_map(|fields| match fields.as_slice() {
+            [name, _, uid, gid, ..] if *name == user => {
+                Some((uid.parse().ok()?, gid.parse().ok()?))
+            }
+            _ => None,
+        })
+        .ok_or_else(|| io::Error::other(format!("`{user}` is not a user in `/etc/passwd`")))
+}
+
+/// Processes by id, each with its start time in clock ticks: both together are never reused.
+pub(super) type Processes = BTreeMap<i32, u64>;
+
+/// Where PostgreSQL's processes are told from others.
+#[derive(Debug)]
+pub(super) struct Habitat {
+    data_dir: PathBuf,
+    program: PathBuf,
+}
+
+impl Habitat {
+    /// Follows links once, at the start: `/proc` shows the real paths.
+    pub(super) fn new(config: &GuardConfig) -> Self {
+        let real = |path: PathBuf| fs::canonicalize(&path).unwrap_or(path);
+        Self {
+            data_dir: real(config.data_dir.clone()),
+            program: real(config.bin_dir.join("postgres")),
+        }
+    }
+
+    /// All living processes that may acknowledge a write or hold the port: whatever descends from
+    /// us (we adopt orphans, so that a child of PostgreSQL's that leaves its session or loses its
+    /// parent stays ours), and each `postgres` whose working folder is the data folder.
+    pub(super) fn processes(&self) -> io::Result<Processes> {
+        let all = all_processes()?;
+        let us = getpid().as_raw_pid();
+        Ok(all
+            .iter()
+            .filter(|(pid, stat)| stat.alive() && (descends(&all, **pid, us) || self.lives(**pid)))
+            .map(|(pid, stat)| (*pid, stat.start))
+            .collect())
+    }
+
+    fn lives(&self, pid: i32) -> bool {
+        let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        link("cwd") == self.data_dir && without_deleted(&link("exe")) == self.program
+    }
+}
+
+/// After an upgrade of the package the kernel shows the old program as `PATH (deleted)`.
+fn without_deleted(exe: &Path) -> &Path {
+    exe.to_str()
+        .and_then(|text| text.strip_suffix(" (deleted)"))
+        .map_or(exe, Path::new)
+}
+
+fn descends(all: &BTreeMap<i32, Stat>, pid: i32, ancestor: i32) -> bool {
+    let mut at = pid;
+    // No chain is longer than the number of processes: a torn reading cannot make us turn forever.
+    for _ in 0..all.len() {
+        match all.get(&at) {
+            Some(stat) if stat.parent == ancestor => return true,
+            Some(stat) => at = stat.parent,
+            None => return false,
+        }
+    }
+    false
+}
+
+/// Those of `found` that still live.
+pub(super) fn still_alive(found: &Processes) -> Vec<i32> {
+    found
+        .iter()
+        .filter(|(pid, start)| is_alive(**pid, **start))
+        .map(|(pid, _)| *pid)
+        .collect()
+}
+
+/// Whether exactly this process lives.
+pub(super) fn is_alive(pid: i32, start: u64) -> bool {
+    stat(pid).is_some_and(|stat| stat.start == start && stat.alive())
+}
+
+/// Ends each of `found` that still lives. The handle is opened before the start time is compared,
+/// so that a pid reused in between is never hit.
+pub(super) fn kill(found: &Processes) {
+    for (pid, start) in found {
+        let Some(raw) = Pid::from_raw(*pid) else {
+            continue;
+        };
+        let Ok(fd) = pidfd_open(raw, PidfdFlags::empty()) else {
+            continue;
+        };
+        if is_alive(*pid, *start)
+            && let Err(cause) = pidfd_send_signal(&fd, Signal::KILL)
+        {
+            tracing::warn!(pid, %cause, "cannot kill");
+        }
+    }
+}
+
+/// The fields of `/proc/PID/stat` that we use.
+#[derive(Debug, Clone, Copy)]
+struct Stat {
+    state: char,
+    parent: i32,
+    start: u64,
+}
+
+impl Stat {
+    /// A zombie does nothing any more.
+    fn alive(self) -> bool {
+        !matches!(self.state, 'Z' | 'X')
+    }
+}
+
+fn all_processes() -> io::Result<BTreeMap<i32, Stat>> {
+    Ok(fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, stat(pid)?)))
+        .collect())
+}
+
+fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&String::from_utf8_lossy(&text))
+}
+
+/// The name of the program, in parentheses, may hold anything; the fields count from the last one.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (_, fields) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = fields.split(' ').collect();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        start: fields.get(19)?.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_name_with_parentheses_does_not_shift_the_fields() {
+        let line = "42 (a) S 1) T 7 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987 1 2";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!((stat.state, stat.parent, stat.start), ('T', 7, 987));
+    }
+
+    #[test]
+    fn a_reused_pid_is_not_the_process_that_was_found() {
+        let me = getpid().as_raw_pid();
+        let start = stat(me).unwrap().start;
+        assert!(is_alive(me, start));
+        assert!(!is_alive(me, start + 1));
+        kill(&Processes::from([(me, start + 1)]));
+    }
+
+    #[test]
+    fn a_program_replaced_on_disk_is_still_known() {
+        assert_eq!(
+            without_deleted(Path::new("/b/postgres (deleted)")),
+            Path::new("/b/postgres")
+        );
+    }
+
+    #[test]
+    fn descent_is_found_over_generations_and_ends_on_a_circle() {
+        let stat = |parent| Stat {
+            state: 'S',
+            parent,
+            start: 1,
+        };
+        let all = BTreeMap::from([(5, stat(4)), (4, stat(2)), (8, stat(9)), (9, stat(8))]);
+        assert!(descends(&all, 5, 2));
+        assert!(!descends(&all, 8, 2));
+    }
+}

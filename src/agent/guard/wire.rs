@@ -1,0 +1,196 @@
+//! The guard's socket: lines of JSON to and from a few connections, none of which can make the
+//! guard wait.
+
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::agent::guard_protocol::{FromGuard, GuardCommand, GuardEvent, GuardReply, Request};
+
+/// An agent needs one, an operator's `status` another; beyond it the oldest is closed, so that an
+/// agent that starts anew always gets in.
+const CONNECTIONS: usize = 8;
+/// The longest line is a status, about 4 KiB; who sends more, or does not read, is cut off.
+const LINE_BYTES: usize = 64 * 1024;
+
+/// To whom a reply goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket {
+    connection: u64,
+    id: u64,
+}
+
+/// The socket and its connections.
+#[derive(Debug)]
+pub(super) struct Wire {
+    listener: UnixListener,
+    connections: Vec<Connection>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Connection {
+    key: u64,
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    lost: bool,
+}
+
+impl Wire {
+    /// Listens. The caller holds the lock; a socket that answers all the same is left alone.
+    pub(super) fn listen(path: &Path) -> io::Result<Self> {
+        if UnixStream::connect(path).is_ok() {
+            return Err(io::Error::other("somebody answers on the guard's socket"));
+        }
+        match fs::remove_file(path) {
+            Err(cause) if cause.kind() != ErrorKind::NotFound => return Err(cause),
+            Ok(()) | Err(_) => {}
+        }
+        // The folder is closed to others (see `run`), so that nobody is in before the next line.
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            connections: Vec::new(),
+            next: 0,
+        })
+    }
+
+    /// Waits until there is something to do: a line, a connection, the end of PostgreSQL, or
+    /// `limit`.
+    pub(super) fn wait(&self, postmaster: Option<&OwnedFd>, limit: Duration) -> io::Result<()> {
+        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        for connection in &self.connections {
+            let flags = if connection.output.is_empty() {
+                PollFlags::IN
+            } else {
+                PollFlags::IN | PollFlags::OUT
+            };
+            fds.push(PollFd::from_borrowed_fd(connection.stream.as_fd(), flags));
+        }
+        fds.extend(postmaster.map(|fd| PollFd::new(fd, PollFlags::IN)));
+        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+        match poll(&mut fds, Some(&limit)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(cause) => Err(cause.into()),
+        }
+    }
+
+    /// All commands that have come in.
+    pub(super) fn commands(&mut self) -> Vec<(Ticket, GuardCommand)> {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if stream.set_nonblocking(true).is_ok() {
+                self.next = self.next.wrapping_add(1);
+                if self.connections.len() >= CONNECTIONS {
+                    self.connections.remove(0);
+                }
+                self.connections.push(Connection {
+                    key: self.next,
+                    stream,
+                    input: Vec::new(),
+                    output: Vec::new(),
+                    lost: false,
+                });
+            }
+        }
+        self.connections
+            .iter_mut()
+            .flat_map(Connection::commands)
+            .collect()
+    }
+
+    /// Puts a reply in line for its connection, where that still exists.
+    pub(super) fn reply(&mut self, to: Ticket, reply: GuardReply) {
+        if let Some(connection) = self
+            .connections
+            .iter_mut()
+            .find(|connection| connection.key == to.connection)
+        {
+            connection.put(&FromGuard::Reply { id: to.id, reply });
+        }
+    }
+
+    /// Puts an event in line for all connections.
+    pub(super) fn tell_all(&mut self, event: &GuardEvent) {
+        let line = FromGuard::Event {
+            event: event.clone(),
+        };
+        for connection in &mut self.connections {
+            connection.put(&line);
+        }
+    }
+
+    /// Sends what the connections take now, and forgets those that are lost.
+    pub(super) fn flush(&mut self) {
+        for connection in &mut self.connections {
+            connection.flush();
+        }
+        self.connections.retain(|connection| !connection.lost);
+    }
+}
+
+impl Connection {
+    fn commands(&mut self) -> Vec<(Ticket, GuardCommand)> {
+        let mut piece = [0; 4096];
+        while self.input.len() < LINE_BYTES && !self.lost {
+            match self.stream.read(&mut piece) {
+                Ok(0) => self.lost = true,
+                Ok(count) => self.input.extend_from_slice(&piece[..count]),
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => break,
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.lost = true,
+            }
+        }
+        let mut commands = Vec::new();
+        while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.input.drain(..=end).collect();
+            match serde_json::from_slice::<Request>(&line) {
+                Ok(request) => commands.push((
+                    Ticket {
+                        connection: self.key,
+                        id: request.id,
+                    },
+                    request.cmd,
+                )),
+                Err(cause) => self.put(&FromGuard::Reply {
+                    id: 0,
+                    reply: GuardReply::Refused {
+                        why: format!("not a command: {cause}"),
+                    },
+                }),
+            }
+        }
+        self.lost |= self.input.len() >= LINE_BYTES;
+        commands
+    }
+
+    fn put(&mut self, line: &FromGuard) {
+        match serde_json::to_vec(line) {
+            Ok(text) => {
+                self.output.extend_from_slice(&text);
+                self.output.push(b'\n');
+            }
+            Err(cause) => tracing::warn!(%cause, "cannot write a line"),
+        }
+        self.lost |= self.output.len() > LINE_BYTES;
+    }
+
+    fn flush(&mut self) {
+        while !self.output.is_empty() && !self.lost {
+            match self.stream.write(&self.output) {
+                Ok(count) => drop(self.output.drain(..count)),
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => break,
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.lost = true,
+            }
+        }
+    }
+}

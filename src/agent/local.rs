@@ -1,0 +1,178 @@
+//! The database beside the agent: its guard, and SQL over its local socket as superuser.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::guard_link::{GuardLink, GuardLinkError};
+use super::guard_protocol::{GuardStatus, Right, StartAs, StopTimes};
+use crate::adapters::postgres::{self, Connect, Secret};
+use crate::engine::observation::ProbeFailure;
+use crate::engine::policy::FenceStages;
+use crate::engine::topology::{Role, SiteName};
+use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, as_millis};
+use crate::ports::{EffectError, LocalDatabase, LocalLook, LocalRight};
+
+/// How long a restart-safe answer over the local socket may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A PostgreSQL that a guard owns.
+#[derive(Debug)]
+pub struct GuardedDatabase {
+    /// The guard.
+    pub guard: GuardLink,
+    /// The database over its local socket, as superuser.
+    pub local: Connect,
+    /// PGDATA.
+    pub data_dir: PathBuf,
+    /// How this site's standby connects to the other site's primary.
+    pub primary_conninfo: Secret,
+    /// The site.
+    pub site: SiteName,
+}
+
+impl From<GuardLinkError> for EffectError {
+    fn from(error: GuardLinkError) -> Self {
+        let text = error.to_string();
+        match error {
+            GuardLinkError::Unreachable(_) => EffectError::Failed(text),
+            GuardLinkError::Refused(_) => EffectError::Refused(text),
+            GuardLinkError::Unknown(_) | GuardLinkError::Unproven(_) => EffectError::Unknown(text),
+        }
+    }
+}
+
+/// A right without an end, in the guard's form.
+const FOR_EVER: u64 = u64::MAX;
+
+fn deadline_ns(until: Option<MonoTime>) -> u64 {
+    until.map_or(FOR_EVER, |until| {
+        u64::try_from(until.0.as_nanos()).unwrap_or(FOR_EVER)
+    })
+}
+
+impl From<FenceStages> for StopTimes {
+    fn from(stages: FenceStages) -> Self {
+        Self {
+            fast_ms: as_millis(stages.fast),
+            immediate_ms: as_millis(stages.immediate),
+            kill_ms: as_millis(stages.kill),
+        }
+    }
+}
+
+impl GuardedDatabase {
+    fn set_up_as(&self) -> Role {
+        if self.data_dir.join("standby.signal").exists() {
+            Role::Standby
+        } else {
+            Role::Primary
+        }
+    }
+
+    fn seen(&self, status: GuardStatus) -> LocalLook {
+        let right = status.right.map(|right| {
+            (
+                right.epoch,
+                MonoTime(Duration::from_nanos(right.deadline_ns)),
+            )
+        });
+        LocalLook {
+            set_up_as: self.set_up_as(),
+            running: status.postmaster_pid.is_some(),
+            right,
+            fenced: status.marker.map(|marker| (marker.epoch, marker.cause)),
+            ended: status.last_exit.map(|exit| exit.status),
+        }
+    }
+}
+
+#[async_trait]
+impl LocalDatabase for GuardedDatabase {
+    async fn look(&self) -> Result<LocalLook, EffectError> {
+        Ok(self.seen(self.guard.status().await?))
+    }
+
+    async fn start_standby(&self) -> Result<(), EffectError> {
+        self.guard.start(StartAs::Standby).await?;
+        Ok(())
+    }
+
+    async fn start_primary(&self, right: &LocalRight) -> Result<(), EffectError> {
+        self.hold_right(right).await?;
+        let (epoch, deadline_ns) = (right.epoch, deadline_ns(right.until));
+        self.guard
+            .start(StartAs::Primary { epoch, deadline_ns })
+            .await?;
+        Ok(())
+    }
+
+    async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError> {
+        let armed = Right {
+            epoch: right.epoch,
+            deadline_ns: deadline_ns(right.until),
+        };
+        self.guard.right(armed, right.fence.into()).await?;
+        Ok(())
+    }
+
+    async fn release_right(&self) -> Result<(), EffectError> {
+        Ok(self.guard.renounce().await?)
+    }
+
+    async fn fence(&self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
+        let proof = self.guard.fence(cause, epoch).await?;
+        let method = serde_json::to_string(&proof.method).unwrap_or_default();
+        Ok(format!(
+            "down by {} after {} ms; refused at {}",
+            method.trim_matches('"'),
+            proof.took_ms,
+            proof.refused
+        ))
+    }
+
+    async fn unfence(&self, epoch: Epoch) -> Result<(), EffectError> {
+        Ok(self.guard.unfence(epoch).await?)
+    }
+
+    async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError> {
+        let severed = postgres::sever(&self.local, within).await?;
+        if severed.receiver_gone {
+            Ok((severed.position, severed.replayed >= severed.position))
+        } else {
+            Err(EffectError::Failed(
+                "the WAL receiver did not end: is replay paused?".to_owned(),
+            ))
+        }
+    }
+
+    async fn reconnect(&self, within: Duration) -> Result<(), EffectError> {
+        postgres::reconnect(&self.local, &self.primary_conninfo, within).await
+    }
+
+    async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
+        let facts = postgres::probe(&self.local, None, within.min(CONNECT)).await;
+        let facts =
+            facts.map_err(|failure: ProbeFailure| EffectError::Failed(failure.to_string()))?;
+        Ok((facts.role == Role::Primary).then_some((facts.timeline, facts.position)))
+    }
+
+    async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError> {
+        let promoted = postgres::promote(&self.local, within).await?;
+        if let Some(names) = &promoted.synchronous_names_were {
+            tracing::warn!(
+                names,
+                "synchronous_standby_names cleared, so that commits do not hang"
+            );
+        }
+        Ok((promoted.timeline, promoted.position))
+    }
+
+    async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError> {
+        let opened = postgres::Database::open(&self.local, within.min(CONNECT)).await;
+        let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
+        postgres::prepare(&database, within).await?;
+        postgres::write_epoch(&database, epoch, &self.site, within).await
+    }
+}

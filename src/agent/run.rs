@@ -1,0 +1,340 @@
+//! The composition root of the agent.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use async_trait::async_trait;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::api::{self, Api};
+use super::config::Config;
+use super::guard_link::GuardLink;
+use super::guard_protocol::{GuardConfig, GuardEvent, StopTimes};
+use super::keeper::{Keeper, News, Parts};
+use super::local::GuardedDatabase;
+use super::reporter::{Pace, Reporter};
+use super::store::FileStore;
+use super::workloads::CommandWorkloads;
+use crate::adapters::clock::SystemClock;
+use crate::adapters::http::{HttpProber, serve_plain};
+use crate::adapters::keys::VerifyingKey;
+use crate::adapters::postgres::{Connect, Secret};
+use crate::adapters::site_probe::{SiteAddress, SiteProbe};
+use crate::adapters::tls::{Identity, Peer, PeerClient, TlsListener, TlsMaterial, serve};
+use crate::app::prober::{Rhythm, look_for_ever};
+use crate::app::run::{roots, until_stopped};
+use crate::engine::topology::{Target, TargetKind, Vantage};
+use crate::ports::{AgentLinks, Clock, EffectError, Workloads};
+use crate::wire::{PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer};
+
+/// How many observations may wait to be reported.
+const WAITING: usize = 256;
+
+/// The stages of a fence until the first right, which carries the policy's.
+const STOP_UNTIL_TOLD: StopTimes = StopTimes {
+    fast_ms: 6000,
+    immediate_ms: 3000,
+    kill_ms: 2000,
+};
+
+/// The agent's ways out.
+#[derive(Debug)]
+struct TlsLinks {
+    controller: PeerClient,
+    peer: PeerClient,
+}
+
+#[async_trait]
+impl AgentLinks for TlsLinks {
+    async fn report(&self, report: &Report, within: Duration) -> Result<ReportAnswer, EffectError> {
+        Ok(self.controller.post(REPORT_PATH, report, within).await?)
+    }
+
+    async fn ask_peer(
+        &self,
+        question: &PeerQuestion,
+        within: Duration,
+    ) -> Result<PeerAnswer, EffectError> {
+        Ok(self.peer.post(PEER_PATH, question, within).await?)
+    }
+}
+
+/// Runs the agent until it is told to stop, or something it needs ends. Its guard and database
+/// outlive it: the guard keeps the deadline, and the next agent finds both.
+pub async fn run(path: &Path) -> anyhow::Result<()> {
+    let config = Config::read(path)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    std::fs::create_dir_all(&config.state_dir).context("create `state_dir`")?;
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| format!("listen at {}", config.listen))?;
+    let material = TlsMaterial::load(&config.tls)?;
+    let http = HttpProber::new(&roots(config.probe_ca.as_deref()), Arc::clone(&clock))?;
+
+    let guard =
+        GuardLink::connect_or_spawn(guard_config(&config), std::env::current_exe()?).await?;
+    let mut events = guard.events();
+    let database = GuardedDatabase {
+        guard,
+        local: local_connect(&config)?,
+        data_dir: config.postgres.data_dir.clone(),
+        primary_conninfo: Secret::new(config.postgres.primary_conninfo.clone()),
+        site: config.site.clone(),
+    };
+    let workloads = config.workloads.as_ref().map(|workloads| {
+        let workloads = CommandWorkloads {
+            start: workloads.start.clone(),
+            stop: workloads.stop.clone(),
+            ready: workloads.ready.clone(),
+            http: http.clone(),
+        };
+        Arc::new(workloads) as Arc<dyn Workloads>
+    });
+    let parts = Parts {
+        group: config.group.clone(),
+        site: config.site.clone(),
+        database: Arc::new(database),
+        workloads,
+        store: Arc::new(FileStore::new(config.state_dir.clone())),
+        clock: Arc::clone(&clock),
+    };
+    let (keeper, news, shown) = Keeper::begin(parts).await?;
+
+    let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    tasks.spawn(async {
+        keeper.run().await;
+        ("keeper", Ok(()))
+    });
+
+    let urgent = Arc::new(Notify::new());
+    let (to_keeper, ring) = (news.clone(), Arc::clone(&urgent));
+    tasks.spawn(async move {
+        loop {
+            match events.recv().await {
+                Ok(
+                    GuardEvent::Exited(_)
+                    | GuardEvent::Fenced(_)
+                    | GuardEvent::Unproven { .. }
+                    | GuardEvent::Lost {},
+                )
+                | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => {
+                    return ("guard events", Ok(()));
+                }
+            }
+            if to_keeper.send(News::Look).await.is_err() {
+                return ("guard events", Ok(()));
+            }
+        }
+    });
+    tasks.spawn(ring_on_change(shown.clone(), ring));
+
+    let (pace, paced) = watch::channel(Pace::default());
+    let (seen, observations) = mpsc::channel(WAITING);
+    let looking = look_for_ever(
+        Arc::new(make_probe(&config, http)?),
+        targets(&config),
+        Vantage::Agent(config.site.clone()),
+        Arc::clone(&clock),
+        rhythm_of(paced, &mut tasks),
+        seen,
+    );
+    tasks.spawn(async {
+        looking.await;
+        ("probes", Ok(()))
+    });
+
+    let peer_identity = Identity::Agent {
+        group: config.group.clone(),
+        site: config.peer.site.clone(),
+    };
+    let peer = PeerClient::new(
+        &material,
+        Peer {
+            identity: peer_identity,
+            address: config.peer.agent.clone(),
+        },
+    )?;
+    let controller = Peer {
+        identity: Identity::Controller,
+        address: config.controller.clone(),
+    };
+    let controller = PeerClient::new(&material, controller)?;
+    let reporter = Arc::new(Reporter {
+        group: config.group.clone(),
+        site: config.site.clone(),
+        links: Arc::new(TlsLinks {
+            controller,
+            peer: peer.clone(),
+        }),
+        clock: Arc::clone(&clock),
+        shown: shown.clone(),
+        news: news.clone(),
+        pace,
+        urgent,
+    });
+    let asking = Arc::clone(&reporter);
+    tasks.spawn(async move {
+        reporter.report(observations).await;
+        ("reports", Ok(()))
+    });
+    tasks.spawn(async move {
+        asking.ask_peer().await;
+        ("questions to the other agent", Ok(()))
+    });
+
+    let api = Api {
+        group: config.group.clone(),
+        peer_site: config.peer.site.clone(),
+        peer,
+        controller: VerifyingKey::from_file(&config.controller_public_key)?,
+        news,
+        shown,
+        clock,
+    };
+    let (stop, stopping) = watch::channel(false);
+    if let Some(address) = config.listen_plain {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listen at {address}"))?;
+        let (router, stopping) = (api::plain_router(api.clone()), stopping.clone());
+        tasks.spawn(async {
+            serve_plain(listener, router, stopping).await;
+            ("plain API", Ok(()))
+        });
+    }
+    let listener = TlsListener::new(listener, &material, None)?;
+    let router = api::router(api);
+    tasks.spawn(async {
+        serve(listener, router, stopping).await;
+        ("API", Ok(()))
+    });
+    tracing::info!(site = %config.site, listen = %config.listen, "agent runs");
+    let ended = until_stopped(&mut tasks).await;
+    stop.send_replace(true);
+    ended
+}
+
+fn guard_config(config: &Config) -> GuardConfig {
+    let postgres = &config.postgres;
+    GuardConfig {
+        bin_dir: postgres.bin_dir.clone(),
+        data_dir: postgres.data_dir.clone(),
+        port: postgres.port,
+        listen_addresses: postgres.listen_addresses.clone(),
+        socket_dir: postgres.socket_dir.clone(),
+        run_as: postgres.run_as.clone(),
+        state_dir: config.state_dir.clone(),
+        log_file: postgres.log_file.clone(),
+        options: postgres.options.clone(),
+        stop: STOP_UNTIL_TOLD,
+    }
+}
+
+/// Our own database, over its local socket.
+fn local_connect(config: &Config) -> anyhow::Result<Connect> {
+    let postgres = &config.postgres;
+    let conninfo = format!(
+        "host={} port={} dbname={} user={} sslmode=disable",
+        postgres.socket_dir.display(),
+        postgres.port,
+        postgres.database,
+        postgres.superuser
+    );
+    Ok(Connect::new(&conninfo, None, None)?)
+}
+
+fn make_probe(config: &Config, http: HttpProber) -> anyhow::Result<SiteProbe> {
+    let mut sites = BTreeMap::new();
+    let peer = &config.peer;
+    let address = SiteAddress {
+        api: peer.api.clone(),
+        database: peer.database.connect()?,
+    };
+    sites.insert(peer.site.clone(), address);
+    // Without workloads of ours there is no page of our own to look at, and none is asked for.
+    let own_api = config
+        .workloads
+        .as_ref()
+        .map_or_else(|| peer.api.clone(), |own| own.ready.clone());
+    let own = SiteAddress {
+        api: own_api,
+        database: local_connect(config)?,
+    };
+    sites.insert(config.site.clone(), own);
+    let vantage = Vantage::Agent(config.site.clone());
+    Ok(SiteProbe {
+        vantage,
+        http,
+        sites,
+        anchors: Vec::new(),
+    })
+}
+
+fn targets(config: &Config) -> Vec<Target> {
+    let target = |site: &crate::engine::topology::SiteName, kind| Target {
+        site: site.clone(),
+        kind,
+    };
+    let mut targets = vec![
+        target(&config.peer.site, TargetKind::Api),
+        target(&config.peer.site, TargetKind::Database),
+        target(&config.site, TargetKind::Database),
+    ];
+    if config.workloads.is_some() {
+        targets.push(target(&config.site, TargetKind::Api));
+    }
+    targets
+}
+
+/// The probes' rhythm, which follows the pace that the controller tells.
+fn rhythm_of(
+    mut paced: watch::Receiver<Pace>,
+    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+) -> watch::Receiver<Rhythm> {
+    let rhythm = |pace: &Pace| Rhythm {
+        every: pace.probe_every,
+        within: pace.probe_timeout,
+    };
+    let (sender, receiver) = watch::channel(rhythm(&paced.borrow()));
+    tasks.spawn(async move {
+        while paced.changed().await.is_ok() {
+            let now = rhythm(&paced.borrow_and_update());
+            sender.send_replace(now);
+        }
+        ("pace", Ok(()))
+    });
+    receiver
+}
+
+/// Has a report sent at once when the database goes down or comes up, or a fence changes.
+async fn ring_on_change(
+    mut shown: watch::Receiver<super::keeper::Shown>,
+    ring: Arc<Notify>,
+) -> (&'static str, anyhow::Result<()>) {
+    use crate::engine::situation::LocalDatabase;
+
+    let worth = |shown: &super::keeper::Shown| {
+        let down = matches!(shown.facts.database, LocalDatabase::Down { .. });
+        (
+            down,
+            shown.asks,
+            shown.epoch,
+            shown.facts.fenced,
+            shown.facts.severed,
+        )
+    };
+    let mut last = worth(&shown.borrow());
+    while shown.changed().await.is_ok() {
+        let now = worth(&shown.borrow_and_update());
+        if now != last {
+            last = now;
+            ring.notify_one();
+        }
+    }
+    ("changes", Ok(()))
+}

@@ -1,0 +1,321 @@
+//! The controller's HTTP API: for agents (reports) and operators (the command line), over mutual
+//! TLS; and, in plain HTTP, whether it lives and is ready.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{ConnectInfo, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use super::control::{Handle, Input};
+use super::journal::{Journal, View};
+use crate::adapters::files;
+use crate::adapters::tls::{Identity, PeerIdentity};
+use crate::engine::detector::State as Health;
+use crate::engine::topology::GroupName;
+use crate::ports::Clock;
+use crate::wire::{
+    HoldAsk, LogPart, PromoteAsk, REPORT_PATH, ReleaseAsk, Report, ReportAnswer, Status,
+};
+
+/// How many entries one answer holds at most: with their evidence some 2 MiB.
+const LOG_PART: usize = 200;
+
+/// How long a question for new entries may wait for one.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
+/// What the handlers work with.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// The control loop.
+    pub control: Handle,
+    /// The decision log.
+    pub journal: Journal,
+    /// What the control loop shows.
+    pub status: watch::Receiver<Option<Status>>,
+    /// The group.
+    pub group: GroupName,
+    /// The log's file.
+    pub log: PathBuf,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+type Answer<T> = Result<Json<T>, Problem>;
+
+/// An answer that says no.
+#[derive(Debug)]
+struct Problem(StatusCode, String);
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.0, self.1).into_response()
+    }
+}
+
+impl From<super::control::Ended> for Problem {
+    fn from(ended: super::control::Ended) -> Self {
+        Problem(StatusCode::SERVICE_UNAVAILABLE, ended.to_string())
+    }
+}
+
+/// The API for agents and operators.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route(REPORT_PATH, post(report))
+        .route("/v1/status", get(status))
+        .route("/v1/promote", post(promote))
+        .route("/v1/hold", post(hold))
+        .route("/v1/release", post(release))
+        .route("/v1/log", get(log))
+        .with_state(api)
+}
+
+/// The API for probes of the controller itself, and for its metrics.
+pub fn plain_router(api: Api) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(api)
+}
+
+/// The operator's name, from the certificate.
+fn operator(peer: &PeerIdentity) -> Result<String, Problem> {
+    match &peer.identity {
+        Identity::Operator(name) => Ok(name.clone()),
+        other @ (Identity::Controller | Identity::Agent { .. } | Identity::Other(_)) => {
+            let text = format!(
+                "`{other}` is not an operator: use an operator's certificate (see runbooks/agent-rejected.md)"
+            );
+            Err(Problem(StatusCode::FORBIDDEN, text))
+        }
+    }
+}
+
+async fn report(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Json(report): Json<Report>,
+) -> Answer<ReportAnswer> {
+    let expected = Identity::Agent {
+        group: report.group.clone(),
+        site: report.site.clone(),
+    };
+    if peer.identity != expected || report.group != api.group {
+        tracing::warn!(identity = %peer.identity, site = %report.site, "report rejected");
+        let text = format!(
+            "`{}` may not report for site `{}` of `{}`",
+            peer.identity, report.site, report.group
+        );
+        api.journal
+            .note("agent-rejected", text.clone())
+            .await
+            .map_err(|error| Problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+        return Err(Problem(StatusCode::FORBIDDEN, text));
+    }
+    Ok(Json(
+        api.control
+            .ask(|answer| Input::Reported(Box::new(report), answer))
+            .await?,
+    ))
+}
+
+async fn status(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+) -> Answer<Status> {
+    operator(&peer)?;
+    let status = api.status.borrow().clone();
+    status.map(Json).ok_or_else(|| {
+        Problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the controller has only just started".to_owned(),
+        )
+    })
+}
+
+async fn promote(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Json(ask): Json<PromoteAsk>,
+) -> Answer<crate::wire::PromoteAnswer> {
+    let name = operator(&peer)?;
+    let done = api
+        .control
+        .ask(|answer| Input::Promote(name, ask, answer))
+        .await?;
+    done.map(Json)
+        .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
+}
+
+async fn hold(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Json(ask): Json<HoldAsk>,
+) -> Answer<()> {
+    let name = operator(&peer)?;
+    let done = api
+        .control
+        .ask(|answer| Input::Hold(name, ask, answer))
+        .await?;
+    done.map(Json)
+        .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
+}
+
+async fn release(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Json(ask): Json<ReleaseAsk>,
+) -> Answer<()> {
+    let name = operator(&peer)?;
+    let done = api
+        .control
+        .ask(|answer| Input::Release(name, ask, answer))
+        .await?;
+    done.map(Json)
+        .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
+}
+
+#[derive(Debug, Deserialize)]
+struct LogAsk {
+    /// The first number wanted.
+    from: u64,
+    /// How long to wait for it, in milliseconds.
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn log(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Query(ask): Query<LogAsk>,
+) -> Answer<LogPart> {
+    operator(&peer)?;
+    let mut view = api.journal.view();
+    let wait = Duration::from_millis(ask.wait_ms).min(LONGEST_WAIT);
+    tokio::select! {
+        // The journal's end is the controller's: what there is, is still shown.
+        _ended = view.wait_for(|view: &View| view.entries >= ask.from) => {}
+        () = api.clock.sleep(wait) => {}
+    }
+    let last = view.borrow().entries;
+    let path = api.log.clone();
+    let read = tokio::task::spawn_blocking(move || files::read(&path, ask.from, LOG_PART)).await;
+    let failed = |text: String| Problem(StatusCode::INTERNAL_SERVER_ERROR, text);
+    let entries = read
+        .map_err(|error| failed(error.to_string()))?
+        .map_err(|error| failed(error.to_string()))?;
+    let lines = entries.into_iter().map(|(line, _)| line).collect();
+    Ok(Json(LogPart { lines, last }))
+}
+
+/// Ready to fail over: the controller judges, and knows of nothing that would stop a failover if
+/// the active site died now.
+async fn ready(State(api): State<Api>) -> Result<String, Problem> {
+    let unready = |text: String| Problem(StatusCode::SERVICE_UNAVAILABLE, text);
+    let status = api.status.borrow().clone();
+    let status = status.ok_or_else(|| unready("only just started\n".to_owned()))?;
+    let closed = obstacles(&status);
+    if closed.is_empty() {
+        Ok("ready\n".to_owned())
+    } else {
+        Err(unready(format!("{}\n", closed.join("\n"))))
+    }
+}
+
+/// The gates that would still be closed if the active site died now. That the active database
+/// still writes is none: it would have stopped.
+pub fn obstacles(status: &Status) -> Vec<String> {
+    let closed = status.decision.gates.iter().filter(|gate| !gate.open);
+    let lasting =
+        closed.filter(|gate| gate.reason.code != crate::engine::reason::Code::ReplicationAdvancing);
+    lasting.map(|gate| gate.reason.to_string()).collect()
+}
+
+/// Prometheus text. Labels come from closed sets: sites, kinds, states, codes.
+async fn metrics(State(api): State<Api>) -> String {
+    use std::fmt::Write;
+
+    let Some(status) = api.status.borrow().clone() else {
+        return String::new();
+    };
+    let mut text = String::new();
+    let situation = &status.situation;
+    let group = &situation.group;
+    let mut gauge = |name: &str, labels: BTreeMap<&str, String>, value: u64| {
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(name, value)| format!("{name}=\"{value}\""))
+            .collect();
+        // Writing to a String cannot fail.
+        writeln!(
+            text,
+            "failover_{name}{{group=\"{group}\",{}}} {value}",
+            labels.join(",")
+        )
+        .unwrap_or_default();
+    };
+    gauge("epoch", BTreeMap::new(), situation.epoch.0);
+    gauge("log_entries", BTreeMap::new(), status.log.0);
+    gauge(
+        "ready",
+        BTreeMap::new(),
+        u64::from(obstacles(&status).is_empty()),
+    );
+    gauge(
+        "plan_open",
+        BTreeMap::new(),
+        u64::from(status.plan.is_some()),
+    );
+    gauge(
+        "plan_stuck",
+        BTreeMap::new(),
+        u64::from(
+            status
+                .plan
+                .as_ref()
+                .is_some_and(|plan| plan.stuck.is_some()),
+        ),
+    );
+    if let Some(lag) = situation.replication.lag() {
+        gauge("standby_lag_bytes", BTreeMap::new(), lag.0);
+    }
+    for (name, site) in &situation.sites {
+        gauge(
+            "site_active",
+            BTreeMap::from([("site", name.to_string())]),
+            u64::from(*name == situation.active),
+        );
+        for (kind, health) in &site.health {
+            for state in [
+                Health::Healthy,
+                Health::Suspect,
+                Health::Failed,
+                Health::Unknown,
+            ] {
+                let labels = BTreeMap::from([
+                    ("site", name.to_string()),
+                    ("target", kind.to_string()),
+                    ("state", state.to_string()),
+                ]);
+                gauge("health", labels, u64::from(health.state == state));
+            }
+        }
+    }
+    for gate in &status.decision.gates {
+        gauge(
+            "gate_open",
+            BTreeMap::from([("code", gate.reason.code.to_string())]),
+            u64::from(gate.open),
+        );
+    }
+    text
+}

@@ -1,0 +1,262 @@
+//! The tables `[[traffic]]`: what decides where users go. Plain values; the adapters check what
+//! only they can know.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::http::Uri;
+use data_encoding::BASE64;
+
+use super::repeated;
+use crate::config::{AccessError, Files, Ip, Socket, Url, read_text_secret};
+use crate::engine::document::Section;
+use crate::engine::topology::{SiteName, TargetName};
+
+/// How long a name server or a cloud's API may take for one answer when nothing is said.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// One traffic target.
+#[derive(Debug, Clone)]
+pub struct TrafficConfig {
+    /// Its name; no two targets share one.
+    pub name: TargetName,
+    /// The DNS zone.
+    pub zone: String,
+    /// The record in it.
+    pub record: String,
+    /// How long resolvers may keep an answer, in seconds: 1 s to 1 d.
+    pub ttl_seconds: u32,
+    /// How long one answer may take: 100 ms to 30 s.
+    pub timeout: Duration,
+    /// Where the zone is.
+    pub kind: TrafficKind,
+}
+
+/// Where a zone is, and what belongs to that.
+#[derive(Debug, Clone)]
+pub enum TrafficKind {
+    /// On a name server that takes dynamic updates.
+    Rfc2136(Rfc2136Config),
+    /// In Amazon Route 53. Credentials come from the standard AWS environment.
+    Route53(Route53Config),
+}
+
+/// A zone on a name server that takes dynamic updates, signed with HMAC-SHA256.
+#[derive(Debug, Clone)]
+pub struct Rfc2136Config {
+    /// The zone's primary.
+    pub server: SocketAddr,
+    /// Every name server that users' resolvers ask. At least one.
+    pub authoritative: Vec<SocketAddr>,
+    /// The name of the key, as the server knows it.
+    pub tsig_name: String,
+    /// Its secret: see [`read_tsig_secret`].
+    pub tsig_secret_file: PathBuf,
+    /// The addresses of each site; at least one each, none twice.
+    pub addresses: BTreeMap<SiteName, Vec<IpAddr>>,
+}
+
+/// A hosted zone with one weighted record for each site.
+#[derive(Debug, Clone)]
+pub struct Route53Config {
+    /// The id of the hosted zone.
+    pub zone_id: String,
+    /// The type of the weighted records.
+    pub record_type: RecordType,
+    /// Replaces the service's address.
+    pub endpoint: Option<Uri>,
+    /// The zone's name servers, each asked after a move. At least one.
+    pub name_servers: Vec<SocketAddr>,
+    /// The record of each site.
+    pub records: BTreeMap<SiteName, Route53Record>,
+}
+
+/// The weighted record of one site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route53Record {
+    /// Its address or name.
+    pub value: String,
+    /// Its set identifier; `None`: made from the site's name.
+    pub identifier: Option<String>,
+}
+
+/// The type of a weighted record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordType {
+    /// IPv4 addresses.
+    A,
+    /// IPv6 addresses.
+    Aaaa,
+    /// Names.
+    Cname,
+}
+
+/// Reads a TSIG secret: one line of base64 in a file that only its owner may read.
+pub fn read_tsig_secret(path: &Path) -> Result<Vec<u8>, AccessError> {
+    let text = read_text_secret(path)?;
+    BASE64
+        .decode(text.expose().as_bytes())
+        .map_err(|_cause| AccessError::Malformed {
+            path: path.to_owned(),
+            what: "a TSIG secret: write it as one line of base64",
+        })
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Rfc2136,
+    Route53,
+}
+
+/// All targets. `sites` are the names that a table for each site uses.
+pub(super) fn build(
+    root: &Section<'_>,
+    files: Files<'_>,
+    sites: &[String],
+) -> Option<Vec<TrafficConfig>> {
+    let built: Vec<_> = root
+        .each("traffic")
+        .iter()
+        .map(|at| build_target(at, files, sites))
+        .collect();
+    let targets: Vec<TrafficConfig> = built.into_iter().collect::<Option<_>>()?;
+    if let Some(name) = repeated(targets.iter().map(|target| &target.name)) {
+        root.problem(
+            "traffic",
+            format!("two traffic targets are named `{name}`: give each a name of its own"),
+        );
+    }
+    Some(targets)
+}
+
+fn build_target(at: &Section<'_>, files: Files<'_>, sites: &[String]) -> Option<TrafficConfig> {
+    let name = at.parsed("name", "dns");
+    let kind = at.choice(
+        "kind",
+        &[("rfc2136", Kind::Rfc2136), ("route53", Kind::Route53)],
+    );
+    let zone = at.text("zone", "example.com.");
+    let record = at.text("record", "shop.example.com.");
+    let ttl = at.duration("ttl", Duration::from_secs(1)..=DAY);
+    let limits = Duration::from_millis(100)..=Duration::from_secs(30);
+    let timeout = at.duration_or("timeout", limits, TIMEOUT);
+    let rfc2136 = at.where_chosen(kind == Some(Kind::Rfc2136), |at| {
+        build_rfc2136(at, files, sites).map(TrafficKind::Rfc2136)
+    });
+    let route53 = at.where_chosen(kind == Some(Kind::Route53), |at| {
+        build_route53(at, sites).map(TrafficKind::Route53)
+    });
+    let (zone, record) = (zone?, record?);
+    if !is_below(&record, &zone) {
+        at.problem(
+            "record",
+            format!(
+                "`{}` is \"{record}\", which is not in zone \"{zone}\"",
+                at.path_of("record")
+            ),
+        );
+    }
+    let ttl = ttl?;
+    if ttl.subsec_nanos() != 0 {
+        at.problem(
+            "ttl",
+            format!("`{}` is not in whole seconds", at.path_of("ttl")),
+        );
+    }
+    Some(TrafficConfig {
+        name: name?,
+        zone,
+        record,
+        ttl_seconds: u32::try_from(ttl.as_secs()).ok()?,
+        timeout,
+        kind: rfc2136.or(route53)?,
+    })
+}
+
+/// Whether a name lies at or below a zone; a dot at the end means nothing here.
+fn is_below(record: &str, zone: &str) -> bool {
+    let plain = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
+    let (record, zone) = (plain(record), plain(zone));
+    record == zone || record.ends_with(&format!(".{zone}"))
+}
+
+fn build_rfc2136(at: &Section<'_>, files: Files<'_>, sites: &[String]) -> Option<Rfc2136Config> {
+    let server = at.parsed::<Socket>("server", "10.0.3.53:53");
+    let authoritative = at.filled_list::<Socket>("authoritative", "10.0.3.53:53");
+    let tsig_name = at.text("tsig_name", "failover.example.com.");
+    let secret = at.text("tsig_secret_file", "tsig.secret");
+    let tsig_secret_file = files.path(at, "tsig_secret_file", secret, |path| {
+        read_tsig_secret(path).map(drop)
+    });
+    let table = at.section("addresses");
+    let addresses = of_each(sites, |site| {
+        let addresses = table.filled_list::<Ip>(site, "10.1.0.20")?;
+        Some(addresses.into_iter().map(|ip| ip.0).collect::<Vec<_>>())
+    });
+    let addresses = addresses?;
+    if let Some(twice) = repeated(addresses.values().flatten()) {
+        table.mistake(format!(
+            "`{}` names {twice} twice: an address tells which site it belongs to",
+            at.path_of("addresses")
+        ));
+    }
+    Some(Rfc2136Config {
+        server: server?.0,
+        authoritative: sockets(authoritative?),
+        tsig_name: tsig_name?,
+        tsig_secret_file: tsig_secret_file?,
+        addresses,
+    })
+}
+
+fn build_route53(at: &Section<'_>, sites: &[String]) -> Option<Route53Config> {
+    let zone_id = at.text("zone_id", "Z0123456789ABCDEFGHIJ");
+    let types = [
+        ("A", RecordType::A),
+        ("AAAA", RecordType::Aaaa),
+        ("CNAME", RecordType::Cname),
+    ];
+    let record_type = at.choice("record_type", &types);
+    let endpoint = at.optional_parsed::<Url>("endpoint", "http://127.0.0.1:4566");
+    let name_servers = at.filled_list::<Socket>("name_servers", "192.0.2.53:53");
+    let values = at.section("values");
+    let identifiers = at.optional_section("identifiers");
+    let records = of_each(sites, |site| {
+        let identifier = identifiers
+            .as_ref()
+            .and_then(|table| table.optional_text(site, "shop-aws"));
+        Some(Route53Record {
+            value: values.text(site, "192.0.2.20")?,
+            identifier,
+        })
+    });
+    Some(Route53Config {
+        zone_id: zone_id?,
+        record_type: record_type?,
+        endpoint: endpoint.map(|url| url.0),
+        name_servers: sockets(name_servers?),
+        records: records?,
+    })
+}
+
+/// One value for each site; all are built, so that all mistakes are found.
+fn of_each<T>(
+    sites: &[String],
+    mut build: impl FnMut(&str) -> Option<T>,
+) -> Option<BTreeMap<SiteName, T>> {
+    let built: Vec<_> = sites
+        .iter()
+        .map(|site| {
+            let value = build(site);
+            site.parse().ok().zip(value)
+        })
+        .collect();
+    built.into_iter().collect()
+}
+
+fn sockets(found: Vec<Socket>) -> Vec<SocketAddr> {
+    found.into_iter().map(|socket| socket.0).collect()
+}

@@ -1,0 +1,423 @@
+//! The composition root of the controller: reads the configuration, makes the adapters, wires the
+//! tasks, and ends the process when one of them ends unasked.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::api::{self, Api};
+use super::brain::Brain;
+use super::config::{Config, TrafficConfig, TrafficKind, read_tsig_secret};
+use super::control::{Control, Handle, Input};
+use super::executor::{CrashDrill, World};
+use super::journal::{Journal, Stamp};
+use super::prober::{Rhythm, look_for_ever};
+use crate::adapters::agents::SignedOrders;
+use crate::adapters::clock::SystemClock;
+use crate::adapters::files::FileLog;
+use crate::adapters::front::HttpFront;
+use crate::adapters::http::{HttpProber, Roots, serve_plain};
+use crate::adapters::keys::SigningKey;
+use crate::adapters::rfc2136::{self, Rfc2136, TsigKey};
+use crate::adapters::route53::{self, Route53};
+use crate::adapters::site_probe::{SiteAddress, SiteProbe};
+use crate::adapters::tls::{
+    Identity, Peer, PeerClient, RejectedPeer, TlsListener, TlsMaterial, serve,
+};
+use crate::engine::chain::{Digest, canonical};
+use crate::engine::policy::Policy;
+use crate::engine::topology::{Target, TargetKind, Vantage};
+use crate::ports::{Clock, FrontDoor, Probe, Traffic};
+
+/// How many observations and rejected connections may wait to be taken in.
+const WAITING: usize = 256;
+
+/// How long to wait for tasks to end in order before they are dropped.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Runs the controller until it is told to stop, or something it needs ends.
+pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Result<()> {
+    let (config, policy) = Config::read(path)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| format!("listen at {}", config.listen))?;
+    let material = TlsMaterial::load(&config.tls)?;
+    let topology = config.topology();
+
+    let holder = format!(
+        "pid {} since {}, {}",
+        std::process::id(),
+        clock.wall(),
+        path.display()
+    );
+    let opened = FileLog::open(&config.log, &holder)?;
+    if let Some((about, _)) = &opened.chain.about
+        && (about.group != topology.group
+            || about.first != topology.first
+            || about.second != topology.second)
+    {
+        anyhow::bail!(
+            "the decision log `{}` is about group `{}` with sites `{}` and `{}`, the configuration about another\n\nhint: give each group a log of its own, and keep the names and `first_active` of a group that has one",
+            config.log.display(),
+            about.group,
+            about.first,
+            about.second
+        );
+    }
+    let stamp = Stamp {
+        boot: boot_id()?,
+        settings: settings_digest(path, &policy)?,
+    };
+    let (journal, writer) = Journal::open(
+        Box::new(opened.store),
+        opened.chain,
+        topology.clone(),
+        Arc::clone(&clock),
+        stamp,
+    )
+    .await?;
+
+    let probe: Arc<dyn Probe> = Arc::new(make_probe(&config, &clock)?);
+    let world = World {
+        agents: Arc::new(make_agents(&config, &material)?),
+        probe: Arc::clone(&probe),
+        traffic: make_traffic(&config, &clock).await?,
+        front: make_front(&config, &clock)?,
+        crash,
+    };
+    let brain = Brain::new(
+        topology.clone(),
+        policy.clone(),
+        &journal.state(),
+        clock.now(),
+    );
+    let (handle, inputs) = Handle::new();
+    let policy_name = config
+        .policy
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    let (control, status) = Control::new(
+        brain,
+        journal.clone(),
+        Arc::clone(&clock),
+        Arc::new(world),
+        (handle.clone(), inputs),
+        policy_name.unwrap_or_default(),
+    );
+
+    let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    tasks.spawn(async { ("decision log", writer.run().await.map_err(Into::into)) });
+    let torn = opened.torn.map(|torn| {
+        format!(
+            "the last line was torn: {} bytes were cut and kept in `{}`",
+            torn.bytes,
+            torn.kept.display()
+        )
+    });
+    if let Some(text) = torn {
+        journal.note("torn-line", text).await?;
+    }
+    let boot = format!("controller started: {}", env!("CARGO_PKG_VERSION"));
+    journal.note("started", boot).await?;
+    tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
+
+    let targets = topology.sites().into_iter().flat_map(|site| {
+        [TargetKind::Api, TargetKind::Database].map(|kind| Target {
+            site: site.clone(),
+            kind,
+        })
+    });
+    let (seen, observations) = mpsc::channel(WAITING);
+    let rhythm = Rhythm {
+        every: policy.detect.probe_every,
+        within: policy.detect.probe_timeout,
+    };
+    let (_keep_rhythm, rhythm_told) = watch::channel(rhythm);
+    let looking = look_for_ever(
+        Arc::clone(&probe),
+        targets.collect(),
+        Vantage::Controller,
+        Arc::clone(&clock),
+        rhythm_told,
+        seen,
+    );
+    tasks.spawn(async {
+        looking.await;
+        ("probes", Ok(()))
+    });
+    tasks.spawn(forward(observations, handle.clone()));
+    tasks.spawn(watch_anchors(
+        probe,
+        Arc::clone(&clock),
+        rhythm,
+        handle.clone(),
+    ));
+
+    let (stop, stopping) = watch::channel(false);
+    let api = Api {
+        control: handle,
+        journal: journal.clone(),
+        status,
+        group: topology.group.clone(),
+        log: config.log.clone(),
+        clock: Arc::clone(&clock),
+    };
+    if let Some(address) = config.listen_plain {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listen at {address}"))?;
+        let (router, stopping) = (api::plain_router(api.clone()), stopping.clone());
+        tasks.spawn(async {
+            serve_plain(listener, router, stopping).await;
+            ("plain API", Ok(()))
+        });
+    }
+    let (rejected, rejections) = mpsc::channel(WAITING);
+    let listener = TlsListener::new(listener, &material, Some(rejected))?;
+    let router = api::router(api);
+    tasks.spawn(async {
+        serve(listener, router, stopping).await;
+        ("API", Ok(()))
+    });
+    tasks.spawn(note_rejections(rejections, journal.clone()));
+    tracing::info!(listen = %config.listen, group = %topology.group, "controller runs");
+
+    let ended = until_stopped(&mut tasks).await;
+    stop.send_replace(true);
+    if let Ok(()) = &ended {
+        let stopped =
+            tokio::time::timeout(STOP_WITHIN, journal.note("stopped", "controller stopped"));
+        stopped.await.context("write the last entry in time")??;
+    }
+    ended
+}
+
+/// Waits for a signal to stop, or for the end of a task, which nobody asked for.
+pub(crate) async fn until_stopped(
+    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
+    tokio::select! {
+        ended = tasks.join_next() => match ended {
+            Some(Ok((name, Ok(())))) => anyhow::bail!("the task `{name}` ended unasked"),
+            Some(Ok((name, Err(cause)))) => Err(cause.context(format!("the task `{name}` failed"))),
+            Some(Err(cause)) => Err(cause).context("a task broke"),
+            None => anyhow::bail!("there is no task"),
+        },
+        _ = terminate.recv() => Ok(()),
+        pressed = tokio::signal::ctrl_c() => pressed.context("wait for signals"),
+    }
+}
+
+fn boot_id() -> anyhow::Result<String> {
+    let text =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
+    Ok(text.trim().to_owned())
+}
+
+fn settings_digest(path: &Path, policy: &Policy) -> anyhow::Result<Digest> {
+    let mut bytes = std::fs::read(path).context("read the configuration")?;
+    bytes.extend(canonical(policy)?);
+    Ok(Digest::of(&bytes))
+}
+
+pub(crate) fn roots(probe_ca: Option<&Path>) -> Roots {
+    probe_ca.map_or(Roots::System, |path| Roots::File(path.to_owned()))
+}
+
+fn make_probe(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<SiteProbe> {
+    let http = HttpProber::new(&roots(config.probe_ca.as_deref()), Arc::clone(clock))?;
+    let mut sites = BTreeMap::new();
+    for (name, site) in &config.sites {
+        let address = SiteAddress {
+            api: site.api.clone(),
+            database: site.database.connect()?,
+        };
+        sites.insert(name.clone(), address);
+    }
+    let anchors = config.anchors.iter().map(ToString::to_string).collect();
+    Ok(SiteProbe {
+        vantage: Vantage::Controller,
+        http,
+        sites,
+        anchors,
+    })
+}
+
+fn make_agents(config: &Config, material: &TlsMaterial) -> anyhow::Result<SignedOrders> {
+    let mut agents = BTreeMap::new();
+    for (name, site) in &config.sites {
+        let identity = Identity::Agent {
+            group: config.group.clone(),
+            site: name.clone(),
+        };
+        let peer = Peer {
+            identity,
+            address: site.agent.clone(),
+        };
+        agents.insert(name.clone(), PeerClient::new(material, peer)?);
+    }
+    Ok(SignedOrders::new(
+        agents,
+        SigningKey::from_file(&config.orders_key)?,
+    ))
+}
+
+fn make_front(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Option<Arc<dyn FrontDoor>>> {
+    let Some(front) = &config.front else {
+        return Ok(None);
+    };
+    Ok(Some(Arc::new(HttpFront {
+        http: HttpProber::new(&roots(config.probe_ca.as_deref()), Arc::clone(clock))?,
+        url: front.url.clone(),
+        site_header: front.site_header.clone(),
+        write_url: front.write_url.clone(),
+        name_server: front.name_server,
+    })))
+}
+
+async fn make_traffic(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Vec<Arc<dyn Traffic>>> {
+    let mut targets: Vec<Arc<dyn Traffic>> = Vec::new();
+    for target in &config.traffic {
+        targets.push(match &target.kind {
+            TrafficKind::Rfc2136(update) => Arc::new(make_rfc2136(target, update, clock)?),
+            TrafficKind::Route53(api) => Arc::new(make_route53(target, api, clock).await?),
+        });
+    }
+    Ok(targets)
+}
+
+fn make_rfc2136(
+    target: &TrafficConfig,
+    update: &super::config::Rfc2136Config,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Rfc2136> {
+    let secret = read_tsig_secret(&update.tsig_secret_file)?;
+    let settings = rfc2136::Settings {
+        name: target.name.clone(),
+        server: update.server,
+        authoritative: update.authoritative.clone(),
+        zone: target.zone.clone(),
+        record: target.record.clone(),
+        ttl_seconds: target.ttl_seconds,
+        key: TsigKey {
+            name: update.tsig_name.clone(),
+            secret,
+        },
+        addresses: update.addresses.clone(),
+        timeout: target.timeout,
+    };
+    Ok(Rfc2136::new(settings, Arc::clone(clock))?)
+}
+
+async fn make_route53(
+    target: &TrafficConfig,
+    record: &super::config::Route53Config,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Route53> {
+    let endpoint = record.endpoint.as_ref().map(ToString::to_string);
+    let api = route53::Api::connect(
+        route53::Access::Default,
+        endpoint.as_deref(),
+        target.timeout,
+    )
+    .await;
+    let site = |record: &super::config::Route53Record| route53::SiteRecord {
+        value: record.value.clone(),
+        set_identifier: record.identifier.clone(),
+    };
+    let settings = route53::Settings {
+        name: target.name.clone(),
+        zone_id: record.zone_id.clone(),
+        zone: target.zone.clone(),
+        record: target.record.clone(),
+        kind: match record.record_type {
+            super::config::RecordType::A => route53::Kind::A,
+            super::config::RecordType::Aaaa => route53::Kind::Aaaa,
+            super::config::RecordType::Cname => route53::Kind::Cname,
+        },
+        ttl_seconds: target.ttl_seconds,
+        sites: record
+            .records
+            .iter()
+            .map(|(name, each)| (name.clone(), site(each)))
+            .collect(),
+        name_servers: record.name_servers.clone(),
+        dns_timeout: target.timeout,
+        in_sync_within: route53::IN_SYNC_WITHIN,
+        poll_every: route53::POLL_EVERY,
+    };
+    Ok(Route53::new(settings, api, Arc::clone(clock))?)
+}
+
+async fn forward(
+    mut observations: mpsc::Receiver<crate::engine::observation::Observation>,
+    control: Handle,
+) -> (&'static str, anyhow::Result<()>) {
+    while let Some(observation) = observations.recv().await {
+        if control
+            .tell(Input::Observed(vec![observation]))
+            .await
+            .is_err()
+        {
+            break;
+        }
+    }
+    ("observations", Ok(()))
+}
+
+async fn watch_anchors(
+    probe: Arc<dyn Probe>,
+    clock: Arc<dyn Clock>,
+    rhythm: Rhythm,
+    control: Handle,
+) -> (&'static str, anyhow::Result<()>) {
+    loop {
+        let (reached, of) = probe.anchors(rhythm.within).await;
+        if control.tell(Input::Anchors(reached, of)).await.is_err() {
+            return ("anchors", Ok(()));
+        }
+        clock.sleep(rhythm.every).await;
+    }
+}
+
+/// Puts rejected connections into the log: at most one in ten seconds, with how many there were,
+/// so that nobody fills the log by knocking.
+async fn note_rejections(
+    mut rejections: mpsc::Receiver<RejectedPeer>,
+    journal: Journal,
+) -> (&'static str, anyhow::Result<()>) {
+    let mut last: Option<tokio::time::Instant> = None;
+    let mut unsaid = 0u64;
+    while let Some(rejected) = rejections.recv().await {
+        unsaid = unsaid.saturating_add(1);
+        let now = tokio::time::Instant::now();
+        if last.is_some_and(|last| now.duration_since(last) < Duration::from_secs(10)) {
+            continue;
+        }
+        last = Some(now);
+        let text = format!(
+            "{} from {} ({unsaid} since the last note)",
+            rejected.error, rejected.address
+        );
+        unsaid = 0;
+        if let Err(error) = journal.note("connection-rejected", text).await {
+            return ("rejections", Err(error.into()));
+        }
+    }
+    ("rejections", Ok(()))
+}
