@@ -72,6 +72,20 @@ codes! {
     ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",
 }
 
+/// `docs/reasons.md`: every code, what it means, and its page.
+pub fn table() -> String {
+    let head = "# Reasons\n\n\
+        Every decision carries at least one of these codes, with what was measured, the limit, the \
+        unit and\nsince when. They are stable: alerts may rest on them. A test keeps this file in \
+        step with `src/engine/reason.rs`.\n\n\
+        | code | what it means |\n| --- | --- |\n";
+    let rows = Code::ALL.iter().map(|code| {
+        let summary = code.summary();
+        format!("| [`{code}`](../runbooks/{code}.md) | {summary} |\n")
+    });
+    std::iter::once(head.to_owned()).chain(rows).collect()
+}
+
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())

@@ -7,4 +7,5 @@
 )]
 
 mod http;
+mod runbooks;
 mod tls;
