@@ -11,8 +11,16 @@ use crate::config::{self, DatabaseAccess, Files, Socket, Url};
 use crate::engine::document::{self, Key, Problems, Section};
 use crate::engine::topology::{GroupName, SiteName};
 
-/// Settings of PostgreSQL that the guard gives itself.
-const OWN_SETTINGS: [&str; 3] = ["port", "listen_addresses", "unix_socket_directories"];
+/// Settings of PostgreSQL that are ours: the guard gives the first ones on the command line; the
+/// others are changed while it runs, which a setting on the command line would defeat: it wins.
+const OWN_SETTINGS: [&str; 6] = [
+    "port",
+    "listen_addresses",
+    "unix_socket_directories",
+    "data_directory",
+    "primary_conninfo",
+    "synchronous_standby_names",
+];
 
 /// All that an agent is told.
 #[derive(Debug, Clone)]
@@ -263,14 +271,19 @@ fn are_own_addresses(at: &Section<'_>, text: &str) -> bool {
 
 fn check_options(at: &Section<'_>, options: &[String]) {
     for option in options {
-        match option.split_once('=') {
-            None => at.problem("options", format!(
-                "`postgres.options` holds `{option}`: write it like `max_connections=200`"
-            )),
-            Some((name, _)) if OWN_SETTINGS.contains(&name.trim()) => at.problem("options", format!(
-                "`postgres.options` holds `{option}`, which the agent sets itself: use the keys `port`, `listen_addresses` and `socket_dir`"
-            )),
-            Some(_) => {}
+        let Some((name, _)) = option.split_once('=') else {
+            at.problem(
+                "options",
+                format!("`postgres.options` holds `{option}`: write it like `max_connections=200`"),
+            );
+            continue;
+        };
+        // PostgreSQL takes either case, and on its command line a hyphen for an underscore.
+        let name = name.trim().to_ascii_lowercase().replace('-', "_");
+        if OWN_SETTINGS.contains(&name.as_str()) {
+            at.problem("options", format!(
+                "`postgres.options` holds `{option}`, but the agent sets `{name}` itself: leave it out"
+            ));
         }
     }
 }

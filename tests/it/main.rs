@@ -9,3 +9,4 @@
 mod http;
 mod runbooks;
 mod tls;
+mod configuration;

@@ -1,0 +1,158 @@
+//! The command line: one file for each group of verbs. Data goes to standard output, everything
+//! else to standard error.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+pub mod exit;
+pub mod output;
+pub mod client;
+pub mod daemon;
+pub mod status;
+pub mod operate;
+pub mod log;
+pub mod policy;
+pub mod setup;
+pub mod lab;
+
+use self::exit::Exit;
+use self::output::Output;
+
+/// Moves a service and its PostgreSQL database between two clouds when the active one dies.
+#[derive(Debug, Parser)]
+#[command(
+    name = "failover",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    before_help = "Examples:\n  failover lab run                              a real failover on this machine, live\n  failover status --watch                       what is, and why it is not failing over\n  failover promote shop --to gcp --dry-run      what a takeover would do and lose\n  failover log verify /var/lib/failover/log     whether anybody altered the decision log",
+    after_help = exit::HELP
+)]
+pub struct Cli {
+    /// How to print: for people, or as JSON with the names of the decision log
+    #[arg(long, global = true, value_enum, default_value_t = Form::Human)]
+    output: Form,
+    /// When to use colour; `NO_COLOR` and `TERM=dumb` are obeyed
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
+    color: Colour,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// For people.
+    Human,
+    /// For programs.
+    Json,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Colour {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the controller
+    Run(daemon::RunArgs),
+    /// Run the agent beside a database
+    Agent(daemon::AgentArgs),
+    /// Own PostgreSQL for the agent (started by the agent, not by people)
+    #[command(hide = true)]
+    Guard(daemon::GuardArgs),
+    /// Show sites, roles, health, lag, and why it is not failing over, gate by gate
+    Status(status::StatusArgs),
+    /// Make a site active: the unplanned takeover, by hand
+    Promote(operate::PromoteArgs),
+    /// Stop automation at once
+    Hold(operate::HoldArgs),
+    /// Let automation act again: end a hold, re-arm after a failover
+    Release(operate::ReleaseArgs),
+    /// Read or verify the decision log
+    #[command(subcommand)]
+    Log(log::LogVerb),
+    /// Check a policy, or tell what follows from it
+    #[command(subcommand)]
+    Policy(policy::PolicyVerb),
+    /// Make certificates and keys for a controller, its agents and operators
+    Certificates(setup::CertificatesArgs),
+    /// A real failover on this machine: two sites, real PostgreSQL, nothing to set up
+    #[command(subcommand)]
+    Lab(lab::LabVerb),
+    /// Print shell completions, the man page, or the JSON schema of a file
+    #[command(subcommand)]
+    Generate(setup::GenerateVerb),
+}
+
+/// How to reach the controller.
+#[derive(Debug, Clone, Args)]
+pub struct Reach {
+    /// Where the controller listens; a standing lab is found without it
+    #[arg(long, env = "FAILOVER_CONTROLLER", value_name = "HOST:PORT")]
+    controller: Option<String>,
+    /// The certificate of the authority
+    #[arg(long, env = "FAILOVER_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The operator's certificate
+    #[arg(long, env = "FAILOVER_CERTIFICATE", value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// The operator's key; never on the command line itself, only its file
+    #[arg(long, env = "FAILOVER_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
+/// The tree of commands, from which help, completions and the man page come.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some((crate::agent::guard::postmaster::EXEC_VERB, rest)) =
+        arguments.get(1).map(String::as_str).zip(arguments.get(2..))
+    {
+        let output = Output::new(Form::Human, Colour::Never);
+        let error = anyhow::Error::new(crate::agent::guard::postmaster::exec(rest));
+        return output.fail(&error.context("start PostgreSQL"));
+    }
+    crate::adapters::tls::install_provider();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wrong = error.use_stderr();
+            // Nobody is left to tell that nobody reads.
+            error.print().unwrap_or_default();
+            return if wrong { Exit::Wrong.into() } else { Exit::Done.into() };
+        }
+    };
+    let output = Output::new(cli.output, cli.color);
+    let ran = match cli.verb {
+        Verb::Run(args) => daemon::run(&args),
+        Verb::Agent(args) => daemon::agent(&args),
+        Verb::Guard(args) => daemon::guard(&args),
+        Verb::Status(args) => status::run(&args, &output),
+        Verb::Promote(args) => operate::promote(&args, &output),
+        Verb::Hold(args) => operate::hold(&args, &output),
+        Verb::Release(args) => operate::release(&args, &output),
+        Verb::Log(verb) => log::run(&verb, &output),
+        Verb::Policy(verb) => policy::run(&verb, &output),
+        Verb::Certificates(args) => setup::certificates(&args, &output),
+        Verb::Lab(verb) => lab::run(verb, &output),
+        Verb::Generate(verb) => setup::generate(&verb, &output),
+    };
+    match ran {
+        Ok(exit) => exit.into(),
+        Err(error) => output.fail(&error),
+    }
+}

@@ -1,0 +1,84 @@
+//! The command line's way to the controller.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Reach;
+use crate::adapters::tls::{CallError, Identity, Peer, PeerClient, TlsFiles, TlsMaterial};
+use crate::lab::standing;
+
+/// How long the controller may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A way to the controller, and a runtime to wait in.
+#[derive(Debug)]
+pub struct Client {
+    peer: PeerClient,
+    runtime: tokio::runtime::Runtime,
+    address: String,
+}
+
+impl Client {
+    /// As the options say; else to the standing lab of this user.
+    pub fn new(reach: &Reach) -> anyhow::Result<Self> {
+        let standing = if reach.controller.is_none() { standing::find()? } else { None };
+        let (address, files) = match (standing, &reach.controller) {
+            (Some(lab), _) => (lab.controller.to_string(), lab.operator),
+            (None, Some(address)) => {
+                let need = |file: &Option<PathBuf>, name: &str| {
+                    file.clone().with_context(|| format!("`--{name}` is missing\n\nhint: an operator's certificate is made with `failover certificates` (see runbooks/agent-rejected.md)"))
+                };
+                let files = TlsFiles {
+                    ca: need(&reach.ca, "ca")?,
+                    certificate: need(&reach.certificate, "certificate")?,
+                    key: need(&reach.key, "key")?,
+                };
+                (address.clone(), files)
+            }
+            (None, None) => anyhow::bail!(
+                "no controller is named and no lab stands\n\nhint: `--controller HOST:PORT` with `--ca`, `--certificate` and `--key` (or FAILOVER_CONTROLLER and the like), or `failover lab up`"
+            ),
+        };
+        let material = TlsMaterial::load(&files)?;
+        let peer = Peer { identity: Identity::Controller, address: address.parse()? };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { peer: PeerClient::new(&material, peer)?, runtime, address })
+    }
+
+    fn explain(&self, error: CallError) -> anyhow::Error {
+        let hint = match &error {
+            CallError::Denied { .. } | CallError::Tls(_) => "see runbooks/agent-rejected.md",
+            CallError::Timeout | CallError::Refused | CallError::Unreachable(_) | CallError::Lost(_) => {
+                "is it running? A controller that is away stops nothing: the active site goes on"
+            }
+            CallError::Status { .. } | CallError::Garbled(_) | CallError::Unsent(_) => "see the controller's log",
+        };
+        anyhow::anyhow!("the controller at `{}` did not do it: {error}\n\nhint: {hint}", self.address)
+    }
+
+    /// Reads.
+    pub fn get<R: DeserializeOwned>(&self, path: &str) -> anyhow::Result<R> {
+        self.get_within(path, ANSWER)
+    }
+
+    /// Reads something that may be long in coming.
+    pub fn get_within<R: DeserializeOwned>(&self, path: &str, within: Duration) -> anyhow::Result<R> {
+        self.runtime.block_on(self.peer.get(path, within)).map_err(|error| self.explain(error))
+    }
+
+    /// Asks for something to be done.
+    pub fn post<B: Serialize, R: DeserializeOwned>(&self, path: &str, body: &B) -> anyhow::Result<R> {
+        self.runtime.block_on(self.peer.post(path, body, ANSWER)).map_err(|error| self.explain(error))
+    }
+}
+
+impl Client {
+    /// Waits.
+    pub fn wait(&self, wait: Duration) {
+        self.runtime.block_on(tokio::time::sleep(wait));
+    }
+}

@@ -1,0 +1,94 @@
+//! The verbs that stay: controller, agent, guard.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use rustix::process::{Signal, getpid, kill_process};
+
+use super::exit::Exit;
+use crate::app::executor::{CrashDrill, Moment};
+use crate::engine::step::Step;
+
+/// `failover run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The controller's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/failover/failover.toml")]
+    config: PathBuf,
+    /// For a drill of a crash: kill this process (SIGKILL) at a moment of a step, such as
+    /// `promote:after-effect`; moments are before-started, after-started, after-effect and
+    /// after-outcome
+    #[arg(long, value_name = "STEP:MOMENT")]
+    crash_at: Option<String>,
+}
+
+/// `failover agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// The agent's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/failover/agent.toml")]
+    config: PathBuf,
+}
+
+/// `failover guard`.
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// What the agent wrote for it
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Kills the process at one moment.
+#[derive(Debug)]
+struct CrashAt(String);
+
+impl CrashDrill for CrashAt {
+    fn passed(&self, step: &Step, moment: Moment) {
+        // A step's own words may hold a space (`move-traffic dns`).
+        if self.0 == format!("{step}:{moment}") {
+            tracing::warn!(%step, %moment, "crash drill");
+            // SIGKILL to ourselves cannot fail, and does not return.
+            kill_process(getpid(), Signal::KILL).unwrap_or_default();
+        }
+    }
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FAILOVER_LOG")
+        .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
+    // A second call, in a test, leaves the first in place.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .try_init()
+        .unwrap_or_default();
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}
+
+/// Runs the controller.
+pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
+    log_to_stderr();
+    let crash = args.crash_at.clone().map(|at| Arc::new(CrashAt(at)) as Arc<dyn CrashDrill>);
+    runtime()?.block_on(crate::app::run::run(&args.config, crash))?;
+    Ok(Exit::Done)
+}
+
+/// Runs the agent.
+pub fn agent(args: &AgentArgs) -> anyhow::Result<Exit> {
+    log_to_stderr();
+    runtime()?.block_on(crate::agent::run::run(&args.config))?;
+    Ok(Exit::Done)
+}
+
+/// Runs the guard.
+pub fn guard(args: &GuardArgs) -> anyhow::Result<Exit> {
+    log_to_stderr();
+    crate::agent::guard::run(&args.config)?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,90 @@
+//! The exit codes, in one place: help, man page, README and tests read this list.
+
+use std::process::ExitCode;
+
+use crate::adapters::files::LogError;
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or healthy.
+    Done,
+    /// A clear "no".
+    No,
+    /// Wrong use, or an error nobody expected.
+    Wrong,
+    /// A plan is stuck, and a person is needed.
+    Stuck,
+    /// Another controller holds the log.
+    Held,
+    /// Interrupted.
+    Interrupted,
+}
+
+impl Exit {
+    /// Every way to end, in the order of the codes.
+    pub const ALL: [Exit; 6] =
+        [Exit::Done, Exit::No, Exit::Wrong, Exit::Stuck, Exit::Held, Exit::Interrupted];
+
+    /// The number.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Done => 0,
+            Exit::No => 1,
+            Exit::Wrong => 2,
+            Exit::Stuck => 3,
+            Exit::Held => 4,
+            Exit::Interrupted => 130,
+        }
+    }
+
+    /// What it means.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Exit::Done => "done, or healthy",
+            Exit::No => "a clear no: a check failed, a log does not verify, a policy is refused",
+            Exit::Wrong => "wrong use, or an unexpected error",
+            Exit::Stuck => "a plan is stuck and a person is needed",
+            Exit::Held => "another controller holds the decision log",
+            Exit::Interrupted => "interrupted",
+        }
+    }
+
+    /// The way to end that an error stands for.
+    pub fn of(error: &anyhow::Error) -> Self {
+        match error.downcast_ref::<LogError>() {
+            Some(LogError::Held { .. }) => Exit::Held,
+            Some(LogError::Broken { .. }) => Exit::No,
+            Some(LogError::Io { .. }) | None => Exit::Wrong,
+        }
+    }
+}
+
+/// The list, as `--help` shows it. A test compares it with the enum.
+pub const HELP: &str = "Exit status:
+    0  done, or healthy
+    1  a clear no: a check failed, a log does not verify, a policy is refused
+    2  wrong use, or an unexpected error
+    3  a plan is stuck and a person is needed
+    4  another controller holds the decision log
+  130  interrupted";
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_lists_every_exit_code() {
+        let listed: Vec<String> = Exit::ALL
+            .iter()
+            .map(|exit| format!("{:5}  {}", exit.code(), exit.meaning()))
+            .collect();
+        assert_eq!(HELP, format!("Exit status:\n{}", listed.join("\n")));
+    }
+}

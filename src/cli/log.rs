@@ -1,0 +1,209 @@
+//! `failover log`: reading and verifying the decision log.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::client::Client;
+use super::exit::Exit;
+use super::output::{Mood, Output, said};
+use super::Reach;
+use crate::adapters::files;
+use crate::engine::chain::{Body, Digest, Entry, read_line};
+use crate::engine::saga::{Command, Ending};
+use crate::engine::step::{Event, Fact};
+use crate::wire::LogPart;
+
+/// `failover log`.
+#[derive(Debug, Subcommand)]
+pub enum LogVerb {
+    /// Show entries, one line each, or whole as JSON
+    Show(ShowArgs),
+    /// Check that nobody altered a log: offline, from the file alone
+    Verify(VerifyArgs),
+}
+
+/// `failover log show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// The log's file; without it the controller is asked
+    file: Option<PathBuf>,
+    /// The number of the first entry
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// How many entries at most
+    #[arg(long, default_value_t = 1000)]
+    limit: usize,
+    /// Go on with new entries until interrupted
+    #[arg(long, conflicts_with = "file")]
+    follow: bool,
+}
+
+/// `failover log verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The log's file
+    file: PathBuf,
+    /// The digest that its last entry must have, known from elsewhere: shows that nothing was cut
+    /// off its end
+    #[arg(long, value_name = "DIGEST")]
+    head: Option<Digest>,
+}
+
+/// Shows or verifies.
+pub fn run(verb: &LogVerb, output: &Output) -> anyhow::Result<Exit> {
+    match verb {
+        LogVerb::Show(args) => show(args, output),
+        LogVerb::Verify(args) => verify(args, output),
+    }
+}
+
+fn print(entry: &Entry, output: &Output) -> anyhow::Result<()> {
+    if output.is_json() {
+        output.text(serde_json::to_string(entry)?);
+    } else {
+        output.text(one_line(entry));
+    }
+    Ok(())
+}
+
+fn show(args: &ShowArgs, output: &Output) -> anyhow::Result<Exit> {
+    if let Some(file) = &args.file {
+        for (_, entry) in files::read(file, args.from, args.limit)? {
+            print(&entry, output)?;
+        }
+        return Ok(Exit::Done);
+    }
+    let client = Client::new(&args.reach)?;
+    let mut from = args.from;
+    let mut left = args.limit;
+    loop {
+        let wait = if args.follow { 10_000 } else { 0 };
+        let path = format!("/v1/log?from={from}&wait_ms={wait}");
+        let part: LogPart = client.get_within(&path, Duration::from_secs(30))?;
+        for line in part.lines.iter().take(left) {
+            let (_, entry) = read_line(line.as_bytes())?;
+            from = entry.seq.saturating_add(1);
+            print(&entry, output)?;
+        }
+        if !args.follow {
+            left = left.saturating_sub(part.lines.len());
+            if part.lines.is_empty() || left == 0 {
+                return Ok(Exit::Done);
+            }
+        }
+    }
+}
+
+fn verify(args: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
+    let verified = files::verify(&args.file).map_err(anyhow::Error::new);
+    let chain = match verified {
+        Ok(chain) => chain,
+        Err(error) => {
+            if output.is_json() {
+                output.json(&json!({"schema_version": 1, "verified": false, "why": said(&error)}))?;
+            }
+            return Err(error);
+        }
+    };
+    let cut = args.head.filter(|head| *head != chain.head);
+    if output.is_json() {
+        output.json(&json!({
+            "schema_version": 1,
+            "verified": cut.is_none(),
+            "entries": chain.entries,
+            "head": chain.head,
+        }))?;
+    } else if let Some(expected) = cut {
+        output.text(format!("{} the chain holds, but its head is {} and not {expected}: entries are missing at its end, or it is another log", output.paint(Mood::Bad, "no:"), chain.head));
+    } else {
+        output.text(format!("{} {} entries, head {}", output.paint(Mood::Good, "verified:"), chain.entries, chain.head));
+    }
+    Ok(if cut.is_some() { Exit::No } else { Exit::Done })
+}
+
+/// One entry in one line, for people.
+pub fn one_line(entry: &Entry) -> String {
+    let what = match &entry.body {
+        Body::Opened { topology } => format!("log of group {} with sites {} and {}", topology.group, topology.first, topology.second),
+        Body::Command { command } => format!("{} asks: {}", entry.actor, command_line(command)),
+        Body::Decision { decision, .. } => {
+            let reasons: Vec<String> = decision.reasons.iter().map(ToString::to_string).collect();
+            format!("decided to {}: {}", decision.verdict, reasons.join("; "))
+        }
+        Body::Plan { plan } => {
+            let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
+            format!("plan {} from {} to {}, epoch {}: {}", entry.seq, plan.route.from, plan.route.to, plan.route.epoch, steps.join(" > "))
+        }
+        Body::Step { plan, step, event, .. } => format!("plan {plan}: {step} {}", event_line(event)),
+        Body::Outcome { plan, ending } => match ending {
+            Ending::Done => format!("plan {plan} done"),
+            Ending::Undone { why } => format!("plan {plan} undone: {why}"),
+            Ending::Stuck { why } => format!("plan {plan} stuck: {why} (see runbooks/plan-stuck.md)"),
+        },
+        Body::Note { code, text } => format!("note {code}: {text}"),
+    };
+    format!("{:>5} {} e{} {what}", entry.seq, entry.at, entry.epoch)
+}
+
+fn command_line(command: &Command) -> String {
+    match command {
+        Command::Promote { request } => format!("promote {} ({})", request.to, request.reason),
+        Command::Hold { reason, until } => format!("hold until {until} ({reason})"),
+        Command::Release { reason } => format!("release ({reason})"),
+    }
+}
+
+fn event_line(event: &Event) -> String {
+    match event {
+        Event::Started => "started".to_owned(),
+        Event::Done { fact } => format!("done{}", fact_line(fact)),
+        Event::Failed { why } => format!("failed: {why}"),
+        Event::UndoStarted => "is taken back".to_owned(),
+        Event::Undone => "taken back".to_owned(),
+        Event::Stuck { why } => format!("stuck: {why}"),
+    }
+}
+
+/// What a step brought, with a colon before it; empty where that says nothing more.
+pub fn fact_line(fact: &Fact) -> String {
+    use crate::engine::lease::FenceProof;
+
+    match fact {
+        Fact::Done => String::new(),
+        Fact::Epoch { epoch } => format!(": epoch {epoch}"),
+        Fact::Severed { position, replayed } => {
+            let rest = if *replayed { "" } else { ", not all of it replayed yet" };
+            format!(": the standby stands at {position}{rest}")
+        }
+        Fact::Fenced { proof: FenceProof::Agent { relayed, said } } => {
+            let way = if *relayed { "through the other agent" } else { "directly" };
+            format!(": the agent confirms {way}: {said} (F1)")
+        }
+        Fact::Fenced { proof: FenceProof::WaitedOut { severed_ago, granted_ago } } => format!(
+            ": waited out; severed {} ago, last right {} ago (F3)",
+            super::status::rough(*severed_ago), super::status::rough(*granted_ago)
+        ),
+        Fact::Fenced { proof: FenceProof::Override { operator, reason } } => {
+            format!(": on the word of {operator}: {reason} (F4)")
+        }
+        Fact::Declared { loss } => {
+            let bytes = loss.estimate.map_or("unknown".to_owned(), |bytes| format!("about {bytes}"));
+            let from = loss.from.map_or("unknown".to_owned(), |from| from.to_string());
+            format!(": may lose {bytes} of WAL after {}, acknowledged between {from} and {}", loss.from_lsn, loss.until)
+        }
+        Fact::Promoted { timeline, position, already } => {
+            let already = if *already { ", as it already was" } else { "" };
+            format!(": timeline {timeline} from {position}{already}")
+        }
+        Fact::Moved { already } => if *already { ": it already was" } else { "" }.to_owned(),
+        Fact::Seen { places } => {
+            let places: Vec<String> = places.iter().map(|(place, site)| format!("{place} leads to {site}")).collect();
+            format!(": {}", places.join("; "))
+        }
+    }
+}

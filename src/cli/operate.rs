@@ -1,0 +1,195 @@
+//! What a person can order: promote, hold, release.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::client::Client;
+use super::exit::Exit;
+use super::output::{Mood, Output};
+use super::status::rough;
+use super::Reach;
+use crate::engine::chain::{Body, Entry, read_line};
+use crate::engine::decision::Verdict;
+use crate::engine::saga::Ending;
+use crate::engine::topology::{GroupName, SiteName};
+use crate::engine::units::Bytes;
+use crate::wire::{HoldAsk, LogPart, PromoteAnswer, PromoteAsk, ReleaseAsk, Status};
+
+/// `failover promote`.
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// The group
+    group: GroupName,
+    /// The site that is to become active
+    #[arg(long, value_name = "SITE")]
+    to: SiteName,
+    /// Why, for the decision log
+    #[arg(long, default_value = "by hand", value_name = "TEXT")]
+    reason: String,
+    /// Accept a loss of up to this much WAL instead of the policy's limit, such as `64MiB`
+    #[arg(long, value_name = "SIZE")]
+    accept_data_loss: Option<Bytes>,
+    /// Vouch that the old primary cannot write, where nothing else can prove it
+    #[arg(long)]
+    override_fence: bool,
+    /// Only show what would be done, and lost
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask for the site's name to be typed
+    #[arg(long)]
+    yes: bool,
+}
+
+/// `failover hold`.
+#[derive(Debug, Args)]
+pub struct HoldArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// The group
+    group: GroupName,
+    /// Why, for the decision log and for everybody who wonders
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// For how long, such as `30m`; at most 7 days, so that none is forgotten
+    #[arg(long = "for", value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    lasting: Duration,
+}
+
+/// `failover release`.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// The group
+    group: GroupName,
+    /// Why, for the decision log
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
+/// The longest hold.
+const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
+
+fn check_group(client: &Client, group: &GroupName) -> anyhow::Result<Status> {
+    let status: Status = client.get("/v1/status")?;
+    let known = &status.situation.group;
+    anyhow::ensure!(known == group, "this controller looks after group `{known}`, not `{group}`");
+    Ok(status)
+}
+
+/// Stops automation.
+pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
+    anyhow::ensure!(args.lasting <= LONGEST_HOLD && !args.lasting.is_zero(), "`--for` must lie between 1ms and 7days");
+    let client = Client::new(&args.reach)?;
+    check_group(&client, &args.group)?;
+    let ask = HoldAsk { reason: args.reason.clone(), lasting: args.lasting };
+    client.post::<_, ()>("/v1/hold", &ask)?;
+    output.say(format!("automation of `{}` is held for {}", args.group, rough(args.lasting)));
+    Ok(Exit::Done)
+}
+
+/// Lets automation act again.
+pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
+    let client = Client::new(&args.reach)?;
+    check_group(&client, &args.group)?;
+    client.post::<_, ()>("/v1/release", &ReleaseAsk { reason: args.reason.clone() })?;
+    output.say(format!("automation of `{}` is released and armed", args.group));
+    Ok(Exit::Done)
+}
+
+/// Makes a site active.
+pub fn promote(args: &PromoteArgs, output: &Output) -> anyhow::Result<Exit> {
+    let client = Client::new(&args.reach)?;
+    let before = check_group(&client, &args.group)?;
+    let mut ask = PromoteAsk {
+        to: args.to.clone(),
+        reason: args.reason.clone(),
+        accept_data_loss: args.accept_data_loss,
+        override_fence: args.override_fence,
+        dry_run: true,
+    };
+    let seen: PromoteAnswer = client.post("/v1/promote", &ask)?;
+    if args.dry_run && output.is_json() {
+        output.json(&seen)?;
+    } else {
+        show_plan(args, &seen, output);
+    }
+    if !matches!(seen.decision.verdict, Verdict::FailOver { .. }) && before.plan.is_none() {
+        return Ok(Exit::No);
+    }
+    if args.dry_run {
+        return Ok(Exit::Done);
+    }
+    if !args.yes && !confirmed(args, output)? {
+        output.say("nothing was done");
+        return Ok(Exit::No);
+    }
+    ask.dry_run = false;
+    let opened: PromoteAnswer = client.post("/v1/promote", &ask)?;
+    let Some(plan) = opened.plan else {
+        output.say(format!("{} the situation changed meanwhile; nothing was done", output.paint(Mood::Bad, "no:")));
+        show_plan(args, &opened, output);
+        return Ok(Exit::No);
+    };
+    follow(&client, plan, output)
+}
+
+fn confirmed(args: &PromoteArgs, output: &Output) -> anyhow::Result<bool> {
+    anyhow::ensure!(
+        output.can_ask(),
+        "this changes which site is active, and there is no terminal to confirm it\n\nhint: `--yes` does it without asking, `--dry-run` only shows it"
+    );
+    let typed = output.ask(&format!("type the name of the site that is to become active ({}): ", args.to))?;
+    Ok(typed == args.to.as_str())
+}
+
+fn show_plan(args: &PromoteArgs, answer: &PromoteAnswer, output: &Output) {
+    let decision = &answer.decision;
+    output.say(format!("promote {} of group {}: {}", args.to, args.group, decision.verdict));
+    for reason in &decision.reasons {
+        output.say(format!("  {reason}"));
+    }
+    for gate in decision.gates.iter().filter(|gate| !gate.open) {
+        output.say(format!("  {} {} (see runbooks/{}.md)", output.paint(Mood::Bad, "closed"), gate.reason, gate.reason.code));
+    }
+    output.say(format!("plan: {}", answer.steps.join(" > ")));
+    let bytes = decision.loss.bytes.map_or("an unknown amount of".to_owned(), |bytes| format!("about {bytes} of"));
+    let window = decision.loss.window.map_or("a moment that nobody knows".to_owned(), |age| format!("{} before now", rough(age)));
+    output.say(format!("may lose: {bytes} WAL, nothing acknowledged before {window}"));
+}
+
+/// Shows a plan's steps as they are written down, until it ends.
+fn follow(client: &Client, plan: u64, output: &Output) -> anyhow::Result<Exit> {
+    let mut from = plan;
+    loop {
+        let part: LogPart = client.get_within(&format!("/v1/log?from={from}&wait_ms=5000"), Duration::from_secs(30))?;
+        for line in &part.lines {
+            let (_, entry) = read_line(line.as_bytes())?;
+            from = entry.seq.saturating_add(1);
+            output.say(super::log::one_line(&entry));
+            if let Some(exit) = ended(&entry, plan) {
+                return Ok(exit);
+            }
+        }
+    }
+}
+
+fn ended(entry: &Entry, plan: u64) -> Option<Exit> {
+    match &entry.body {
+        Body::Outcome { plan: ended, ending } if *ended == plan => Some(match ending {
+            Ending::Done => Exit::Done,
+            Ending::Undone { .. } => Exit::No,
+            Ending::Stuck { .. } => Exit::Stuck,
+        }),
+        Body::Outcome { .. }
+        | Body::Opened { .. }
+        | Body::Command { .. }
+        | Body::Decision { .. }
+        | Body::Plan { .. }
+        | Body::Step { .. }
+        | Body::Note { .. } => None,
+    }
+}

@@ -1,0 +1,126 @@
+//! What is made once: certificates and keys, completions, the man page, schemas.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::exit::Exit;
+use super::output::Output;
+use crate::adapters::certificates::Authority;
+use crate::adapters::clock::SystemClock;
+use crate::adapters::keys::SigningKey;
+use crate::adapters::tls::Identity;
+use crate::config::schema::schema;
+use crate::engine::policy::Policy;
+use crate::engine::topology::{GroupName, SiteName};
+use crate::ports::Clock;
+
+/// `failover certificates`.
+#[derive(Debug, Args)]
+pub struct CertificatesArgs {
+    /// Where to put them; an authority that is there already is used again
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// The group
+    #[arg(long)]
+    group: GroupName,
+    /// A site whose agent needs a certificate
+    #[arg(long = "site", value_name = "SITE")]
+    sites: Vec<SiteName>,
+    /// An operator who needs a certificate
+    #[arg(long = "operator", value_name = "NAME")]
+    operators: Vec<String>,
+    /// For how long they hold, such as `90days`
+    #[arg(long = "for", value_name = "DURATION", default_value = "365days", value_parser = humantime::parse_duration)]
+    lasting: Duration,
+}
+
+/// Makes an authority, its certificates, and the key that signs orders. Nothing that is there is
+/// replaced.
+pub fn certificates(args: &CertificatesArgs, output: &Output) -> anyhow::Result<Exit> {
+    let now = SystemClock.wall();
+    let authority = if args.dir.join("ca.pem").exists() {
+        Authority::load(&args.dir)?
+    } else {
+        Authority::create(&args.dir, now, args.lasting)?
+    };
+    let mut identities = Vec::new();
+    if !args.dir.join("controller.pem").exists() {
+        identities.push(Identity::Controller);
+    }
+    identities.extend(args.sites.iter().map(|site| Identity::Agent { group: args.group.clone(), site: site.clone() }));
+    identities.extend(args.operators.iter().cloned().map(Identity::Operator));
+    for identity in identities {
+        let files = authority.issue(&identity, now, args.lasting)?;
+        output.text(format!("{} {}", files.certificate.display(), files.key.display()));
+    }
+    let orders = args.dir.join("orders.key");
+    if !orders.exists() {
+        let key = SigningKey::generate()?;
+        key.to_file(&orders)?;
+        let public = args.dir.join("orders.pub");
+        key.verifying_key().to_file(&public)?;
+        output.text(format!("{} {}", public.display(), orders.display()));
+    }
+    output.say("hand out: to each agent its own two files, `ca.pem` and `orders.pub`; to the controller its own, `ca.pem` and `orders.key`; keep `ca.key` offline");
+    Ok(Exit::Done)
+}
+
+/// `failover generate`.
+#[derive(Debug, Subcommand)]
+pub enum GenerateVerb {
+    /// Completions for a shell
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+    /// The man page
+    Man,
+    /// The JSON schema of a file
+    Schema {
+        /// Of which
+        #[arg(value_enum)]
+        of: SchemaOf,
+    },
+    /// The table of reasons, as in `docs/reasons.md`
+    Reasons,
+}
+
+/// A file with a schema.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SchemaOf {
+    /// `failover.toml`
+    Controller,
+    /// `agent.toml`
+    Agent,
+    /// A policy
+    Policy,
+}
+
+/// Prints something that is made from the program itself.
+pub fn generate(verb: &GenerateVerb, output: &Output) -> anyhow::Result<Exit> {
+    match verb {
+        GenerateVerb::Completions { shell } => {
+            let mut bytes = Vec::new();
+            clap_complete::generate(*shell, &mut super::command(), "failover", &mut bytes);
+            output.text(String::from_utf8(bytes)?.trim_end());
+        }
+        GenerateVerb::Man => {
+            let mut bytes = Vec::new();
+            clap_mangen::Man::new(super::command()).render(&mut bytes).context("render the man page")?;
+            output.text(String::from_utf8(bytes)?.trim_end());
+        }
+        GenerateVerb::Schema { of } => {
+            let (title, keys) = match of {
+                SchemaOf::Controller => ("failover.toml", crate::app::config::Config::keys()),
+                SchemaOf::Agent => ("agent.toml", crate::agent::config::Config::keys()),
+                SchemaOf::Policy => ("policy", Policy::keys()),
+            };
+            output.json(&schema(title, &keys))?;
+        }
+        GenerateVerb::Reasons => output.text(crate::engine::reason::table().trim_end()),
+    }
+    Ok(Exit::Done)
+}

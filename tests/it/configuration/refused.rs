@@ -1,0 +1,423 @@
+//! What is refused, and how it is said: the guide's examples with one thing changed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use failover::adapters::certificates::Authority;
+use failover::adapters::keys::SigningKey;
+use failover::adapters::tls::Identity;
+use failover::engine::policy::Policy;
+use failover::engine::units::WallTime;
+use failover::{agent, app};
+
+use super::{STANDARD, example};
+
+fn controller_says(from: &str, to: &str) -> String {
+    let text = example("failover.toml");
+    assert!(text.contains(from), "{from}");
+    let text = text.replacen(from, to, 1);
+    match app::config::Config::parse("failover.toml", &text, Path::new("/")) {
+        Ok(_) => "accepted".to_owned(),
+        Err(problems) => problems.to_string(),
+    }
+}
+
+#[test]
+fn a_broken_controller_file_is_refused_in_plain_words() {
+    let third = "[sites.azure]\nagent = \"10.3.0.10:7401\"\napi = \"http://10.3.0.20/\"\ndatabase = \"host=10.3.0.10 user=failover\"\n\n[front]";
+    for (from, to, said) in [
+        (
+            "listen = ",
+            "# listen = ",
+            "`controller.listen` is missing: write it like",
+        ),
+        (
+            "10.0.3.10:7400",
+            "controller:7400",
+            "`controller:7400` is not an IP address with a port",
+        ),
+        (
+            "anchors = [",
+            "anchors = [] # [",
+            "`controller.anchors` is empty",
+        ),
+        ("[front]", third, "`[sites]` has 3: a group has exactly two"),
+        (
+            "[sites.gcp]",
+            "[sites.aws-2]",
+            "`traffic[].addresses.aws-2` is missing",
+        ),
+        (
+            "[sites.gcp]",
+            "[sites.GCP]",
+            "`GCP` is not the name of a site",
+        ),
+        (
+            "first_active = \"aws\"",
+            "first_active = \"azure\"",
+            "`azure`, which is none of `[sites]`",
+        ),
+        (
+            "10.2.0.10:7401",
+            "10.1.0.10:7401",
+            "`sites.aws.agent` is the same as that of `gcp`",
+        ),
+        (
+            "user=failover",
+            "user=failover password=hunter2",
+            "`sites.aws.database`: the connection string holds a password",
+        ),
+        (
+            "user=failover",
+            "user=failover sslmode=verify-full",
+            "`database_ca` turns TLS on",
+        ),
+        (
+            "kind = \"rfc2136\"",
+            "kind = \"bind\"",
+            "must be one of rfc2136, route53",
+        ),
+        (
+            "kind = \"rfc2136\"",
+            "kind = \"rfc2136\"\nzone_id = \"Z0\"",
+            "`traffic[].zone_id` is not a key here",
+        ),
+        (
+            "zone = \"example.com.\"",
+            "zone = \"example.org.\"",
+            "which is not in zone \"example.org.\"",
+        ),
+        (
+            "ttl = \"60s\"",
+            "ttl = \"1500ms\"",
+            "`traffic[].ttl` is not in whole seconds",
+        ),
+        (
+            "gcp = [\"10.2.0.20\"]",
+            "gcp = [\"10.1.0.20\"]",
+            "names 10.1.0.20 twice",
+        ),
+        (
+            "gcp = [\"10.2.0.20\"]",
+            "gcp = [\"shop\"]",
+            "`shop` is not an IP address",
+        ),
+        (
+            "http://shop.example.com:8080/healthz",
+            "shop.example.com",
+            "is not an HTTP address",
+        ),
+        (
+            "anchors",
+            "anchor",
+            "`controller.anchor` is not a key here, did you mean `anchors`?",
+        ),
+    ] {
+        let answer = controller_says(from, to);
+        assert!(answer.contains(said), "{to}: {answer}");
+        assert!(!answer.contains("hunter2"), "{answer}");
+    }
+    let twice = example("failover.toml")
+        .split_once("[[traffic]]")
+        .unwrap()
+        .1;
+    let answer = controller_says("[[traffic]]", &format!("[[traffic]]{twice}\n[[traffic]]"));
+    assert!(
+        answer.contains("two traffic targets are named `dns`"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_broken_agent_file_is_refused_in_plain_words() {
+    let text = example("agent.toml");
+    for (from, to, said) in [
+        (
+            "site = \"gcp\"",
+            "site = \"aws\"",
+            "`peer.site` is `aws`, which is this site",
+        ),
+        ("port = 5432", "port = 0", "must lie between 1 and 65535"),
+        (
+            "listen_addresses = \"10.1.0.10\"",
+            "listen_addresses = \"db1\"",
+            "`postgres.listen_addresses` names `db1`",
+        ),
+        (
+            "options = [",
+            "options = [\"port=5433\", ",
+            "the agent sets `port` itself",
+        ),
+        (
+            "options = [",
+            "options = [\"Primary-Conninfo=host=x\", ",
+            "the agent sets `primary_conninfo` itself",
+        ),
+        (
+            "options = [",
+            "options = [\"fsync\", ",
+            "write it like `max_connections=200`",
+        ),
+        (
+            "application_name=aws",
+            "application_name=gcp",
+            "does not hold `application_name=aws`",
+        ),
+        (
+            "passfile=",
+            "password=hunter2 passfile=",
+            "`postgres.primary_conninfo` holds a password",
+        ),
+        (
+            "primary_conninfo = \"host=10.2.0.10 ",
+            "primary_conninfo = \"",
+            "names no host",
+        ),
+        ("start = [", "start = [] # [", "`workloads.start` is empty"),
+        (
+            "state_dir = ",
+            "# state_dir = ",
+            "`agent.state_dir` is missing",
+        ),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let changed = text.replacen(from, to, 1);
+        let answer = match agent::config::Config::parse("agent.toml", &changed, Path::new("/")) {
+            Ok(_) => "accepted".to_owned(),
+            Err(problems) => problems.to_string(),
+        };
+        assert!(answer.contains(said), "{to}: {answer}");
+        assert!(!answer.contains("hunter2"), "{answer}");
+    }
+}
+
+/// A folder with all that the examples name, and the examples changed so that they name it.
+struct Machine {
+    dir: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let year = Duration::from_secs(365 * 86_400);
+        let now = WallTime(1_767_225_600_000);
+        let authority = Authority::create(dir.path(), now, year).unwrap();
+        let aws = "aws.agent.shop.failover.internal".parse().unwrap();
+        for identity in [Identity::Controller, aws] {
+            authority.issue(&identity, now, year).unwrap();
+        }
+        let key = SigningKey::generate().unwrap();
+        key.to_file(&at("orders.key")).unwrap();
+        key.verifying_key().to_file(&at("orders.pub")).unwrap();
+        fs::copy(at("ca.pem"), at("database-ca.pem")).unwrap();
+        fs::write(at("standard.toml"), STANDARD).unwrap();
+        for (name, text) in [("db.password", "hunter2\n"), ("tsig.secret", "c2VjcmV0\n")] {
+            fs::write(at(name), text).unwrap();
+            fs::set_permissions(at(name), fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        fs::create_dir(at("bin")).unwrap();
+        fs::write(at("bin/postgres"), "").unwrap();
+        Self { dir }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, changes: &[(&str, &str)]) -> PathBuf {
+        let here = self.dir.path().display().to_string();
+        let mut text = example(name)
+            .replace("/usr/lib/postgresql/15/bin", "bin")
+            .replace("/var/lib/postgresql/15/main", &here)
+            .replace("/var/lib/failover-agent", &here)
+            .replace("/var/lib/failover", &here)
+            .replace("/var/log/postgresql", &here)
+            .replace("/run/postgresql", &here);
+        // The system's folder for temporary files may be in memory; that has a test of its own.
+        text = text
+            .replace("[agent]", "[agent]\nallow_volatile_state = true")
+            .replace("[controller]", "[controller]\nallow_volatile_log = true");
+        for (from, to) in changes {
+            assert!(text.contains(from), "{from}");
+            text = text.replacen(from, to, 1);
+        }
+        fs::write(self.at(name), text).unwrap();
+        self.at(name)
+    }
+
+    fn controller(&self, changes: &[(&str, &str)]) -> String {
+        match app::config::Config::read(&self.write("failover.toml", changes)) {
+            Ok(_) => "accepted".to_owned(),
+            Err(problems) => problems.to_string(),
+        }
+    }
+
+    fn agent(&self, changes: &[(&str, &str)]) -> String {
+        match agent::config::Config::read(&self.write("agent.toml", changes)) {
+            Ok(_) => "accepted".to_owned(),
+            Err(problems) => problems.to_string(),
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_has_all_files_starts() {
+    let machine = Machine::new();
+    let path = machine.write("failover.toml", &[]);
+    let (config, policy) =
+        app::config::Config::read(&path).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(policy, Policy::read("standard", STANDARD).unwrap());
+    for site in config.sites.values() {
+        site.database.connect().unwrap();
+    }
+    let path = machine.write("agent.toml", &[]);
+    let config = agent::config::Config::read(&path).unwrap_or_else(|problems| panic!("{problems}"));
+    config.peer.database.connect().unwrap();
+    assert!(config.tls.key.is_absolute());
+}
+
+#[test]
+fn a_missing_file_is_reported_with_its_key_and_line() {
+    let machine = Machine::new();
+    for (changes, said) in [
+        (("\"ca.pem\"", "\"other.pem\""), "`tls.ca`: cannot find `"),
+        (
+            ("\"controller.key\"", "\"no.key\""),
+            "`tls.key`: cannot read `",
+        ),
+        (
+            ("\"controller.pem\"", "\"aws.agent.shop.pem\""),
+            "does not belong to certificate",
+        ),
+        (("\"orders.key\"", "\"ca.key\""), "`orders.key`: `"),
+        (
+            ("\"standard.toml\"", "\"slow.toml\""),
+            "`controller.policy`: cannot find `",
+        ),
+        (
+            ("decision.log", "none/decision.log"),
+            "`controller.log`: cannot find folder `",
+        ),
+        (
+            ("\"db.password\"", "\"none\""),
+            "`sites.aws.password_file`: cannot read `",
+        ),
+        (
+            ("\"database-ca.pem\"", "\"orders.pub\""),
+            "`sites.aws.database_ca`: `",
+        ),
+        (
+            ("\"tsig.secret\"", "\"aws.agent.shop.key\""),
+            "`traffic[].tsig_secret_file`: `",
+        ),
+    ] {
+        let answer = machine.controller(&[changes]);
+        let text = fs::read_to_string(machine.at("failover.toml")).unwrap();
+        let line = 1 + text
+            .lines()
+            .position(|line| line.contains(changes.1))
+            .unwrap();
+        assert!(answer.contains(said), "{changes:?}: {answer}");
+        if !said.starts_with("does not") {
+            assert!(
+                answer.contains(&format!("failover.toml:{line}: {said}")),
+                "{answer}"
+            );
+        }
+    }
+    for (changes, said) in [
+        (
+            ("\"bin\"", "\".\""),
+            "`postgres.bin_dir`: there is no `postgres` in `",
+        ),
+        (
+            ("\"orders.pub\"", "\"ca.pem\""),
+            "`orders.controller_public_key`: `",
+        ),
+        (
+            ("site = \"aws\"", "site = \"azure\""),
+            "`tls.certificate` is for `aws.agent.shop.failover.internal`, but this process is `azure.agent.shop.failover.internal`",
+        ),
+    ] {
+        let answer = machine.agent(&[changes]);
+        assert!(answer.contains(said), "{changes:?}: {answer}");
+    }
+}
+
+#[test]
+fn a_secret_that_others_can_read_refuses_to_start() {
+    let machine = Machine::new();
+    fs::set_permissions(machine.at("db.password"), fs::Permissions::from_mode(0o644)).unwrap();
+    let answer = machine.controller(&[]);
+    assert!(
+        answer.contains("is a secret and its mode is 0644: run `chmod 600"),
+        "{answer}"
+    );
+    fs::set_permissions(machine.at("db.password"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(machine.at("db.password"), "\n").unwrap();
+    assert!(machine.controller(&[]).contains("does not hold a secret"));
+    fs::write(machine.at("db.password"), "hunter2").unwrap();
+    assert_eq!(machine.controller(&[]), "accepted");
+}
+
+#[test]
+fn a_policy_that_does_not_fit_refuses_to_start() {
+    let machine = Machine::new();
+    for (from, to, said) in [
+        ("quorum = 2", "quorum = 3", "only 2 vantage points are left"),
+        (
+            "quorum = 2",
+            "quorum = 1",
+            "`detect.quorum` is the number 1: must lie between 2 and 8",
+        ),
+        (
+            "verify = \"5m\"",
+            "verify = \"1m\"",
+            "`ttl` of `dns` is 1m, but the policy's `steps.verify` is 1m",
+        ),
+    ] {
+        fs::write(machine.at("standard.toml"), STANDARD.replace(from, to)).unwrap();
+        let answer = machine.controller(&[]);
+        assert!(answer.contains(said), "{to}: {answer}");
+    }
+}
+
+#[test]
+fn a_log_in_memory_refuses_to_start_unless_it_is_allowed() {
+    let listed = fs::read_to_string("/proc/mounts").unwrap();
+    let mut mounts = listed
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
+    let tmpfs = mounts.find(|mount| mount[2] == "tmpfs" && Path::new(mount[1]).is_dir());
+    let tmpfs = tmpfs.expect("a tmpfs in `/proc/mounts`")[1].to_owned();
+    let machine = Machine::new();
+    let here = machine.dir.path().display().to_string();
+    let log = (format!("log = \"{here}"), format!("log = \"{tmpfs}"));
+    let log = (log.0.as_str(), log.1.as_str());
+    assert_eq!(machine.controller(&[log]), "accepted");
+    let strict = ("allow_volatile_log = true", "");
+    let answer = machine.controller(&[log, strict]);
+    assert!(
+        answer.contains("`controller.log` is in memory (tmpfs)"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("`controller.allow_volatile_log = true`"),
+        "{answer}"
+    );
+
+    let state = (
+        format!("state_dir = \"{here}"),
+        format!("state_dir = \"{tmpfs}"),
+    );
+    let state = (state.0.as_str(), state.1.as_str());
+    assert_eq!(machine.agent(&[state]), "accepted");
+    let answer = machine.agent(&[state, ("allow_volatile_state = true", "")]);
+    assert!(
+        answer.contains("`agent.state_dir` is in memory"),
+        "{answer}"
+    );
+}
