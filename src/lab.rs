@@ -3,3 +3,6 @@
 
 pub mod pair;
 pub mod name_server;
+pub mod processes;
+pub mod site_api;
+pub mod client;

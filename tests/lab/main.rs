@@ -12,3 +12,4 @@ mod pair;
 mod postgres;
 mod rfc2136;
 mod route53;
+mod parts;
