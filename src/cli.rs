@@ -133,7 +133,11 @@ pub fn main() -> ExitCode {
             let wrong = error.use_stderr();
             // Nobody is left to tell that nobody reads.
             error.print().unwrap_or_default();
-            return if wrong { Exit::Wrong.into() } else { Exit::Done.into() };
+            return if wrong {
+                Exit::Wrong.into()
+            } else {
+                Exit::Done.into()
+            };
         }
     };
     let output = Output::new(cli.output, cli.color);

@@ -6,3 +6,7 @@ pub mod name_server;
 pub mod processes;
 pub mod site_api;
 pub mod client;
+pub mod layout;
+pub mod standing;
+pub mod supervisor;
+pub mod scenario;

@@ -9,3 +9,4 @@ pub mod config;
 pub mod agent;
 pub mod app;
 pub mod lab;
+pub mod cli;

@@ -25,7 +25,11 @@ pub struct Client {
 impl Client {
     /// As the options say; else to the standing lab of this user.
     pub fn new(reach: &Reach) -> anyhow::Result<Self> {
-        let standing = if reach.controller.is_none() { standing::find()? } else { None };
+        let standing = if reach.controller.is_none() {
+            standing::find()?
+        } else {
+            None
+        };
         let (address, files) = match (standing, &reach.controller) {
             (Some(lab), _) => (lab.controller.to_string(), lab.operator),
             (None, Some(address)) => {
@@ -44,20 +48,37 @@ impl Client {
             ),
         };
         let material = TlsMaterial::load(&files)?;
-        let peer = Peer { identity: Identity::Controller, address: address.parse()? };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { peer: PeerClient::new(&material, peer)?, runtime, address })
+        let peer = Peer {
+            identity: Identity::Controller,
+            address: address.parse()?,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            peer: PeerClient::new(&material, peer)?,
+            runtime,
+            address,
+        })
     }
 
     fn explain(&self, error: CallError) -> anyhow::Error {
         let hint = match &error {
             CallError::Denied { .. } | CallError::Tls(_) => "see runbooks/agent-rejected.md",
-            CallError::Timeout | CallError::Refused | CallError::Unreachable(_) | CallError::Lost(_) => {
+            CallError::Timeout
+            | CallError::Refused
+            | CallError::Unreachable(_)
+            | CallError::Lost(_) => {
                 "is it running? A controller that is away stops nothing: the active site goes on"
             }
-            CallError::Status { .. } | CallError::Garbled(_) | CallError::Unsent(_) => "see the controller's log",
+            CallError::Status { .. } | CallError::Garbled(_) | CallError::Unsent(_) => {
+                "see the controller's log"
+            }
         };
-        anyhow::anyhow!("the controller at `{}` did not do it: {error}\n\nhint: {hint}", self.address)
+        anyhow::anyhow!(
+            "the controller at `{}` did not do it: {error}\n\nhint: {hint}",
+            self.address
+        )
     }
 
     /// Reads.
@@ -66,13 +87,25 @@ impl Client {
     }
 
     /// Reads something that may be long in coming.
-    pub fn get_within<R: DeserializeOwned>(&self, path: &str, within: Duration) -> anyhow::Result<R> {
-        self.runtime.block_on(self.peer.get(path, within)).map_err(|error| self.explain(error))
+    pub fn get_within<R: DeserializeOwned>(
+        &self,
+        path: &str,
+        within: Duration,
+    ) -> anyhow::Result<R> {
+        self.runtime
+            .block_on(self.peer.get(path, within))
+            .map_err(|error| self.explain(error))
     }
 
     /// Asks for something to be done.
-    pub fn post<B: Serialize, R: DeserializeOwned>(&self, path: &str, body: &B) -> anyhow::Result<R> {
-        self.runtime.block_on(self.peer.post(path, body, ANSWER)).map_err(|error| self.explain(error))
+    pub fn post<B: Serialize, R: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> anyhow::Result<R> {
+        self.runtime
+            .block_on(self.peer.post(path, body, ANSWER))
+            .map_err(|error| self.explain(error))
     }
 }
 

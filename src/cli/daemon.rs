@@ -15,7 +15,11 @@ use crate::engine::step::Step;
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// The controller's configuration
-    #[arg(long, value_name = "FILE", default_value = "/etc/failover/failover.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/failover/failover.toml"
+    )]
     config: PathBuf,
     /// For a drill of a crash: kill this process (SIGKILL) at a moment of a step, such as
     /// `promote:after-effect`; moments are before-started, after-started, after-effect and
@@ -68,13 +72,19 @@ fn log_to_stderr() {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
 }
 
 /// Runs the controller.
 pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     log_to_stderr();
-    let crash = args.crash_at.clone().map(|at| Arc::new(CrashAt(at)) as Arc<dyn CrashDrill>);
+    let crash = args
+        .crash_at
+        .clone()
+        .map(|at| Arc::new(CrashAt(at)) as Arc<dyn CrashDrill>);
     runtime()?.block_on(crate::app::run::run(&args.config, crash))?;
     Ok(Exit::Done)
 }

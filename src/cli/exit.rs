@@ -23,8 +23,14 @@ pub enum Exit {
 
 impl Exit {
     /// Every way to end, in the order of the codes.
-    pub const ALL: [Exit; 6] =
-        [Exit::Done, Exit::No, Exit::Wrong, Exit::Stuck, Exit::Held, Exit::Interrupted];
+    pub const ALL: [Exit; 6] = [
+        Exit::Done,
+        Exit::No,
+        Exit::Wrong,
+        Exit::Stuck,
+        Exit::Held,
+        Exit::Interrupted,
+    ];
 
     /// The number.
     pub fn code(self) -> u8 {

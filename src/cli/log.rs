@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::Reach;
 use super::client::Client;
 use super::exit::Exit;
 use super::output::{Mood, Output, said};
-use super::Reach;
 use crate::adapters::files;
 use crate::engine::chain::{Body, Digest, Entry, read_line};
 use crate::engine::saga::{Command, Ending};
@@ -105,7 +105,8 @@ fn verify(args: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
         Ok(chain) => chain,
         Err(error) => {
             if output.is_json() {
-                output.json(&json!({"schema_version": 1, "verified": false, "why": said(&error)}))?;
+                output
+                    .json(&json!({"schema_version": 1, "verified": false, "why": said(&error)}))?;
             }
             return Err(error);
         }
@@ -121,7 +122,12 @@ fn verify(args: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     } else if let Some(expected) = cut {
         output.text(format!("{} the chain holds, but its head is {} and not {expected}: entries are missing at its end, or it is another log", output.paint(Mood::Bad, "no:"), chain.head));
     } else {
-        output.text(format!("{} {} entries, head {}", output.paint(Mood::Good, "verified:"), chain.entries, chain.head));
+        output.text(format!(
+            "{} {} entries, head {}",
+            output.paint(Mood::Good, "verified:"),
+            chain.entries,
+            chain.head
+        ));
     }
     Ok(if cut.is_some() { Exit::No } else { Exit::Done })
 }
@@ -129,7 +135,10 @@ fn verify(args: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
 /// One entry in one line, for people.
 pub fn one_line(entry: &Entry) -> String {
     let what = match &entry.body {
-        Body::Opened { topology } => format!("log of group {} with sites {} and {}", topology.group, topology.first, topology.second),
+        Body::Opened { topology } => format!(
+            "log of group {} with sites {} and {}",
+            topology.group, topology.first, topology.second
+        ),
         Body::Command { command } => format!("{} asks: {}", entry.actor, command_line(command)),
         Body::Decision { decision, .. } => {
             let reasons: Vec<String> = decision.reasons.iter().map(ToString::to_string).collect();
@@ -137,13 +146,24 @@ pub fn one_line(entry: &Entry) -> String {
         }
         Body::Plan { plan } => {
             let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
-            format!("plan {} from {} to {}, epoch {}: {}", entry.seq, plan.route.from, plan.route.to, plan.route.epoch, steps.join(" > "))
+            format!(
+                "plan {} from {} to {}, epoch {}: {}",
+                entry.seq,
+                plan.route.from,
+                plan.route.to,
+                plan.route.epoch,
+                steps.join(" > ")
+            )
         }
-        Body::Step { plan, step, event, .. } => format!("plan {plan}: {step} {}", event_line(event)),
+        Body::Step {
+            plan, step, event, ..
+        } => format!("plan {plan}: {step} {}", event_line(event)),
         Body::Outcome { plan, ending } => match ending {
             Ending::Done => format!("plan {plan} done"),
             Ending::Undone { why } => format!("plan {plan} undone: {why}"),
-            Ending::Stuck { why } => format!("plan {plan} stuck: {why} (see runbooks/plan-stuck.md)"),
+            Ending::Stuck { why } => {
+                format!("plan {plan} stuck: {why} (see runbooks/plan-stuck.md)")
+            }
         },
         Body::Note { code, text } => format!("note {code}: {text}"),
     };
@@ -177,32 +197,65 @@ pub fn fact_line(fact: &Fact) -> String {
         Fact::Done => String::new(),
         Fact::Epoch { epoch } => format!(": epoch {epoch}"),
         Fact::Severed { position, replayed } => {
-            let rest = if *replayed { "" } else { ", not all of it replayed yet" };
+            let rest = if *replayed {
+                ""
+            } else {
+                ", not all of it replayed yet"
+            };
             format!(": the standby stands at {position}{rest}")
         }
-        Fact::Fenced { proof: FenceProof::Agent { relayed, said } } => {
-            let way = if *relayed { "through the other agent" } else { "directly" };
+        Fact::Fenced {
+            proof: FenceProof::Agent { relayed, said },
+        } => {
+            let way = if *relayed {
+                "through the other agent"
+            } else {
+                "directly"
+            };
             format!(": the agent confirms {way}: {said} (F1)")
         }
-        Fact::Fenced { proof: FenceProof::WaitedOut { severed_ago, granted_ago } } => format!(
+        Fact::Fenced {
+            proof:
+                FenceProof::WaitedOut {
+                    severed_ago,
+                    granted_ago,
+                },
+        } => format!(
             ": waited out; severed {} ago, last right {} ago (F3)",
-            super::status::rough(*severed_ago), super::status::rough(*granted_ago)
+            super::status::rough(*severed_ago),
+            super::status::rough(*granted_ago)
         ),
-        Fact::Fenced { proof: FenceProof::Override { operator, reason } } => {
+        Fact::Fenced {
+            proof: FenceProof::Override { operator, reason },
+        } => {
             format!(": on the word of {operator}: {reason} (F4)")
         }
         Fact::Declared { loss } => {
-            let bytes = loss.estimate.map_or("unknown".to_owned(), |bytes| format!("about {bytes}"));
-            let from = loss.from.map_or("unknown".to_owned(), |from| from.to_string());
-            format!(": may lose {bytes} of WAL after {}, acknowledged between {from} and {}", loss.from_lsn, loss.until)
+            let bytes = loss
+                .estimate
+                .map_or("unknown".to_owned(), |bytes| format!("about {bytes}"));
+            let from = loss
+                .from
+                .map_or("unknown".to_owned(), |from| from.to_string());
+            format!(
+                ": may lose {bytes} of WAL after {}, acknowledged between {from} and {}",
+                loss.from_lsn, loss.until
+            )
         }
-        Fact::Promoted { timeline, position, already } => {
+        Fact::Promoted {
+            timeline,
+            position,
+            already,
+        } => {
             let already = if *already { ", as it already was" } else { "" };
             format!(": timeline {timeline} from {position}{already}")
         }
         Fact::Moved { already } => if *already { ": it already was" } else { "" }.to_owned(),
         Fact::Seen { places } => {
-            let places: Vec<String> = places.iter().map(|(place, site)| format!("{place} leads to {site}")).collect();
+            let places: Vec<String> = places
+                .iter()
+                .map(|(place, site)| format!("{place} leads to {site}"))
+                .collect();
             format!(": {}", places.join("; "))
         }
     }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::Reach;
 use super::client::Client;
 use super::exit::Exit;
 use super::output::{Mood, Output};
 use super::status::rough;
-use super::Reach;
 use crate::engine::chain::{Body, Entry, read_line};
 use crate::engine::decision::Verdict;
 use crate::engine::saga::Ending;
@@ -76,18 +76,31 @@ const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
 fn check_group(client: &Client, group: &GroupName) -> anyhow::Result<Status> {
     let status: Status = client.get("/v1/status")?;
     let known = &status.situation.group;
-    anyhow::ensure!(known == group, "this controller looks after group `{known}`, not `{group}`");
+    anyhow::ensure!(
+        known == group,
+        "this controller looks after group `{known}`, not `{group}`"
+    );
     Ok(status)
 }
 
 /// Stops automation.
 pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
-    anyhow::ensure!(args.lasting <= LONGEST_HOLD && !args.lasting.is_zero(), "`--for` must lie between 1ms and 7days");
+    anyhow::ensure!(
+        args.lasting <= LONGEST_HOLD && !args.lasting.is_zero(),
+        "`--for` must lie between 1ms and 7days"
+    );
     let client = Client::new(&args.reach)?;
     check_group(&client, &args.group)?;
-    let ask = HoldAsk { reason: args.reason.clone(), lasting: args.lasting };
+    let ask = HoldAsk {
+        reason: args.reason.clone(),
+        lasting: args.lasting,
+    };
     client.post::<_, ()>("/v1/hold", &ask)?;
-    output.say(format!("automation of `{}` is held for {}", args.group, rough(args.lasting)));
+    output.say(format!(
+        "automation of `{}` is held for {}",
+        args.group,
+        rough(args.lasting)
+    ));
     Ok(Exit::Done)
 }
 
@@ -95,8 +108,16 @@ pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
 pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
     let client = Client::new(&args.reach)?;
     check_group(&client, &args.group)?;
-    client.post::<_, ()>("/v1/release", &ReleaseAsk { reason: args.reason.clone() })?;
-    output.say(format!("automation of `{}` is released and armed", args.group));
+    client.post::<_, ()>(
+        "/v1/release",
+        &ReleaseAsk {
+            reason: args.reason.clone(),
+        },
+    )?;
+    output.say(format!(
+        "automation of `{}` is released and armed",
+        args.group
+    ));
     Ok(Exit::Done)
 }
 
@@ -130,7 +151,10 @@ pub fn promote(args: &PromoteArgs, output: &Output) -> anyhow::Result<Exit> {
     ask.dry_run = false;
     let opened: PromoteAnswer = client.post("/v1/promote", &ask)?;
     let Some(plan) = opened.plan else {
-        output.say(format!("{} the situation changed meanwhile; nothing was done", output.paint(Mood::Bad, "no:")));
+        output.say(format!(
+            "{} the situation changed meanwhile; nothing was done",
+            output.paint(Mood::Bad, "no:")
+        ));
         show_plan(args, &opened, output);
         return Ok(Exit::No);
     };
@@ -142,30 +166,56 @@ fn confirmed(args: &PromoteArgs, output: &Output) -> anyhow::Result<bool> {
         output.can_ask(),
         "this changes which site is active, and there is no terminal to confirm it\n\nhint: `--yes` does it without asking, `--dry-run` only shows it"
     );
-    let typed = output.ask(&format!("type the name of the site that is to become active ({}): ", args.to))?;
+    let typed = output.ask(&format!(
+        "type the name of the site that is to become active ({}): ",
+        args.to
+    ))?;
     Ok(typed == args.to.as_str())
 }
 
 fn show_plan(args: &PromoteArgs, answer: &PromoteAnswer, output: &Output) {
     let decision = &answer.decision;
-    output.say(format!("promote {} of group {}: {}", args.to, args.group, decision.verdict));
+    output.say(format!(
+        "promote {} of group {}: {}",
+        args.to, args.group, decision.verdict
+    ));
     for reason in &decision.reasons {
         output.say(format!("  {reason}"));
     }
     for gate in decision.gates.iter().filter(|gate| !gate.open) {
-        output.say(format!("  {} {} (see runbooks/{}.md)", output.paint(Mood::Bad, "closed"), gate.reason, gate.reason.code));
+        output.say(format!(
+            "  {} {} (see runbooks/{}.md)",
+            output.paint(Mood::Bad, "closed"),
+            gate.reason,
+            gate.reason.code
+        ));
     }
     output.say(format!("plan: {}", answer.steps.join(" > ")));
-    let bytes = decision.loss.bytes.map_or("an unknown amount of".to_owned(), |bytes| format!("about {bytes} of"));
-    let window = decision.loss.window.map_or("a moment that nobody knows".to_owned(), |age| format!("{} before now", rough(age)));
-    output.say(format!("may lose: {bytes} WAL, nothing acknowledged before {window}"));
+    let bytes = decision
+        .loss
+        .bytes
+        .map_or("an unknown amount of".to_owned(), |bytes| {
+            format!("about {bytes} of")
+        });
+    let window = decision
+        .loss
+        .window
+        .map_or("a moment that nobody knows".to_owned(), |age| {
+            format!("{} before now", rough(age))
+        });
+    output.say(format!(
+        "may lose: {bytes} WAL, nothing acknowledged before {window}"
+    ));
 }
 
 /// Shows a plan's steps as they are written down, until it ends.
 fn follow(client: &Client, plan: u64, output: &Output) -> anyhow::Result<Exit> {
     let mut from = plan;
     loop {
-        let part: LogPart = client.get_within(&format!("/v1/log?from={from}&wait_ms=5000"), Duration::from_secs(30))?;
+        let part: LogPart = client.get_within(
+            &format!("/v1/log?from={from}&wait_ms=5000"),
+            Duration::from_secs(30),
+        )?;
         for line in &part.lines {
             let (_, entry) = read_line(line.as_bytes())?;
             from = entry.seq.saturating_add(1);
@@ -179,7 +229,10 @@ fn follow(client: &Client, plan: u64, output: &Output) -> anyhow::Result<Exit> {
 
 fn ended(entry: &Entry, plan: u64) -> Option<Exit> {
     match &entry.body {
-        Body::Outcome { plan: ended, ending } if *ended == plan => Some(match ending {
+        Body::Outcome {
+            plan: ended,
+            ending,
+        } if *ended == plan => Some(match ending {
             Ending::Done => Exit::Done,
             Ending::Undone { .. } => Exit::No,
             Ending::Stuck { .. } => Exit::Stuck,

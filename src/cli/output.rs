@@ -57,7 +57,9 @@ impl Output {
     /// Prints data as text. A closed pipe ends quietly.
     pub fn text(&self, text: impl fmt::Display) {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{text}").and_then(|()| out.flush()).unwrap_or_default();
+        writeln!(out, "{text}")
+            .and_then(|()| out.flush())
+            .unwrap_or_default();
     }
 
     /// Prints data as JSON.
@@ -95,7 +97,11 @@ impl Output {
             Mood::Dim => "2",
             Mood::Strong => "1",
         };
-        if self.colour { format!("\u{1b}[{code}m{word}\u{1b}[0m") } else { word.to_string() }
+        if self.colour {
+            format!("\u{1b}[{code}m{word}\u{1b}[0m")
+        } else {
+            word.to_string()
+        }
     }
 
     /// Clears a terminal for the next frame of something that goes on.
@@ -107,7 +113,11 @@ impl Output {
 
     /// Prints an error with its causes, and says how to end.
     pub fn fail(&self, error: &anyhow::Error) -> ExitCode {
-        self.say(format!("{} {}", self.paint(Mood::Bad, "error:"), said(error)));
+        self.say(format!(
+            "{} {}",
+            self.paint(Mood::Bad, "error:"),
+            said(error)
+        ));
         Exit::of(error).into()
     }
 }

@@ -30,7 +30,8 @@ pub enum PolicyVerb {
 }
 
 fn read(file: &Path) -> anyhow::Result<Policy> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
     Ok(Policy::read(&file.display().to_string(), &text)?)
 }
 
@@ -51,8 +52,15 @@ fn check(files: &[PathBuf], output: &Output) -> anyhow::Result<Exit> {
             results.push(json!({"file": file, "good": error.is_none(), "problems": error}));
         } else {
             match &error {
-                None => output.text(format!("{}: {}", file.display(), output.paint(Mood::Good, "good"))),
-                Some(problems) => output.text(format!("{}\n{problems}", output.paint(Mood::Bad, "refused:"))),
+                None => output.text(format!(
+                    "{}: {}",
+                    file.display(),
+                    output.paint(Mood::Good, "good")
+                )),
+                Some(problems) => output.text(format!(
+                    "{}\n{problems}",
+                    output.paint(Mood::Bad, "refused:")
+                )),
             }
         }
         if error.is_some() {
@@ -109,13 +117,19 @@ fn show_timers(file: &Path, output: &Output) -> anyhow::Result<Exit> {
         let worst = timer.worst.map_or("never by itself".to_owned(), rounded);
         output.text(format!("  {:<64} {worst}", timer.fault));
         for (index, (name, ms)) in timer.parts.iter().enumerate() {
-            let note = if index == 0 { "   <- dominates: change this first" } else { "" };
-            output.text(format!("      {:<50} {:>8} ms{note}", name, ms));
+            let note = if index == 0 {
+                "   <- dominates: change this first"
+            } else {
+                ""
+            };
+            output.text(format!("      {name:<50} {ms:>8} ms{note}"));
         }
     }
     Ok(Exit::Done)
 }
 
 fn rounded(duration: std::time::Duration) -> String {
-    human(std::time::Duration::from_millis(crate::engine::units::as_millis(duration)))
+    human(std::time::Duration::from_millis(
+        crate::engine::units::as_millis(duration),
+    ))
 }

@@ -50,11 +50,18 @@ pub fn certificates(args: &CertificatesArgs, output: &Output) -> anyhow::Result<
     if !args.dir.join("controller.pem").exists() {
         identities.push(Identity::Controller);
     }
-    identities.extend(args.sites.iter().map(|site| Identity::Agent { group: args.group.clone(), site: site.clone() }));
+    identities.extend(args.sites.iter().map(|site| Identity::Agent {
+        group: args.group.clone(),
+        site: site.clone(),
+    }));
     identities.extend(args.operators.iter().cloned().map(Identity::Operator));
     for identity in identities {
         let files = authority.issue(&identity, now, args.lasting)?;
-        output.text(format!("{} {}", files.certificate.display(), files.key.display()));
+        output.text(format!(
+            "{} {}",
+            files.certificate.display(),
+            files.key.display()
+        ));
     }
     let orders = args.dir.join("orders.key");
     if !orders.exists() {
@@ -109,7 +116,9 @@ pub fn generate(verb: &GenerateVerb, output: &Output) -> anyhow::Result<Exit> {
         }
         GenerateVerb::Man => {
             let mut bytes = Vec::new();
-            clap_mangen::Man::new(super::command()).render(&mut bytes).context("render the man page")?;
+            clap_mangen::Man::new(super::command())
+                .render(&mut bytes)
+                .context("render the man page")?;
             output.text(String::from_utf8(bytes)?.trim_end());
         }
         GenerateVerb::Schema { of } => {

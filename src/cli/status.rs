@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::Reach;
 use super::client::Client;
 use super::exit::Exit;
 use super::output::{Mood, Output};
-use super::Reach;
 use crate::engine::detector::State;
 use crate::engine::document::human;
 use crate::engine::topology::TargetKind;
@@ -48,10 +48,16 @@ pub fn run(args: &StatusArgs, output: &Output) -> anyhow::Result<Exit> {
 /// Stuck plans end with their own code; an active site that is not healthy with a "no".
 fn exit_of(status: &Status) -> Exit {
     let situation = &status.situation;
-    if status.plan.as_ref().is_some_and(|plan| plan.stuck.is_some()) {
+    if status
+        .plan
+        .as_ref()
+        .is_some_and(|plan| plan.stuck.is_some())
+    {
         return Exit::Stuck;
     }
-    let healthy = situation.active_site().is_some_and(|site| site.state(TargetKind::Database) == State::Healthy);
+    let healthy = situation
+        .active_site()
+        .is_some_and(|site| site.state(TargetKind::Database) == State::Healthy);
     if healthy { Exit::Done } else { Exit::No }
 }
 
@@ -66,7 +72,11 @@ fn mood(state: State) -> Mood {
 /// A duration that people read: no finer than it needs to be.
 pub fn rough(duration: Duration) -> String {
     let ms = as_millis(duration);
-    human(Duration::from_millis(if ms < 10_000 { ms } else { ms.saturating_sub(ms % 1000) }))
+    human(Duration::from_millis(if ms < 10_000 {
+        ms
+    } else {
+        ms.saturating_sub(ms % 1000)
+    }))
 }
 
 /// The whole status, for people.
@@ -84,15 +94,30 @@ fn write(text: &mut String, status: &Status, output: &Output) -> std::fmt::Resul
     writeln!(
         text,
         "{} {}   epoch {}   active {}   policy {}   at {}",
-        strong("group"), situation.group, situation.epoch, situation.active, status.policy, status.at
+        strong("group"),
+        situation.group,
+        situation.epoch,
+        situation.active,
+        status.policy,
+        status.at
     )?;
     writeln!(text)?;
     write_sites(text, status, output)?;
     write_replication(text, status, output)?;
     if let Some(plan) = &status.plan {
         writeln!(text)?;
-        let stuck = plan.stuck.as_ref().map(|why| format!("   {}", output.paint(Mood::Bad, format!("stuck: {why}"))));
-        writeln!(text, "{} {} to {}{}", strong("plan"), plan.id, plan.to, stuck.unwrap_or_default())?;
+        let stuck = plan
+            .stuck
+            .as_ref()
+            .map(|why| format!("   {}", output.paint(Mood::Bad, format!("stuck: {why}"))));
+        writeln!(
+            text,
+            "{} {} to {}{}",
+            strong("plan"),
+            plan.id,
+            plan.to,
+            stuck.unwrap_or_default()
+        )?;
         for (step, state) in &plan.steps {
             writeln!(text, "  {state:<10} {step}")?;
         }
@@ -105,32 +130,72 @@ fn write(text: &mut String, status: &Status, output: &Output) -> std::fmt::Resul
     writeln!(text)?;
     writeln!(text, "{}", strong("gates before a failover"))?;
     for gate in &status.decision.gates {
-        let word = if gate.open { output.paint(Mood::Good, "open  ") } else { output.paint(Mood::Bad, "closed") };
+        let word = if gate.open {
+            output.paint(Mood::Good, "open  ")
+        } else {
+            output.paint(Mood::Bad, "closed")
+        };
         writeln!(text, "  {word} {}", gate.reason)?;
     }
     writeln!(text)?;
     let (entries, head) = &status.log;
-    writeln!(text, "{} {entries} entries, head {}", strong("log"), head.get(..16).unwrap_or(head))
+    writeln!(
+        text,
+        "{} {entries} entries, head {}",
+        strong("log"),
+        head.get(..16).unwrap_or(head)
+    )
 }
 
 fn write_sites(text: &mut String, status: &Status, output: &Output) -> std::fmt::Result {
     let situation = &status.situation;
     for (name, site) in &situation.sites {
-        let part = if *name == situation.active { "active" } else { "passive" };
-        let role = site.database.as_ref().map_or("role unknown".to_owned(), |database| {
-            format!("{} on timeline {}", database.fact.role, database.fact.timeline)
-        });
-        writeln!(text, "{} {part}, {role}", output.paint(Mood::Strong, format!("site {name}:")))?;
+        let part = if *name == situation.active {
+            "active"
+        } else {
+            "passive"
+        };
+        let role = site
+            .database
+            .as_ref()
+            .map_or("role unknown".to_owned(), |database| {
+                format!(
+                    "{} on timeline {}",
+                    database.fact.role, database.fact.timeline
+                )
+            });
+        writeln!(
+            text,
+            "{} {part}, {role}",
+            output.paint(Mood::Strong, format!("site {name}:"))
+        )?;
         for (kind, health) in &site.health {
             let state = output.paint(mood(health.state), format!("{:<8}", health.state));
-            writeln!(text, "  {kind:<9} {state} for {:<10} {}", rough(health.since), health.why)?;
+            writeln!(
+                text,
+                "  {kind:<9} {state} for {:<10} {}",
+                rough(health.since),
+                health.why
+            )?;
         }
         if let Some(agent) = &site.agent {
             let fact = &agent.fact;
-            let fenced = fact.fenced.map(|epoch| format!(", fenced in epoch {epoch}")).unwrap_or_default();
-            let severed = fact.severed.map(|epoch| format!(", severed for epoch {epoch}")).unwrap_or_default();
-            let peer = fact.peer.map_or("never".to_owned(), |age| format!("{} ago", rough(age)));
-            writeln!(text, "  lease     last report {} ago, other agent answered {peer}{fenced}{severed}", rough(agent.age))?;
+            let fenced = fact
+                .fenced
+                .map(|epoch| format!(", fenced in epoch {epoch}"))
+                .unwrap_or_default();
+            let severed = fact
+                .severed
+                .map(|epoch| format!(", severed for epoch {epoch}"))
+                .unwrap_or_default();
+            let peer = fact
+                .peer
+                .map_or("never".to_owned(), |age| format!("{} ago", rough(age)));
+            writeln!(
+                text,
+                "  lease     last report {} ago, other agent answered {peer}{fenced}{severed}",
+                rough(agent.age)
+            )?;
         }
     }
     Ok(())
@@ -138,9 +203,17 @@ fn write_sites(text: &mut String, status: &Status, output: &Output) -> std::fmt:
 
 fn write_replication(text: &mut String, status: &Status, output: &Output) -> std::fmt::Result {
     let replication = &status.situation.replication;
-    let lag = replication.lag().map_or("unknown".to_owned(), |lag| lag.to_string());
-    let behind = replication.covered.map_or("unknown".to_owned(), |age| format!("everything up to {} ago", rough(age)));
-    let loss = status.decision.loss.bytes.map_or("unknown".to_owned(), |bytes| bytes.to_string());
+    let lag = replication
+        .lag()
+        .map_or("unknown".to_owned(), |lag| lag.to_string());
+    let behind = replication.covered.map_or("unknown".to_owned(), |age| {
+        format!("everything up to {} ago", rough(age))
+    });
+    let loss = status
+        .decision
+        .loss
+        .bytes
+        .map_or("unknown".to_owned(), |bytes| bytes.to_string());
     writeln!(
         text,
         "{} {lag} behind, standby has {behind}; a failover now would lose about {loss}",

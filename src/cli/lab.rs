@@ -1,0 +1,467 @@
+//! `failover lab`: the whole product on one machine.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::exit::Exit;
+use super::output::{Mood, Output};
+use crate::adapters::clock::SystemClock;
+use crate::engine::topology::SiteName;
+use crate::lab::layout::Layout;
+use crate::lab::scenario::{self, LabReport, Sight};
+use crate::lab::site_api::{self, SiteApiConfig};
+use crate::lab::standing::{self, Ask, Fault, Standing};
+use crate::lab::supervisor::Supervisor;
+use crate::ports::Clock;
+
+/// The policy of a lab for which none is named.
+const FAST: &str = include_str!("../../policies/fast.toml");
+
+/// How long the lab may take to stand, and to go.
+const UP_WITHIN: Duration = Duration::from_secs(90);
+
+/// `failover lab`.
+#[derive(Debug, Subcommand)]
+pub enum LabVerb {
+    /// Build a lab, make it fail over, report, and leave nothing behind
+    Run(RunArgs),
+    /// Build a lab and leave it standing
+    Up(UpArgs),
+    /// Make something go wrong in the standing lab
+    Fault {
+        /// What
+        #[arg(value_enum)]
+        fault: Fault,
+        /// Where
+        site: SiteName,
+    },
+    /// Thaw, start and connect again what a fault took away
+    Heal,
+    /// End the standing lab; no process is left
+    Down,
+    /// Keep a standing lab (started by `up`, not by people)
+    #[command(hide = true)]
+    Supervise {
+        /// Its folder
+        dir: PathBuf,
+    },
+    /// The service of a site (started by the lab, not by people)
+    #[command(hide = true, subcommand)]
+    SiteApi(SiteApiVerb),
+}
+
+/// `failover lab run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// What goes wrong at the active site
+    #[arg(long, value_enum, default_value_t = Fault::KillSite)]
+    fault: Fault,
+    /// The policy; `policies/fast.toml` where none is named
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Where to write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// `failover lab up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// The policy; `policies/fast.toml` where none is named
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+}
+
+/// What is done with a site's service.
+#[derive(Debug, Subcommand)]
+pub enum SiteApiVerb {
+    /// Serve until the process ends
+    Run {
+        /// Its configuration
+        config: PathBuf,
+    },
+    /// Start it in the background, as a host's supervisor would
+    Start {
+        /// Its configuration
+        config: PathBuf,
+    },
+    /// Stop what `start` started
+    Stop {
+        /// Its configuration
+        config: PathBuf,
+    },
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
+}
+
+fn policy_text(file: Option<&PathBuf>) -> anyhow::Result<String> {
+    let Some(file) = file else {
+        return Ok(FAST.to_owned());
+    };
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
+    crate::engine::policy::Policy::read(&file.display().to_string(), &text)?;
+    Ok(text)
+}
+
+/// A folder of its own for a lab.
+fn new_folder() -> anyhow::Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("failover-lab-")
+        .tempdir()
+        .context("make a folder for the lab")
+}
+
+/// Where the decision log of the last run is kept: a folder of this user's alone.
+fn kept_folder() -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+
+    let path = std::env::temp_dir().join(format!("failover-lab-{}-last", geteuid().as_raw()));
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&path)?;
+    let metadata = std::fs::symlink_metadata(&path)?;
+    anyhow::ensure!(
+        metadata.is_dir() && metadata.uid() == geteuid().as_raw(),
+        "`{}` is not a folder of yours: remove it",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Runs a verb of the lab.
+pub fn run(verb: LabVerb, output: &Output) -> anyhow::Result<Exit> {
+    match verb {
+        LabVerb::Run(args) => run_scenario(&args, output),
+        LabVerb::Up(args) => up(&args, output),
+        LabVerb::Fault { fault, site } => ask(&Ask::Fault(fault, site), output),
+        LabVerb::Heal => ask(&Ask::Heal, output),
+        LabVerb::Down => down(output),
+        LabVerb::Supervise { dir } => runtime()?.block_on(supervise(&dir)).map(|()| Exit::Done),
+        LabVerb::SiteApi(verb) => site_api(&verb),
+    }
+}
+
+fn run_scenario(args: &RunArgs, output: &Output) -> anyhow::Result<Exit> {
+    let policy = policy_text(args.policy.as_ref())?;
+    let runtime = runtime()?;
+    let report = runtime.block_on(async {
+        let folder = new_folder()?;
+        if !output.is_json() {
+            output.text("building a lab: two sites with PostgreSQL, agents and services, a name server, a controller, a client …");
+        }
+        let layout = Layout::create(folder.path(), &std::env::current_exe()?, None, &policy).await?;
+        let mut lab = Supervisor::start(layout).await?;
+        let kept = kept_folder()?;
+        if !output.is_json() {
+            output.text(format!("steady; now: {} aws", args.fault));
+        }
+        let played = interruptible(Box::pin(scenario::run(&mut lab, args.fault, &kept, |at, sight| {
+            if !output.is_json() {
+                show(at, sight, output);
+            }
+        }))).await;
+        lab.end().await?;
+        played
+    })?;
+    if let Some(file) = &args.report {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(file, text + "\n").with_context(|| format!("write `{}`", file.display()))?;
+    }
+    if output.is_json() {
+        output.json(&report)?;
+    } else {
+        show_report(&report, output);
+    }
+    Ok(if report.passed { Exit::Done } else { Exit::No })
+}
+
+/// Ends in order on Ctrl-C, so that no process is left.
+async fn interruptible<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = work => done,
+        _pressed = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        _told = terminate.recv() => anyhow::bail!("told to end"),
+    }
+}
+
+fn show(at: f64, sight: &Sight, output: &Output) {
+    let clock = output.paint(Mood::Dim, format!("{at:>7.3} s"));
+    let line = match sight {
+        Sight::Health(text) => format!("seen     {text}"),
+        Sight::Client(text) => output.paint(Mood::Good, format!("client   {text}")),
+        Sight::Entry(entry) => {
+            let line = super::log::one_line(entry);
+            // The number, time and epoch are in the log; here the time since the fault counts.
+            let text = line.splitn(4, ' ').nth(3).unwrap_or(&line).trim_start();
+            format!(
+                "log      {}",
+                line.split_once(&format!(" e{} ", entry.epoch))
+                    .map_or(text, |(_, rest)| rest)
+            )
+        }
+    };
+    output.text(format!("{clock}  {line}"));
+}
+
+fn show_report(report: &LabReport, output: &Output) {
+    let at = |name: &str, seconds: Option<f64>| {
+        let value = seconds.map_or("-".to_owned(), |seconds| format!("{seconds:>7.3} s"));
+        output.text(format!("  {name:<18} {value}"));
+    };
+    let timeline = &report.timeline;
+    output.text(format!(
+        "\n{}",
+        output.paint(Mood::Strong, "after the fault")
+    ));
+    at("suspected", timeline.suspected);
+    at("decided", timeline.decided);
+    at("fenced", timeline.fenced);
+    at("promoted", timeline.promoted);
+    at("writable", timeline.writable);
+    at("traffic moved", timeline.traffic_moved);
+    at("first user write", timeline.first_user_write);
+    let writes = &report.writes;
+    output.text(format!("\n{}", output.paint(Mood::Strong, "writes")));
+    output.text(format!(
+        "  {} acknowledged, {} lost, {} of them outside the declared window, {} by the old site after the new one's first",
+        writes.acknowledged, writes.lost, writes.lost_outside_declared_window, writes.by_old_after_new
+    ));
+    if let Some(declared) = &report.loss_declared {
+        let window = declared
+            .window_seconds
+            .map_or("unknown".to_owned(), |seconds| format!("{seconds:.3} s"));
+        let bytes = declared
+            .estimate_bytes
+            .map_or("unknown".to_owned(), |bytes| bytes.to_string());
+        output.text(format!(
+            "  declared before the promotion: a window of {window} after {}, about {bytes} of WAL",
+            declared.from_lsn
+        ));
+    }
+    let log = &report.log;
+    let verified = if log.verified {
+        output.paint(Mood::Good, "verified")
+    } else {
+        output.paint(Mood::Bad, "does not verify")
+    };
+    output.text(format!(
+        "\n{} {verified}, head {}",
+        output.paint(Mood::Strong, "decision log"),
+        log.head
+    ));
+    output.text(format!(
+        "  failover log show {0}\n  failover log verify {0}",
+        log.path.display()
+    ));
+    output.text("  failover lab up        the same lab, left standing: status, promote, lab fault, lab heal, lab down");
+    if report.passed {
+        output.text(format!(
+            "\n{}",
+            output.paint(
+                Mood::Good,
+                "the service went on from the other site, and all of it verified"
+            )
+        ));
+    } else {
+        for problem in &report.problems {
+            output.text(format!(
+                "\n{} {problem}",
+                output.paint(Mood::Bad, "problem:")
+            ));
+        }
+    }
+}
+
+fn up(args: &UpArgs, output: &Output) -> anyhow::Result<Exit> {
+    anyhow::ensure!(
+        standing::find()?.is_none(),
+        "a lab stands already\n\nhint: `failover lab down` ends it"
+    );
+    let policy = policy_text(args.policy.as_ref())?;
+    let dir = new_folder()?.keep();
+    std::fs::write(dir.join("wanted-policy.toml"), policy)?;
+    let log = std::fs::File::create(dir.join("supervisor.log"))?;
+    let mut supervisor = std::process::Command::new(std::env::current_exe()?);
+    supervisor.args(["lab", "supervise"]).arg(&dir);
+    supervisor
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    std::os::unix::process::CommandExt::process_group(&mut supervisor, 0);
+    let mut child = supervisor.spawn().context("start the lab's supervisor")?;
+    output.say("building a lab …");
+    let deadline = SystemClock.now().plus(UP_WITHIN);
+    let runtime = runtime()?;
+    loop {
+        if let Some(standing) = standing::find()?.filter(|standing| standing.dir == dir) {
+            output.say(format!("the lab stands in `{}`", standing.dir.display()));
+            output.say("  failover status --watch\n  failover lab fault kill-site aws\n  failover promote shop --to gcp --dry-run\n  failover log show\n  failover lab heal\n  failover lab down");
+            return Ok(Exit::Done);
+        }
+        if let Some(status) = child.try_wait()? {
+            let said = std::fs::read_to_string(dir.join("supervisor.log")).unwrap_or_default();
+            anyhow::bail!("the lab's supervisor ended with {status}: {}", said.trim());
+        }
+        if SystemClock.now() > deadline {
+            let pid = Pid::from_child(&child);
+            kill_process(pid, Signal::TERM)?;
+            child.wait()?;
+            anyhow::bail!("the lab does not stand in time; see `{}`", dir.display());
+        }
+        runtime.block_on(SystemClock.sleep(Duration::from_millis(100)));
+    }
+}
+
+fn found() -> anyhow::Result<Standing> {
+    standing::find()?.context("no lab stands\n\nhint: `failover lab up` builds one")
+}
+
+fn ask(what: &Ask, output: &Output) -> anyhow::Result<Exit> {
+    let lab = found()?;
+    let said = runtime()?.block_on(standing::ask(&lab, what))?;
+    output.say(said);
+    Ok(Exit::Done)
+}
+
+fn down(output: &Output) -> anyhow::Result<Exit> {
+    let lab = found()?;
+    let runtime = runtime()?;
+    let said = runtime.block_on(standing::ask(&lab, &Ask::Down))?;
+    output.say(said);
+    let deadline = SystemClock.now().plus(UP_WITHIN);
+    while standing::find()?.is_some() || lab.dir.exists() {
+        anyhow::ensure!(
+            SystemClock.now() < deadline,
+            "the lab does not end in time; see `{}`",
+            lab.dir.display()
+        );
+        runtime.block_on(SystemClock.sleep(Duration::from_millis(50)));
+    }
+    Ok(Exit::Done)
+}
+
+/// Builds a lab in `dir`, keeps it, and does what it is asked, until it is told to end.
+async fn supervise(dir: &Path) -> anyhow::Result<()> {
+    let policy =
+        std::fs::read_to_string(dir.join("wanted-policy.toml")).context("read the policy")?;
+    let layout = Layout::create(dir, &std::env::current_exe()?, None, &policy).await?;
+    let mut lab = Supervisor::start(layout).await?;
+    let socket = dir.join("supervisor.sock");
+    let listener = UnixListener::bind(&socket).context("listen for what is asked")?;
+    std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    standing::note(&Standing {
+        dir: dir.to_owned(),
+        socket,
+        controller: lab.layout.controller,
+        operator: lab.layout.operator.clone(),
+    })?;
+    let served = interruptible(Box::pin(serve(&mut lab, &listener))).await;
+    let forgotten = standing::forget(dir);
+    lab.end().await?;
+    drop(listener);
+    std::fs::remove_dir_all(dir).context("remove the lab's folder")?;
+    forgotten?;
+    served
+}
+
+async fn serve(lab: &mut Supervisor, listener: &UnixListener) -> anyhow::Result<()> {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = SystemClock.sleep(Duration::from_secs(1)) => {
+                lab.look()?;
+                continue;
+            }
+        };
+        let (stream, _) = accepted.context("accept")?;
+        let (reader, mut writer) = stream.into_split();
+        let mut line = String::new();
+        // A connection that only looks whether we are here says nothing.
+        if BufReader::new(reader)
+            .read_line(&mut line)
+            .await
+            .unwrap_or(0)
+            == 0
+        {
+            continue;
+        }
+        let asked: Result<Ask, _> = serde_json::from_str(&line);
+        let done = match &asked {
+            Ok(asked) => lab
+                .obey(asked)
+                .await
+                .map_err(|error| super::output::said(&error)),
+            Err(error) => Err(error.to_string()),
+        };
+        let answer = serde_json::to_string(&done)? + "\n";
+        // Who asked may be gone; what was done is done.
+        writer
+            .write_all(answer.as_bytes())
+            .await
+            .unwrap_or_default();
+        if matches!(asked, Ok(Ask::Down)) {
+            return Ok(());
+        }
+    }
+}
+
+fn read_api(config: &Path) -> anyhow::Result<SiteApiConfig> {
+    let text = std::fs::read(config).with_context(|| format!("read `{}`", config.display()))?;
+    serde_json::from_slice(&text).context("the service's configuration")
+}
+
+fn site_api(verb: &SiteApiVerb) -> anyhow::Result<Exit> {
+    match verb {
+        SiteApiVerb::Run { config } => {
+            runtime()?.block_on(site_api::run(read_api(config)?))?;
+        }
+        SiteApiVerb::Start { config } => {
+            let listen = read_api(config)?.listen;
+            let mut command = std::process::Command::new(std::env::current_exe()?);
+            command.args(["lab", "site-api", "run"]).arg(config);
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            std::os::unix::process::CommandExt::process_group(&mut command, 0);
+            let child = command.spawn().context("start the service")?;
+            std::fs::write(config.with_extension("pid"), child.id().to_string())?;
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+            let deadline = clock.now().plus(Duration::from_secs(10));
+            while std::net::TcpStream::connect(listen).is_err() {
+                anyhow::ensure!(clock.now() < deadline, "the service does not listen");
+                runtime()?.block_on(clock.sleep(Duration::from_millis(20)));
+            }
+        }
+        SiteApiVerb::Stop { config } => {
+            let text = std::fs::read_to_string(config.with_extension("pid"))
+                .context("nothing was started")?;
+            let pid = text
+                .trim()
+                .parse()
+                .ok()
+                .and_then(Pid::from_raw)
+                .context("the noted process")?;
+            kill_process(pid, Signal::TERM)?;
+            std::fs::remove_file(config.with_extension("pid"))?;
+        }
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,403 @@
+//! What a lab consists of: folders, addresses, certificates, a PostgreSQL pair, configurations.
+//! Everything is made from nothing; nothing of the machine is touched.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use data_encoding::BASE64;
+
+use super::name_server::free_port;
+use super::pair::{
+    Instance, Passwords, PostgresTools, StopMode, create_primary, create_standby, stop,
+};
+use super::site_api::{SiteApiConfig, prepare_tables};
+use crate::adapters::certificates::Authority;
+use crate::adapters::clock::SystemClock;
+use crate::adapters::keys::{SigningKey, write_secret};
+use crate::adapters::postgres::{Database, Secret, write_epoch};
+use crate::adapters::rfc2136::TsigKey;
+use crate::adapters::tls::{Identity, TlsFiles};
+use crate::engine::topology::{GroupName, SiteName};
+use crate::engine::units::Epoch;
+use crate::ports::Clock;
+
+/// How long the lab's certificates hold.
+const CERTIFICATES: Duration = Duration::from_secs(7 * 86_400);
+/// How long one statement of the set-up may take.
+const STATEMENT: Duration = Duration::from_secs(20);
+/// The zone of the lab's name server, and the service in it.
+pub const ZONE: &str = "lab.test";
+/// The service's name.
+pub const SERVICE: &str = "shop.lab.test";
+
+/// One site.
+#[derive(Debug, Clone)]
+pub struct SiteLayout {
+    /// Its name.
+    pub name: SiteName,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its PostgreSQL.
+    pub instance: Instance,
+    /// Where its agent listens.
+    pub agent: SocketAddr,
+    /// Where its agent answers load balancers.
+    pub agent_plain: SocketAddr,
+    /// Where its API listens.
+    pub api: SocketAddr,
+    /// Its folder.
+    pub dir: PathBuf,
+}
+
+/// A lab.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// The group.
+    pub group: GroupName,
+    /// The first is active at the start.
+    pub sites: [SiteLayout; 2],
+    /// Where the controller listens.
+    pub controller: SocketAddr,
+    /// Where the controller answers probes.
+    pub controller_plain: SocketAddr,
+    /// Where the name server answers.
+    pub name_server: SocketAddr,
+    /// The key for updates of the zone.
+    pub tsig: TsigKey,
+    /// What an operator needs.
+    pub operator: TlsFiles,
+    /// The programs of PostgreSQL.
+    pub tools: PostgresTools,
+    /// This program, which the lab runs many times.
+    pub program: PathBuf,
+    passwords: Passwords,
+}
+
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0u8; N];
+    aws_lc_rs::rand::fill(&mut bytes).context("random numbers")?;
+    Ok(bytes)
+}
+
+fn password() -> anyhow::Result<Secret> {
+    Ok(Secret::new(
+        data_encoding::HEXLOWER.encode(&random::<16>()?),
+    ))
+}
+
+/// A port that is free at two addresses: the service has the same one at both sites, because a
+/// name leads to an address and not to a port.
+fn shared_port(first: IpAddr, second: IpAddr) -> anyhow::Result<u16> {
+    for _ in 0..100 {
+        let port = free_port(first)?;
+        if std::net::TcpListener::bind((second, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port is free at both `{first}` and `{second}`")
+}
+
+impl Layout {
+    /// Chooses addresses and passwords, and makes everything in `dir`, which must be empty.
+    /// `program` is this program.
+    /// `addresses` are those of the two sites and of the neutral place; three of the loopback
+    /// network where none are given.
+    pub async fn create(
+        dir: &Path,
+        program: &Path,
+        addresses: Option<[IpAddr; 3]>,
+        policy: &str,
+    ) -> anyhow::Result<Self> {
+        let tools = PostgresTools::find()?;
+        let [a, b] = random::<2>()?;
+        let loopback = |last| IpAddr::V4(Ipv4Addr::new(127, 1 + a % 254, b, last));
+        let [first, second, neutral] = addresses.unwrap_or([1, 2, 3].map(loopback));
+        // The user that PostgreSQL runs as must get through to its own folder.
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))?;
+        let api = shared_port(first, second)?;
+        let passwords = Passwords {
+            replicator: password()?,
+            failover: password()?,
+            app: password()?,
+        };
+        let tsig = TsigKey {
+            name: "failover-lab".to_owned(),
+            secret: random::<32>()?.to_vec(),
+        };
+        let group: GroupName = "shop".parse()?;
+        let sites = [
+            site(dir, "aws", first, api)?,
+            site(dir, "gcp", second, api)?,
+        ];
+        let socket = |ip| -> anyhow::Result<SocketAddr> { Ok(SocketAddr::new(ip, free_port(ip)?)) };
+        let operator = keys(dir, &group, &sites)?;
+        let layout = Self {
+            dir: dir.to_owned(),
+            group,
+            controller: socket(neutral)?,
+            controller_plain: socket(neutral)?,
+            name_server: socket(neutral)?,
+            sites,
+            tsig,
+            operator,
+            tools,
+            program: program.to_owned(),
+            passwords,
+        };
+        layout.secrets()?;
+        layout.databases().await?;
+        std::fs::write(layout.policy(), policy)?;
+        std::fs::write(layout.controller_config(), layout.controller_text())?;
+        for (own, other) in [(0, 1), (1, 0)] {
+            let (Some(own), Some(other)) = (layout.sites.get(own), layout.sites.get(other)) else {
+                continue;
+            };
+            std::fs::write(own.agent_config(), layout.agent_text(own, other))?;
+            let api = SiteApiConfig {
+                site: own.name.clone(),
+                listen: own.api,
+                database: format!(
+                    "host={} port={} user=app dbname=app sslmode=disable",
+                    own.ip, own.instance.port
+                ),
+                password_file: layout.dir.join("app.password"),
+            };
+            std::fs::write(own.api_config(), serde_json::to_vec(&api)?)?;
+        }
+        Ok(layout)
+    }
+
+    /// The decision log.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("decision.log")
+    }
+
+    /// The controller's configuration.
+    pub fn controller_config(&self) -> PathBuf {
+        self.dir.join("failover.toml")
+    }
+
+    fn policy(&self) -> PathBuf {
+        self.dir.join("policy.toml")
+    }
+
+    /// A site by its name.
+    pub fn site(&self, name: &SiteName) -> Option<&SiteLayout> {
+        self.sites.iter().find(|site| site.name == *name)
+    }
+
+    fn secrets(&self) -> anyhow::Result<()> {
+        let write = |name: &str, text: &str| write_secret(&self.dir.join(name), text.as_bytes());
+        write("failover.password", self.passwords.failover.expose())?;
+        write("app.password", self.passwords.app.expose())?;
+        write("tsig.secret", &BASE64.encode(&self.tsig.secret))?;
+        Ok(())
+    }
+
+    async fn databases(&self) -> anyhow::Result<()> {
+        let [primary, standby] = &self.sites;
+        create_primary(&self.tools, &primary.instance, &self.passwords).await?;
+        let opened = Database::open(&primary.instance.local("app")?, STATEMENT).await?;
+        prepare_tables(&opened, STATEMENT).await?;
+        write_epoch(&opened, Epoch(1), &primary.name, STATEMENT).await?;
+        drop(opened);
+        create_standby(
+            &self.tools,
+            &primary.instance,
+            &standby.instance,
+            &self.passwords,
+        )
+        .await?;
+        stop(&self.tools, &primary.instance, StopMode::Fast).await?;
+        for site in &self.sites {
+            self.write_passfile(site)?;
+        }
+        Ok(())
+    }
+
+    /// The password with which a site's standby connects, where PostgreSQL's user can read it.
+    fn write_passfile(&self, site: &SiteLayout) -> anyhow::Result<()> {
+        let path = site.passfile();
+        let password = self.passwords.replicator.expose();
+        std::fs::write(&path, format!("*:*:*:replicator:{password}\n"))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        if let Some(user) = self.tools.user() {
+            std::os::unix::fs::chown(&path, Some(user.uid), Some(user.gid))?;
+        }
+        Ok(())
+    }
+
+    fn database_lines(&self, site: &SiteLayout) -> String {
+        format!(
+            "api = \"http://{}/healthz\"\ndatabase = \"host={} port={} dbname=app user=failover sslmode=disable\"\npassword_file = \"{}\"\n",
+            site.api,
+            site.ip,
+            site.instance.port,
+            self.dir.join("failover.password").display()
+        )
+    }
+
+    fn tls_lines(&self, name: &str) -> String {
+        let dir = self.dir.join("tls");
+        let dir = dir.display();
+        format!(
+            "[tls]\nca = \"{dir}/ca.pem\"\ncertificate = \"{dir}/{name}.pem\"\nkey = \"{dir}/{name}.key\"\n"
+        )
+    }
+
+    fn controller_text(&self) -> String {
+        let [first, second] = &self.sites;
+        let dir = self.dir.display();
+        let mut text = format!(
+            "[controller]\nlisten = \"{}\"\nlisten_plain = \"{}\"\npolicy = \"policy.toml\"\nlog = \"decision.log\"\nanchors = [\"{}\"]\nallow_volatile_log = true\n\n",
+            self.controller, self.controller_plain, self.name_server
+        );
+        text += &self.tls_lines("controller");
+        text += &format!(
+            "\n[orders]\nkey = \"{dir}/tls/orders.key\"\n\n[group]\nname = \"{}\"\nfirst_active = \"{}\"\n",
+            self.group, first.name
+        );
+        for site in &self.sites {
+            text += &format!(
+                "\n[sites.{}]\nagent = \"{}\"\n{}",
+                site.name,
+                site.agent,
+                self.database_lines(site)
+            );
+        }
+        let host = SERVICE;
+        let port = first.api.port();
+        // Writing to a String cannot fail.
+        write!(text, "\n[front]\nurl = \"http://{host}:{port}/healthz\"\nsite_header = \"x-failover-site\"\nwrite_url = \"http://{host}:{port}/check\"\nname_server = \"{}\"\n", self.name_server).unwrap_or_default();
+        write!(
+            text,
+            "\n[[traffic]]\nname = \"dns\"\nkind = \"rfc2136\"\nserver = \"{ns}\"\nauthoritative = [\"{ns}\"]\nzone = \"{ZONE}\"\nrecord = \"{SERVICE}\"\nttl = \"1s\"\ntsig_name = \"{}\"\ntsig_secret_file = \"{dir}/tsig.secret\"\n[traffic.addresses]\n{} = [\"{}\"]\n{} = [\"{}\"]\n",
+            self.tsig.name, first.name, first.ip, second.name, second.ip, ns = self.name_server
+        ).unwrap_or_default();
+        text
+    }
+
+    fn agent_text(&self, own: &SiteLayout, other: &SiteLayout) -> String {
+        let dir = self.dir.display();
+        let instance = &own.instance;
+        let run_as = self
+            .tools
+            .user()
+            .map(|_| "run_as = \"postgres\"\n")
+            .unwrap_or_default();
+        let mut text = format!(
+            "[agent]\ngroup = \"{}\"\nsite = \"{}\"\nlisten = \"{}\"\nlisten_plain = \"{}\"\nstate_dir = \"{}\"\ncontroller = \"{}\"\nallow_volatile_state = true\n\n",
+            self.group,
+            own.name,
+            own.agent,
+            own.agent_plain,
+            own.dir.join("state").display(),
+            self.controller
+        );
+        text += &self.tls_lines(&format!("{}.agent.{}", own.name, self.group));
+        text += &format!("\n[orders]\ncontroller_public_key = \"{dir}/tls/orders.pub\"\n");
+        text += &format!(
+            "\n[peer]\nsite = \"{}\"\nagent = \"{}\"\n{}",
+            other.name,
+            other.agent,
+            self.database_lines(other)
+        );
+        text += &format!(
+            "\n[postgres]\nbin_dir = \"{}\"\ndata_dir = \"{}\"\nport = {}\nlisten_addresses = \"{}\"\nsocket_dir = \"{}\"\n{run_as}superuser = \"postgres\"\ndatabase = \"app\"\noptions = [\"config_file={}\"]\nlog_file = \"{}\"\nprimary_conninfo = \"host={} port={} user=replicator passfile={} sslmode=disable application_name={}\"\n",
+            self.tools
+                .program("postgres")
+                .parent()
+                .unwrap_or(Path::new("/"))
+                .display(),
+            instance.data().display(),
+            instance.port,
+            own.ip,
+            instance.socket().display(),
+            instance.dir.join("postgresql.conf").display(),
+            own.dir.join("postgres.log").display(),
+            other.ip,
+            other.instance.port,
+            own.passfile().display(),
+            own.name
+        );
+        let program = &self.program;
+        let api = |verb: &str| {
+            format!(
+                "[\"{}\", \"lab\", \"site-api\", \"{verb}\", \"{}\"]",
+                program.display(),
+                own.api_config().display()
+            )
+        };
+        text += &format!(
+            "\n[workloads]\nstart = {}\nstop = {}\nready = \"http://{}/healthz\"\n",
+            api("start"),
+            api("stop"),
+            own.api
+        );
+        text
+    }
+}
+
+impl SiteLayout {
+    /// The agent's configuration.
+    pub fn agent_config(&self) -> PathBuf {
+        self.dir.join("agent.toml")
+    }
+
+    /// The API's configuration.
+    pub fn api_config(&self) -> PathBuf {
+        self.dir.join("api.json")
+    }
+
+    fn passfile(&self) -> PathBuf {
+        self.instance.dir.join("passfile")
+    }
+}
+
+fn site(dir: &Path, name: &str, ip: IpAddr, api: u16) -> anyhow::Result<SiteLayout> {
+    let name: SiteName = name.parse()?;
+    let folder = dir.join(name.as_str());
+    std::fs::create_dir_all(folder.join("state"))?;
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o711))?;
+    let port = || free_port(ip);
+    Ok(SiteLayout {
+        instance: Instance {
+            site: name.clone(),
+            dir: folder.join("pg"),
+            listen: ip,
+            port: port()?,
+        },
+        agent: SocketAddr::new(ip, port()?),
+        agent_plain: SocketAddr::new(ip, port()?),
+        api: SocketAddr::new(ip, api),
+        dir: folder,
+        name,
+        ip,
+    })
+}
+
+/// Certificates for everybody, and the key that signs orders.
+fn keys(dir: &Path, group: &GroupName, sites: &[SiteLayout; 2]) -> anyhow::Result<TlsFiles> {
+    let now = SystemClock.wall();
+    let folder = dir.join("tls");
+    std::fs::create_dir_all(&folder)?;
+    let authority = Authority::create(&folder, now, CERTIFICATES)?;
+    authority.issue(&Identity::Controller, now, CERTIFICATES)?;
+    for site in sites {
+        let identity = Identity::Agent {
+            group: group.clone(),
+            site: site.name.clone(),
+        };
+        authority.issue(&identity, now, CERTIFICATES)?;
+    }
+    let key = SigningKey::generate()?;
+    key.to_file(&folder.join("orders.key"))?;
+    key.verifying_key().to_file(&folder.join("orders.pub"))?;
+    Ok(authority.issue(&Identity::Operator("lab".to_owned()), now, CERTIFICATES)?)
+}

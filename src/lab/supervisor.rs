@@ -1,0 +1,351 @@
+//! Starts a lab's processes, makes them go wrong, mends them, and ends all of them.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::layout::{Layout, SERVICE, SiteLayout, ZONE};
+use super::name_server::NameServer;
+use super::processes::{Processes, Seen, Who};
+use super::standing::{Ask, Fault};
+use crate::adapters::clock::SystemClock;
+use crate::adapters::postgres::{Secret, reconnect, sever};
+use crate::adapters::rfc2136::Rfc2136;
+use crate::adapters::tls::{Identity, Peer, PeerClient, TlsMaterial};
+use crate::engine::detector::State;
+use crate::engine::reason::Code;
+use crate::engine::topology::{Answer, SiteName, TargetKind, Topology};
+use crate::engine::units::Epoch;
+use crate::ports::{Clock, Traffic};
+use crate::wire::Status;
+
+/// How long the lab may take until everything is healthy. It takes about 5 s on an idle machine.
+const STEADY_WITHIN: Duration = Duration::from_secs(45);
+/// How long the processes may take to end by themselves before they are killed.
+const END_WITHIN: Duration = Duration::from_secs(10);
+/// How long one piece of SQL of a fault may take.
+const SQL: Duration = Duration::from_secs(5);
+
+/// A lab whose processes run.
+#[derive(Debug)]
+pub struct Supervisor {
+    /// What it consists of.
+    pub layout: Layout,
+    processes: Processes,
+    _name_server: NameServer,
+    /// The way to the controller, as an operator.
+    pub controller: PeerClient,
+    clock: Arc<dyn Clock>,
+}
+
+impl Supervisor {
+    /// Starts everything, and returns when all is steady.
+    pub async fn start(layout: Layout) -> anyhow::Result<Self> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let id = layout
+            .dir
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        let processes = Processes::new(&id.unwrap_or_default(), Arc::clone(&clock))?;
+        let address = layout.name_server;
+        let folder = layout.dir.join("dns");
+        std::fs::create_dir_all(&folder)?;
+        let name_server = NameServer::start(
+            &folder,
+            address.ip(),
+            address.port(),
+            ZONE,
+            layout.tsig.clone(),
+        )
+        .await?;
+        first_answer(&layout, &name_server, &clock).await?;
+        let material = TlsMaterial::load(&layout.operator)?;
+        let peer = Peer {
+            identity: Identity::Controller,
+            address: layout.controller.into(),
+        };
+        let controller = PeerClient::new(&material, peer)?;
+        let mut lab = Self {
+            layout,
+            processes,
+            _name_server: name_server,
+            controller,
+            clock,
+        };
+        lab.start_missing()?;
+        lab.until_steady().await?;
+        Ok(lab)
+    }
+
+    /// Starts whatever is not running.
+    fn start_missing(&mut self) -> anyhow::Result<()> {
+        self.processes.reap();
+        for site in self.layout.sites.clone() {
+            let (agent, api) = (format!("{}-agent", site.name), format!("{}-api", site.name));
+            if self.processes.pid(&agent).is_none() {
+                let command = failover(&self.layout, &["agent", "--config"], &site.agent_config());
+                self.processes.spawn(
+                    &agent,
+                    site.name.as_str(),
+                    command,
+                    &site.dir.join("agent.log"),
+                )?;
+            }
+            if self.processes.pid(&api).is_none() && !api_answers(&site) {
+                let command = failover(
+                    &self.layout,
+                    &["lab", "site-api", "run"],
+                    &site.api_config(),
+                );
+                self.processes.spawn(
+                    &api,
+                    site.name.as_str(),
+                    command,
+                    &site.dir.join("api.log"),
+                )?;
+            }
+        }
+        if self.processes.pid("controller").is_none() {
+            let command = failover(
+                &self.layout,
+                &["run", "--config"],
+                &self.layout.controller_config(),
+            );
+            let log = self.layout.dir.join("controller.log");
+            self.processes
+                .spawn("controller", "neutral", command, &log)?;
+        }
+        Ok(())
+    }
+
+    /// What the controller shows.
+    pub async fn status(&self) -> anyhow::Result<Status> {
+        Ok(self
+            .controller
+            .get("/v1/status", Duration::from_secs(2))
+            .await?)
+    }
+
+    /// Waits until the active site serves, the standby follows, and a failover would be possible.
+    async fn until_steady(&mut self) -> anyhow::Result<()> {
+        let deadline = self.clock.now().plus(STEADY_WITHIN);
+        let mut last = String::from("the controller does not answer");
+        while self.clock.now() < deadline {
+            self.processes.look()?;
+            if let Some((name, status)) = self.processes.reap().first() {
+                anyhow::bail!(
+                    "`{name}` ended with {status}: see `{}`",
+                    self.layout.dir.display()
+                );
+            }
+            match self.status().await {
+                Ok(status) => match unsteady(&status) {
+                    None => return Ok(()),
+                    Some(why) => last = why,
+                },
+                Err(error) => last = error.to_string(),
+            }
+            self.clock.sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::bail!(
+            "the lab does not become steady: {last}; its logs are in `{}`",
+            self.layout.dir.display()
+        )
+    }
+
+    /// Does what is asked; says what was done.
+    pub async fn obey(&mut self, ask: &Ask) -> anyhow::Result<String> {
+        match ask {
+            Ask::Fault(fault, site) => self.fault(*fault, site).await,
+            Ask::Heal => self.heal().await,
+            Ask::Down => Ok("the lab ends".to_owned()),
+        }
+    }
+
+    /// Makes something go wrong.
+    pub async fn fault(&mut self, fault: Fault, site: &SiteName) -> anyhow::Result<String> {
+        let layout = self
+            .layout
+            .site(site)
+            .with_context(|| format!("the lab has no site `{site}`"))?
+            .clone();
+        let place = Who::Place(site.to_string());
+        let hit = match fault {
+            Fault::KillSite => self.processes.kill9(&place).await?,
+            Fault::FreezeSite => self.processes.freeze(&place).await?,
+            Fault::KillDatabase => {
+                let postmaster = self.postmaster(site)?;
+                self.processes.kill9(&Who::Tree(postmaster)).await?
+            }
+            Fault::HangDatabase => {
+                let postmaster = self.postmaster(site)?;
+                self.processes.freeze(&Who::Pid(postmaster)).await?
+            }
+            Fault::KillAgent => {
+                self.processes
+                    .kill9(&Who::Name(format!("{site}-agent")))
+                    .await?
+            }
+            Fault::FreezeAgent => {
+                self.processes
+                    .freeze(&Who::Name(format!("{site}-agent")))
+                    .await?
+            }
+            Fault::KillApi => {
+                self.processes
+                    .kill9(&Who::Name(format!("{site}-api")))
+                    .await?
+            }
+            Fault::KillController => {
+                self.processes
+                    .kill9(&Who::Name("controller".to_owned()))
+                    .await?
+            }
+            Fault::StopReplication => {
+                sever(&layout.instance.local("app")?, SQL).await?;
+                Vec::new()
+            }
+        };
+        self.processes.reap();
+        Ok(format!("{fault} {site}: {} processes", hit.len()))
+    }
+
+    /// The first process of a site's PostgreSQL: the one whose parent is not PostgreSQL.
+    fn postmaster(&mut self, site: &SiteName) -> anyhow::Result<i32> {
+        let all = self.processes.look()?;
+        let here = |seen: &&Seen| {
+            seen.place.as_deref() == Some(site.as_str()) && seen.program == "postgres"
+        };
+        let servers: Vec<&Seen> = all.iter().filter(here).collect();
+        let first = servers
+            .iter()
+            .find(|seen| !servers.iter().any(|other| other.id.pid == seen.parent));
+        first
+            .map(|seen| seen.id.pid)
+            .with_context(|| format!("no PostgreSQL runs at `{site}`"))
+    }
+
+    /// Thaws what is frozen, starts what is missing, connects a standby that was cut off.
+    pub async fn heal(&mut self) -> anyhow::Result<String> {
+        let thawed = self.processes.thaw(&Who::All).await?;
+        let mut healed = format!("{} processes thawed", thawed.len());
+        self.start_missing()?;
+        let sites = self.layout.sites.clone();
+        for (own, other) in [(&sites[0], &sites[1]), (&sites[1], &sites[0])] {
+            if own.instance.data().join("standby.signal").exists() && api_answers(own) {
+                let conninfo = format!(
+                    "host={} port={} user=replicator passfile={} sslmode=disable application_name={}",
+                    other.ip,
+                    other.instance.port,
+                    own.instance.dir.join("passfile").display(),
+                    own.name
+                );
+                match reconnect(&own.instance.local("app")?, &Secret::new(conninfo), SQL).await {
+                    Ok(()) => healed += &format!(", {} follows {}", own.name, other.name),
+                    Err(error) => healed += &format!(", {} does not follow: {error}", own.name),
+                }
+            }
+        }
+        Ok(healed)
+    }
+
+    /// Looks around, so that no process is missed. To be called about once a second.
+    pub fn look(&mut self) -> anyhow::Result<()> {
+        self.processes.look()?;
+        self.processes.reap();
+        Ok(())
+    }
+
+    /// Starts the controller again, which must not be running, to be killed at a moment of a step.
+    pub fn start_controller(&mut self, crash_at: Option<&str>) -> anyhow::Result<()> {
+        self.processes.reap();
+        let mut command = failover(
+            &self.layout,
+            &["run", "--config"],
+            &self.layout.controller_config(),
+        );
+        if let Some(moment) = crash_at {
+            command.args(["--crash-at", moment]);
+        }
+        let log = self.layout.dir.join("controller.log");
+        self.processes
+            .spawn("controller", "neutral", command, &log)?;
+        Ok(())
+    }
+
+    /// Whether the controller runs.
+    pub fn controller_runs(&mut self) -> bool {
+        self.processes.reap();
+        self.processes.pid("controller").is_some()
+    }
+
+    /// Ends every process, in order where they let us, and leaves none behind.
+    pub async fn end(mut self) -> anyhow::Result<()> {
+        self.processes.thaw(&Who::All).await?;
+        let order = ["controller", "aws-api", "gcp-api", "aws-agent", "gcp-agent"];
+        self.processes.end_all(&order, END_WITHIN).await?;
+        Ok(())
+    }
+}
+
+fn failover(layout: &Layout, words: &[&str], file: &std::path::Path) -> Command {
+    let mut command = Command::new(&layout.program);
+    command.args(words).arg(file);
+    command
+}
+
+fn api_answers(site: &SiteLayout) -> bool {
+    std::net::TcpStream::connect_timeout(&site.api, Duration::from_millis(200)).is_ok()
+}
+
+/// The topology of a lab.
+pub fn topology(layout: &Layout) -> Topology {
+    let [first, second] = &layout.sites;
+    Topology {
+        group: layout.group.clone(),
+        first: first.name.clone(),
+        second: second.name.clone(),
+        traffic: Vec::new(),
+    }
+}
+
+/// Points the service's name to the first site.
+async fn first_answer(
+    layout: &Layout,
+    server: &NameServer,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<()> {
+    let addresses = layout
+        .sites
+        .iter()
+        .map(|site| (site.name.clone(), vec![site.ip]));
+    let addresses: BTreeMap<_, _> = addresses.collect();
+    let mut settings = server.settings("dns".parse()?, SERVICE, addresses);
+    settings.ttl_seconds = 1;
+    let target = Rfc2136::new(settings, Arc::clone(clock))?;
+    let found = target.read().await?;
+    let wanted = Answer::only(&layout.sites[0].name, &topology(layout), Epoch(1));
+    target.apply(&found, &wanted, "lab").await?;
+    Ok(())
+}
+
+/// Why a lab is not steady yet.
+fn unsteady(status: &Status) -> Option<String> {
+    for (site, facts) in &status.situation.sites {
+        for kind in TargetKind::ALL {
+            let state = facts.state(kind);
+            if state != State::Healthy {
+                return Some(format!("{kind}@{site} is {state}"));
+            }
+        }
+    }
+    let closed = status
+        .decision
+        .gates
+        .iter()
+        .find(|gate| !gate.open && gate.reason.code != Code::ReplicationAdvancing);
+    closed.map(|gate| gate.reason.to_string())
+}
