@@ -18,7 +18,7 @@ use crate::engine::reason::Code;
 use crate::engine::saga::Command;
 use crate::engine::situation::{Request, Situation};
 use crate::engine::step::DeclaredLoss;
-use crate::engine::topology::SiteName;
+use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, Lsn, WallTime};
 use crate::ports::Clock;
 use crate::wire::{
@@ -222,6 +222,7 @@ impl Control {
 
     async fn decide(&mut self) -> Result<(), JournalError> {
         let situation = self.situation(None);
+        self.rearm(&situation).await?;
         let decision = decide(&situation, self.brain.policy());
         self.show(&situation, &decision);
         let codes = decision
@@ -243,6 +244,20 @@ impl Control {
             }
             // Nothing decides on a planned switchover yet.
             Verdict::Hold | Verdict::Prepare | Verdict::SwitchOver { .. } | Verdict::Escalate => {}
+        }
+        Ok(())
+    }
+
+    /// Arms automation again once reverse replication streams (invariant 8). A hold stays.
+    async fn rearm(&mut self, situation: &Situation) -> Result<(), JournalError> {
+        let automation = &situation.automation;
+        let quiet = situation.plan.is_none() && automation.hold.is_none();
+        if automation.disarmed && quiet && follows(situation, self.brain.policy()) {
+            let reason = "reverse replication streams".to_owned();
+            let command = Command::Release { reason };
+            self.journal
+                .append("controller", Body::Command { command })
+                .await?;
         }
         Ok(())
     }
@@ -391,5 +406,27 @@ impl Control {
             plan: PlanStatus::of(&group),
             log,
         }));
+    }
+}
+
+/// Whether the passive site's database, freshly seen, streams from the active one.
+fn follows(situation: &Situation, policy: &crate::engine::policy::Policy) -> bool {
+    let fresh = |site: &crate::engine::situation::SiteFacts| {
+        site.database
+            .as_ref()?
+            .within(policy.detect.stale_after)
+            .cloned()
+    };
+    let active = situation.active_site().and_then(fresh);
+    let passive = situation.passive_site().and_then(fresh);
+    match (active, passive) {
+        (Some(active), Some(passive)) => {
+            passive.role == Role::Standby
+                && passive.system_id == active.system_id
+                && passive
+                    .receiver
+                    .is_some_and(|receiver| receiver.is_streaming())
+        }
+        (_, _) => false,
     }
 }

@@ -303,7 +303,7 @@ mod tests {
     use super::super::situation::samples::{aws, gcp, healthy, seconds};
     use super::super::situation::{AutomationState, HoldFacts, LocalDatabase, OpenPlan};
     use super::super::topology::{Role, Vantage};
-    use super::super::units::{Bytes, Lsn, SystemId, Timeline, WallTime};
+    use super::super::units::{Bytes, Epoch, Lsn, SystemId, Timeline, WallTime};
     use super::*;
 
     fn policy() -> Policy {
@@ -473,6 +473,30 @@ mod tests {
         let decision = decide(&healthy().active_lost(), &observe);
         assert_eq!(decision.verdict, Verdict::Hold);
         assert_eq!(decision.reasons.first().unwrap().code, Code::PolicyObserves);
+    }
+
+    #[test]
+    fn a_failed_service_beside_a_good_database_moves_only_where_the_policy_says_so() {
+        let failed = || healthy().state(aws(), TargetKind::Api, State::Failed, seconds(90));
+        let standard = policy();
+        assert_eq!(decide(&failed(), &standard).verdict, Verdict::Hold);
+        let mut moves = policy();
+        moves.automation.api_failure = ApiFailure::Failover;
+        assert_eq!(
+            decide(&failed(), &moves).verdict,
+            fail_over(),
+            "although WAL still arrives"
+        );
+    }
+
+    #[test]
+    fn a_database_that_its_agent_calls_fenced_is_no_second_primary() {
+        let promoted = || healthy().with_database(gcp(), |facts| facts.role = Role::Primary);
+        assert_eq!(decide(&promoted(), &policy()).verdict, Verdict::Escalate);
+        let fenced = promoted().with_site(aws(), |site| {
+            site.agent.as_mut().unwrap().fact.fenced = Some(Epoch(2));
+        });
+        assert_ne!(decide(&fenced, &policy()).verdict, Verdict::Escalate);
     }
 
     #[test]

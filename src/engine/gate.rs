@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::detector::State;
 use super::observation::{DatabaseFacts, ReplayPause};
-use super::policy::{Mode, OnTotalIsolation, Policy};
+use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
 use super::reason::{Code, Reason};
 use super::situation::{AgentFacts, LocalDatabase, Situation};
 use super::topology::{Answer, Role, SiteName, TargetKind, Topology};
@@ -113,9 +113,23 @@ fn isolation_gate(situation: &Situation) -> Gate {
 fn replication_veto(situation: &Situation, policy: &Policy) -> Gate {
     let quiet = situation.replication.advanced.unwrap_or(Duration::MAX);
     let wanted = policy.detect.fail_after;
-    let fenced = active_database_is_down(situation, policy);
     let reason = Reason::time(Code::ReplicationAdvancing, quiet.min(wanted), wanted);
-    gate(fenced || quiet >= wanted, reason.at(&situation.passive))
+    // A database that is known to be down, or good beside a service that failed, is judged by
+    // other evidence than its silence.
+    let beside_the_point = active_database_is_down(situation, policy)
+        || (policy.automation.api_failure == ApiFailure::Failover && api_alone_failed(situation));
+    gate(
+        beside_the_point || quiet >= wanted,
+        reason.at(&situation.passive),
+    )
+}
+
+/// Whether the active site's service failed while its database is well.
+fn api_alone_failed(situation: &Situation) -> bool {
+    situation.active_site().is_some_and(|site| {
+        site.state(TargetKind::Api) == State::Failed
+            && site.state(TargetKind::Database) == State::Healthy
+    })
 }
 
 fn no_open_plan(situation: &Situation) -> Gate {
@@ -304,13 +318,23 @@ pub fn database_down_for(situation: &Situation, policy: &Policy) -> Option<Durat
     }
 }
 
-/// Whether the two databases both take writes, which nobody may decide away.
+/// Whether the two databases both take writes, which nobody may decide away. One that is seen
+/// failing, or whose agent says that it is down or fenced, takes none, whatever it said before.
 pub fn two_primaries(situation: &Situation, policy: &Policy) -> bool {
+    let limit = policy.detect.stale_after;
     let primaries = situation.sites.values().filter(|site| {
-        let database = site.database.as_ref();
-        let fresh = database.and_then(|database| database.within(policy.detect.stale_after));
-        fresh.is_some_and(|facts| facts.role == Role::Primary)
-            && site.state(TargetKind::Database) != State::Failed
+        let facts = site
+            .database
+            .as_ref()
+            .and_then(|database| database.within(limit));
+        let agent = site.agent.as_ref().and_then(|agent| agent.within(limit));
+        let stopped = agent
+            .is_some_and(|agent| agent.fenced.is_some() || agent.database != LocalDatabase::Up);
+        let seen = matches!(
+            site.state(TargetKind::Database),
+            State::Healthy | State::Unknown
+        );
+        facts.is_some_and(|facts| facts.role == Role::Primary) && seen && !stopped
     });
     primaries.count() > 1
 }

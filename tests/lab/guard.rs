@@ -523,7 +523,7 @@ async fn sessions_that_outlive_their_first_process_are_fenced_at_the_deadline() 
     assert!(refusal(link.start(primary(1, LONG)).await).contains("fence first"));
     // The crash did not take the right away, so the deadline still counts.
     assert!(link.status().await.unwrap().right.is_some());
-    link.right(Epoch(2), from_now(Duration::from_millis(200)))
+    right(&link, Epoch(2), from_now(Duration::from_millis(200)))
         .await
         .unwrap();
     let (proof, _) = proof(&mut events).await;
