@@ -10,3 +10,4 @@ mod http;
 mod runbooks;
 mod tls;
 mod configuration;
+mod executor;
