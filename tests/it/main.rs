@@ -11,3 +11,4 @@ mod runbooks;
 mod tls;
 mod configuration;
 mod executor;
+mod keeper;
