@@ -28,6 +28,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// of the grace for a local restart.
 const NOBODY_TOOK_OVER: Duration = Duration::from_secs(5);
 
+/// How long to wait before the epoch is written again into a database that did not take it.
+const MARK_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long one piece of local SQL may take.
 const SQL: Duration = Duration::from_secs(5);
 
@@ -48,6 +51,8 @@ pub enum News {
     Promoted(OrderAnswer),
     /// Workloads that did not answer are being started for this plan.
     StartingFor(u64),
+    /// What came of writing this epoch into the database.
+    Marked(Epoch, Result<(), EffectError>),
 }
 
 /// What the rest of the agent sees of the keeper.
@@ -88,9 +93,19 @@ pub struct Keeper {
     peer_answered: Option<MonoTime>,
     /// Who waits for the promotion that runs beside.
     promoting: Option<Promoting>,
+    marking: Marking,
     news: mpsc::Receiver<News>,
     sender: mpsc::Sender<News>,
     shown: watch::Sender<Shown>,
+}
+
+/// Whether the database knows the epoch in which it takes writes.
+#[derive(Debug, PartialEq, Eq)]
+enum Marking {
+    /// Not before this moment.
+    Due(MonoTime),
+    UnderWay,
+    Done(Epoch),
 }
 
 #[derive(Debug)]
@@ -160,6 +175,7 @@ impl Keeper {
             restart_grace: Duration::ZERO,
             peer_answered: None,
             promoting: None,
+            marking: Marking::Due(now),
             news,
             sender: sender.clone(),
             shown: watch::Sender::new(Shown {
@@ -218,6 +234,11 @@ impl Keeper {
                 })
                 .await;
             }
+            News::Marked(epoch, Ok(())) => self.marking = Marking::Done(epoch),
+            News::Marked(epoch, Err(error)) => {
+                tracing::warn!(epoch = epoch.0, %error, "schema, epoch and grants are not written yet");
+                self.marking = Marking::Due(self.clock.now().plus(MARK_AGAIN));
+            }
         }
     }
 
@@ -259,6 +280,33 @@ impl Keeper {
         }
         self.keep_in_step().await;
         self.start_again(now).await;
+        self.mark(now);
+    }
+
+    /// Has schema, epoch and grants written into a primary that has the right to take writes,
+    /// until it is done: so a database that was just handed over needs no preparation by hand.
+    /// Runs beside, because a commit may hang.
+    fn mark(&mut self, now: MonoTime) {
+        let primary = self.look.set_up_as == Role::Primary && self.look.running;
+        let Some(holder) = self.holder.as_ref().filter(|_| primary) else {
+            return;
+        };
+        let epoch = holder.epoch();
+        let due = match self.marking {
+            Marking::Due(from) => now >= from,
+            Marking::UnderWay => false,
+            Marking::Done(written) => written != epoch,
+        };
+        if !due || self.promoting.is_some() {
+            return;
+        }
+        self.marking = Marking::UnderWay;
+        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
+        tokio::spawn(async move {
+            let came = database.write_epoch(epoch, SQL).await;
+            // A keeper that is gone has nobody to tell.
+            drop(sender.send(News::Marked(epoch, came)).await);
+        });
     }
 
     /// Role and right must fit each other.
