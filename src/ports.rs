@@ -161,7 +161,8 @@ pub trait LocalDatabase: Send + Sync + fmt::Debug {
     async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError>;
     /// Makes a standby primary: its timeline and where it begins.
     async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError>;
-    /// Writes the epoch into it and reads it back.
+    /// Writes the epoch into it and reads it back; whatever that and the probes need is made
+    /// where it is missing. Done twice is done once.
     async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError>;
 }
 

@@ -28,6 +28,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// of the grace for a local restart.
 const NOBODY_TOOK_OVER: Duration = Duration::from_secs(5);
 
+/// How long to wait before the epoch is written again into a database that did not take it.
+const MARK_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long one piece of local SQL may take.
 const SQL: Duration = Duration::from_secs(5);
 
@@ -46,6 +49,10 @@ pub enum News {
     Look,
     /// The promotion that ran beside is over.
     Promoted(OrderAnswer),
+    /// Workloads that did not answer are being started for this plan.
+    StartingFor(u64),
+    /// What came of writing this epoch into the database.
+    Marked(Epoch, Result<(), EffectError>),
 }
 
 /// What the rest of the agent sees of the keeper.
@@ -77,6 +84,8 @@ pub struct Keeper {
     memory: AgentMemory,
     holder: Option<Holder>,
     look: LocalLook,
+    /// Whether the guard answered when it was last asked.
+    guarded: bool,
     /// Since when the database is down.
     down: Option<(MonoTime, String)>,
     last_start: Option<MonoTime>,
@@ -84,17 +93,37 @@ pub struct Keeper {
     peer_answered: Option<MonoTime>,
     /// Who waits for the promotion that runs beside.
     promoting: Option<Promoting>,
+    marking: Marking,
     news: mpsc::Receiver<News>,
     sender: mpsc::Sender<News>,
     shown: watch::Sender<Shown>,
 }
 
+/// Whether the database knows the epoch in which it takes writes.
+#[derive(Debug, PartialEq, Eq)]
+enum Marking {
+    /// Not before this moment.
+    Due(MonoTime),
+    UnderWay,
+    Done(Epoch),
+}
+
 #[derive(Debug)]
 struct Promoting {
     epoch: Epoch,
-    within: Duration,
+    /// After this the order is void: it is not begun any more.
+    until: MonoTime,
     begun: bool,
     waiting: Vec<oneshot::Sender<OrderAnswer>>,
+}
+
+impl Promoting {
+    /// Tells everybody who waits that it certainly did not happen.
+    fn give_up(self, why: &str) {
+        for waiting in self.waiting {
+            drop(waiting.send(Err(EffectError::Failed(why.to_owned()))));
+        }
+    }
 }
 
 /// What a keeper works with.
@@ -140,11 +169,13 @@ impl Keeper {
             clock: parts.clock,
             holder: adopt(&memory, &look, now),
             memory,
+            guarded: true,
             down: None,
             last_start: None,
             restart_grace: Duration::ZERO,
             peer_answered: None,
             promoting: None,
+            marking: Marking::Due(now),
             news,
             sender: sender.clone(),
             shown: watch::Sender::new(Shown {
@@ -195,6 +226,19 @@ impl Keeper {
             News::Ordered(order, answer) => self.ordered(*order, answer).await,
             News::Look => self.look().await,
             News::Promoted(came) => self.promoted(came).await,
+            News::StartingFor(plan) => {
+                let started_for = Some(plan);
+                self.remember(AgentMemory {
+                    started_for,
+                    ..self.memory.clone()
+                })
+                .await;
+            }
+            News::Marked(epoch, Ok(())) => self.marking = Marking::Done(epoch),
+            News::Marked(epoch, Err(error)) => {
+                tracing::warn!(epoch = epoch.0, %error, "schema, epoch and grants are not written yet");
+                self.marking = Marking::Due(self.clock.now().plus(MARK_AGAIN));
+            }
         }
     }
 
@@ -204,9 +248,11 @@ impl Keeper {
             Ok(look) => self.look = look,
             Err(error) => {
                 tracing::error!(%error, "the guard does not answer");
+                self.guarded = false;
                 return false;
             }
         }
+        self.guarded = true;
         if self.look.running {
             self.down = None;
         } else if self.down.is_none() {
@@ -234,6 +280,33 @@ impl Keeper {
         }
         self.keep_in_step().await;
         self.start_again(now).await;
+        self.mark(now);
+    }
+
+    /// Has schema, epoch and grants written into a primary that has the right to take writes,
+    /// until it is done: so a database that was just handed over needs no preparation by hand.
+    /// Runs beside, because a commit may hang.
+    fn mark(&mut self, now: MonoTime) {
+        let primary = self.look.set_up_as == Role::Primary && self.look.running;
+        let Some(holder) = self.holder.as_ref().filter(|_| primary) else {
+            return;
+        };
+        let epoch = holder.epoch();
+        let due = match self.marking {
+            Marking::Due(from) => now >= from,
+            Marking::UnderWay => false,
+            Marking::Done(written) => written != epoch,
+        };
+        if !due || self.promoting.is_some() {
+            return;
+        }
+        self.marking = Marking::UnderWay;
+        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
+        tokio::spawn(async move {
+            let came = database.write_epoch(epoch, SQL).await;
+            // A keeper that is gone has nobody to tell.
+            drop(sender.send(News::Marked(epoch, came)).await);
+        });
     }
 
     /// Role and right must fit each other.
@@ -363,16 +436,18 @@ impl Keeper {
             self.look().await;
         }
         let other_holds = answer.holder.is_some() && !ours;
+        let promoting = self.promoting.as_ref().map(|promoting| promoting.epoch);
+        self.give_up_promotion(other_holds && promoting.is_some_and(|epoch| epoch <= answer.epoch));
         if other_holds && answer.epoch > self.memory.epoch {
             self.superseded(answer.epoch).await;
         }
     }
 
     async fn peer_answered(&mut self, asked: MonoTime, answer: PeerAnswer) {
+        self.peer_answered = self.peer_answered.max(Some(asked));
         if answer.superseded {
             return self.superseded(answer.epoch).await;
         }
-        self.peer_answered = self.peer_answered.max(Some(asked));
         if let Some(holder) = &mut self.holder {
             holder.peer_answered(asked);
             self.push_right().await;
@@ -433,6 +508,12 @@ impl Keeper {
         if order.what == What::Promote && !order.check_only {
             return self.promote(&order, answer).await;
         }
+        if matches!(
+            order.what,
+            What::StartWorkloads | What::StopWorkloads | What::AwaitWorkloads
+        ) {
+            return self.workloads(&order, answer);
+        }
         let came = self.obey(&order).await;
         drop(answer.send(came));
     }
@@ -491,6 +572,8 @@ impl Keeper {
                 }
                 match self.database.is_primary(SQL).await? {
                     Some((timeline, position)) if self.memory.epoch == order.epoch => {
+                        // An agent that was killed right after the promotion did not get to it.
+                        self.database.write_epoch(order.epoch, SQL).await?;
                         Ok(Came::Promoted {
                             timeline,
                             position,
@@ -500,9 +583,7 @@ impl Keeper {
                     Some(_) | None => Ok(Came::NotDone),
                 }
             }
-            What::StartWorkloads | What::StopWorkloads | What::AwaitWorkloads => {
-                self.workloads(order).await
-            }
+            What::StartWorkloads | What::StopWorkloads | What::AwaitWorkloads => Ok(Came::Done),
         }
     }
 
@@ -550,49 +631,45 @@ impl Keeper {
         Ok(Came::Severed { position, replayed })
     }
 
-    async fn workloads(&mut self, order: &Order) -> OrderAnswer {
+    /// Runs beside the keeper: a host's supervisor may take its time, the right may not.
+    fn workloads(&mut self, order: &Order, answer: oneshot::Sender<OrderAnswer>) {
         let Some(workloads) = self.workloads.clone() else {
-            return Ok(Came::Done);
+            drop(answer.send(Ok(Came::Done)));
+            return;
         };
-        match order.what {
-            What::StartWorkloads => {
-                if !workloads.ready().await.unwrap_or(false) {
-                    let started_for = Some(order.plan);
-                    self.kept(AgentMemory {
-                        started_for,
-                        ..self.memory.clone()
-                    })
-                    .await?;
-                    workloads.start().await?;
+        let (what, plan) = (order.what, order.plan);
+        let started_for_it = self.memory.started_for == Some(plan);
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            let came = match what {
+                What::StartWorkloads => start_workloads(workloads.as_ref(), plan, &sender).await,
+                // Only what was started for this plan is taken back.
+                What::StopWorkloads if started_for_it => {
+                    workloads.stop().await.map(|()| Came::Done)
                 }
-                Ok(Came::Done)
-            }
-            // Only what was started for this plan is taken back.
-            What::StopWorkloads if self.memory.started_for == Some(order.plan) => {
-                workloads.stop().await?;
-                self.kept(AgentMemory {
-                    started_for: None,
-                    ..self.memory.clone()
-                })
-                .await?;
-                Ok(Came::Done)
-            }
-            What::AwaitWorkloads => Ok(if workloads.ready().await? {
-                Came::Done
-            } else {
-                Came::NotDone
-            }),
-            What::StopWorkloads
-            | What::Fence
-            | What::Unfence
-            | What::Sever
-            | What::Reconnect
-            | What::Promote => Ok(Came::Done),
-        }
+                What::AwaitWorkloads => workloads
+                    .ready()
+                    .await
+                    .map(|ready| if ready { Came::Done } else { Came::NotDone }),
+                What::StopWorkloads
+                | What::Fence
+                | What::Unfence
+                | What::Sever
+                | What::Reconnect
+                | What::Promote => Ok(Came::Done),
+            };
+            drop(answer.send(came));
+        });
     }
 
     /// Asks for the right in the plan's epoch; the promotion begins with its grant.
     async fn promote(&mut self, order: &Order, answer: oneshot::Sender<OrderAnswer>) {
+        let waiting = self
+            .promoting
+            .take_if(|promoting| promoting.epoch < order.epoch && !promoting.begun);
+        if let Some(overtaken) = waiting {
+            overtaken.give_up("a later plan promotes");
+        }
         if let Some(promoting) = &mut self.promoting {
             promoting.waiting.push(answer);
             return;
@@ -613,17 +690,10 @@ impl Keeper {
             drop(answer.send(Err(error)));
             return;
         }
-        let within = Duration::from_millis(
-            order
-                .expires
-                .since(self.clock.wall())
-                .as_millis()
-                .try_into()
-                .unwrap_or(u64::MAX),
-        );
+        let left = order.expires.since(self.clock.wall());
         self.promoting = Some(Promoting {
             epoch: order.epoch,
-            within,
+            until: self.clock.now().plus(left),
             begun: false,
             waiting: vec![answer],
         });
@@ -633,20 +703,33 @@ impl Keeper {
     /// Promotes, if the right is there and somebody waits for it.
     fn begin_promotion(&mut self) {
         let held = self.holder.as_ref().map(Holder::epoch);
+        let now = self.clock.now();
         let Some(promoting) = self.promoting.as_mut().filter(|promoting| !promoting.begun) else {
             return;
         };
-        if held != Some(promoting.epoch) {
+        if held != Some(promoting.epoch) || now >= promoting.until {
             return;
         }
         promoting.begun = true;
-        let (epoch, within) = (promoting.epoch, promoting.within);
+        let (epoch, within) = (promoting.epoch, promoting.until.since(now));
         let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
         tokio::spawn(async move {
             let came = promote_and_mark(database.as_ref(), epoch, within).await;
             // A keeper that is gone has nobody to tell.
             drop(sender.send(News::Promoted(came)).await);
         });
+    }
+
+    /// Gives a promotion up that has not begun and will not: its time is over, or the right in its
+    /// epoch is another site's.
+    fn give_up_promotion(&mut self, elsewhere: bool) {
+        let now = self.clock.now();
+        let over = self
+            .promoting
+            .take_if(|promoting| !promoting.begun && (elsewhere || now >= promoting.until));
+        if let Some(promoting) = over {
+            promoting.give_up("the right to take writes was not granted");
+        }
     }
 
     async fn promoted(&mut self, came: OrderAnswer) {
@@ -692,7 +775,7 @@ impl Keeper {
                 .fenced
                 .max(self.look.fenced.as_ref().map(|(epoch, _)| *epoch)),
             severed: self.memory.severed,
-            guarded: true,
+            guarded: self.guarded,
             peer: self.peer_answered.map(|asked| now.since(asked)),
         };
         let asks = self.promoting.is_some() || (primary && self.memory.fenced.is_none());
@@ -734,4 +817,17 @@ async fn promote_and_mark(
         position,
         already,
     })
+}
+
+async fn start_workloads(
+    workloads: &dyn Workloads,
+    plan: u64,
+    keeper: &mpsc::Sender<News>,
+) -> OrderAnswer {
+    if !workloads.ready().await.unwrap_or(false) {
+        // A keeper that is gone remembers nothing; what is started then simply stays.
+        drop(keeper.send(News::StartingFor(plan)).await);
+        workloads.start().await?;
+    }
+    Ok(Came::Done)
 }

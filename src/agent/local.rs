@@ -30,6 +30,8 @@ pub struct GuardedDatabase {
     pub primary_conninfo: Secret,
     /// The site.
     pub site: SiteName,
+    /// The role that controller and agents look with.
+    pub watcher: Option<String>,
 }
 
 impl From<GuardLinkError> for EffectError {
@@ -173,6 +175,10 @@ impl LocalDatabase for GuardedDatabase {
         let opened = postgres::Database::open(&self.local, within.min(CONNECT)).await;
         let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
         postgres::prepare(&database, within).await?;
-        postgres::write_epoch(&database, epoch, &self.site, within).await
+        postgres::write_epoch(&database, epoch, &self.site, within).await?;
+        match &self.watcher {
+            Some(role) => postgres::allow_monitoring(&database, role, within).await,
+            None => Ok(()),
+        }
     }
 }

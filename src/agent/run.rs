@@ -84,6 +84,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         data_dir: config.postgres.data_dir.clone(),
         primary_conninfo: Secret::new(config.postgres.primary_conninfo.clone()),
         site: config.site.clone(),
+        // Both databases have the same roles, because one is a copy of the other.
+        watcher: config.peer.database.connect()?.user().map(str::to_owned),
     };
     let workloads = config.workloads.as_ref().map(|workloads| {
         let workloads = CommandWorkloads {

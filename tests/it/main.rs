@@ -10,3 +10,5 @@ mod http;
 mod runbooks;
 mod tls;
 mod configuration;
+mod executor;
+mod keeper;

@@ -70,6 +70,11 @@ pub struct Connect {
 }
 
 impl Connect {
+    /// The role it connects as, where the connection string names one.
+    pub fn user(&self) -> Option<&str> {
+        self.config.get_user()
+    }
+
     /// From a connection string (`host`, `port`, `user`, `dbname`, `sslmode`; a host that starts
     /// with `/` is a socket directory). With `tls` the connection is encrypted and the server
     /// verified as `tls` says, else it is in plain text: there is no "encrypted if possible",

@@ -1,0 +1,434 @@
+//! The real control loop and executor on scripted ports: what is written when, what is done, and
+//! where a new process goes on.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use failover::app::control::Input;
+use failover::app::journal::JournalError;
+use failover::engine::chain::Body;
+use failover::engine::lease::FenceProof;
+use failover::engine::saga::Ending;
+use failover::engine::step::{Event, Fact, Step};
+use failover::engine::units::Epoch;
+use failover::ports::EffectError;
+use failover::wire::PromoteAsk;
+
+use self::stage::{Earth, Fault, Stage, aws, gcp};
+
+pub(crate) mod stage;
+
+fn play<T>(scene: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(scene)
+}
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+/// Ten quiet seconds, in which the primary is seen; then something goes wrong.
+async fn after_quiet(stage: &Arc<Stage>, wrong: impl FnOnce(&mut Earth)) -> stage::Running {
+    let running = stage.start().await;
+    stage.pass(seconds(10)).await;
+    assert_eq!(stage.story(), [""; 0], "nothing is done while all is well");
+    stage.change(wrong);
+    running
+}
+
+fn database_dies(earth: &mut Earth) {
+    earth.aws.running = false;
+}
+
+fn ending(stage: &Stage) -> Ending {
+    let entries = stage.entries();
+    let ends = entries.iter().rev().find_map(|entry| match &entry.body {
+        Body::Outcome { ending, .. } => Some(ending.clone()),
+        _ => None,
+    });
+    ends.expect("the plan ended")
+}
+
+fn fact(stage: &Stage, wanted: &Step) -> Fact {
+    let entries = stage.entries();
+    let found = entries.iter().find_map(|entry| match &entry.body {
+        Body::Step {
+            step,
+            event: Event::Done { fact },
+            ..
+        } if step == wanted => Some(fact.clone()),
+        _ => None,
+    });
+    found.unwrap_or_else(|| panic!("{wanted} is not done"))
+}
+
+const HAPPY: [&str; 5] = [
+    "start-workloads gcp",
+    "sever gcp",
+    "fence aws",
+    "promote gcp",
+    "traffic to gcp",
+];
+
+#[test]
+fn a_dead_database_leads_to_a_failover_in_order_and_fenced_by_the_agents_word() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let _running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        assert_eq!(ending(&stage), Ending::Done);
+        let effects = stage.change(|earth| earth.effects.clone());
+        assert_eq!(effects, HAPPY);
+        let steps = [
+            "recheck",
+            "raise-epoch",
+            "start-workloads",
+            "sever",
+            "fence",
+            "freeze",
+            "promote",
+            "verify-writable",
+            "await-workloads",
+            "move-traffic dns",
+            "verify-outside",
+            "settle",
+        ];
+        let mut told: Vec<String> = steps
+            .iter()
+            .flat_map(|step| [format!("{step} started"), format!("{step} done")])
+            .collect();
+        told.push("done".to_owned());
+        assert_eq!(stage.story(), told);
+        let proof = fact(&stage, &Step::Fence);
+        let agent = matches!(
+            proof,
+            Fact::Fenced {
+                proof: FenceProof::Agent { relayed: false, .. }
+            }
+        );
+        assert!(agent, "{proof:?}");
+        let state = stage.state();
+        assert_eq!((state.epoch, state.active), (Epoch(2), gcp()));
+        assert!(state.disarmed, "invariant 8");
+    });
+}
+
+#[test]
+fn a_lost_site_is_waited_out_before_the_promotion() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let _running = after_quiet(&stage, Earth::lose_aws).await;
+        stage.end_of_plan().await;
+        assert_eq!(ending(&stage), Ending::Done);
+        let Fact::Fenced {
+            proof:
+                FenceProof::WaitedOut {
+                    severed_ago,
+                    granted_ago,
+                },
+        } = fact(&stage, &Step::Fence)
+        else {
+            panic!("not waited out");
+        };
+        // fast.toml: lease_ttl 3 s, peer_ttl 1.2 s, fence_within 1 s, margin 200 ms.
+        assert!(
+            severed_ago >= Duration::from_millis(2400),
+            "{severed_ago:?}"
+        );
+        assert!(
+            granted_ago >= Duration::from_millis(4200),
+            "{granted_ago:?}"
+        );
+        assert_eq!(stage.change(|earth| earth.promotions()), 1);
+    });
+}
+
+#[test]
+fn a_sever_that_fails_is_taken_back_in_reverse_order_with_entries() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        stage.always("sever", EffectError::Refused("replay is paused".to_owned()));
+        let _running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        let story = stage.story();
+        let end: Vec<&str> = story.iter().map(String::as_str).skip(6).collect();
+        assert_eq!(
+            end,
+            [
+                "sever started",
+                "sever failed",
+                "sever undo-started",
+                "sever undone",
+                "start-workloads undo-started",
+                "start-workloads undone",
+                "undone"
+            ]
+        );
+        stage.change(|earth| {
+            assert_eq!(earth.effects, ["start-workloads gcp", "stop-workloads gcp"]);
+            assert!(!earth.gcp.severed && !earth.gcp.primary && !earth.gcp.workloads);
+        });
+    });
+}
+
+#[test]
+fn a_fence_that_nobody_proves_is_no_fence_and_everything_is_taken_back() {
+    play(async {
+        let mut earth = Earth::well();
+        // Never granted by this controller: waiting proves nothing.
+        earth.aws.asks = false;
+        let stage = Stage::new(earth);
+        stage.always("fence", EffectError::Unknown("no answer".to_owned()));
+        let _running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        let Ending::Undone { why } = ending(&stage) else {
+            panic!("{:?}", ending(&stage));
+        };
+        assert!(why.contains("no proof in time"), "{why}");
+        stage.change(|earth| {
+            assert_eq!(
+                earth.effects,
+                [
+                    "start-workloads gcp",
+                    "sever gcp",
+                    "reconnect gcp",
+                    "stop-workloads gcp"
+                ]
+            );
+        });
+        let state = stage.state();
+        assert_eq!(
+            (state.epoch, state.active),
+            (Epoch(2), aws()),
+            "an epoch only grows"
+        );
+    });
+}
+
+#[test]
+fn a_promotion_whose_answer_is_lost_is_looked_for_and_not_repeated() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let lost = EffectError::Unknown("connection lost".to_owned());
+        stage.fault("promote", Fault::After(lost));
+        let _running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        assert_eq!(ending(&stage), Ending::Done);
+        let promoted = fact(&stage, &Step::Promote);
+        assert!(
+            matches!(promoted, Fact::Promoted { already: true, .. }),
+            "{promoted:?}"
+        );
+        let calls = stage.calls.lock().unwrap().clone();
+        let asked: Vec<&String> = calls.iter().filter(|c| c.ends_with("promote")).collect();
+        assert_eq!(asked, ["promote", "check promote"]);
+    });
+}
+
+#[test]
+fn a_promotion_that_is_certainly_refused_is_taken_back() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        stage.always(
+            "promote",
+            EffectError::Refused("this site is fenced".to_owned()),
+        );
+        let _running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        let end = ending(&stage);
+        assert!(matches!(&end, Ending::Undone { why } if why.contains("this site is fenced")));
+        stage.change(|earth| {
+            assert_eq!(earth.promotions(), 0);
+            let back = ["unfence aws", "reconnect gcp", "stop-workloads gcp"];
+            assert_eq!(earth.effects[3..], back);
+        });
+    });
+}
+
+#[test]
+fn traffic_that_somebody_else_changed_is_read_again_and_moved() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        stage.fault(
+            "move traffic",
+            Fault::Instead(EffectError::Conflict("changed".to_owned())),
+        );
+        let _running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        assert_eq!(ending(&stage), Ending::Done);
+        let calls = stage.calls.lock().unwrap().clone();
+        let traffic: Vec<&String> = calls.iter().filter(|c| c.ends_with("traffic")).collect();
+        let again = [
+            "read traffic",
+            "move traffic",
+            "read traffic",
+            "move traffic",
+            "read traffic",
+        ];
+        assert_eq!(traffic, again);
+    });
+}
+
+#[test]
+fn an_answer_of_a_later_epoch_is_never_overwritten() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let _running = after_quiet(&stage, |earth| {
+            database_dies(earth);
+            earth.answer.epoch = Some(Epoch(9));
+        })
+        .await;
+        stage.end_of_plan().await;
+        let end = ending(&stage);
+        assert!(
+            matches!(&end, Ending::Stuck { why } if why.contains("epoch 9")),
+            "{end:?}"
+        );
+        stage.change(|earth| assert!(earth.answer.is_only(&aws()), "{:?}", earth.answer));
+        assert!(
+            !stage
+                .calls
+                .lock()
+                .unwrap()
+                .iter()
+                .any(|call| call == "move traffic")
+        );
+    });
+}
+
+#[test]
+fn a_stuck_plan_goes_on_when_a_person_asks_again() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        stage.always("move traffic", EffectError::Failed("throttled".to_owned()));
+        let running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        assert!(
+            matches!(ending(&stage), Ending::Stuck { .. }),
+            "{:?}",
+            ending(&stage)
+        );
+        let stuck = stage.story();
+        stage.heal();
+        stage.pass(seconds(60)).await;
+        assert_eq!(stage.story(), stuck, "it waits for a person");
+        let ask = PromoteAsk {
+            to: gcp(),
+            reason: "cause mended".to_owned(),
+            accept_data_loss: None,
+            override_fence: false,
+            dry_run: false,
+        };
+        let handle = running.handle.clone();
+        let asking = tokio::spawn(async move {
+            let asked = handle.ask(|answer| Input::Promote("alice".to_owned(), ask, answer));
+            asked.await
+        });
+        stage
+            .until("the end", |stage| stage.story().last().unwrap() == "done")
+            .await;
+        asking.await.unwrap().unwrap().unwrap();
+        stage.change(|earth| {
+            assert_eq!(earth.promotions(), 1);
+            assert!(earth.answer.is_only(&gcp()));
+        });
+    });
+}
+
+/// A whole failover of a lost site, for the lines of its log.
+fn whole() -> Arc<Stage> {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let _running = after_quiet(&stage, Earth::lose_aws).await;
+        stage.end_of_plan().await;
+        assert_eq!(ending(&stage), Ending::Done);
+        stage
+    })
+}
+
+fn plan_line(stage: &Stage) -> usize {
+    let entries = stage.entries();
+    let plan = entries
+        .iter()
+        .position(|entry| matches!(entry.body, Body::Plan { .. }));
+    plan.expect("a plan was opened")
+}
+
+#[test]
+fn nothing_is_done_that_the_log_could_not_take_first() {
+    let whole = whole();
+    let lines = whole.log.lock().unwrap().len();
+    for full_after in plan_line(&whole)..lines {
+        play(async {
+            let stage = Stage::new(Earth::well());
+            let mut running = after_quiet(&stage, Earth::lose_aws).await;
+            *stage.full_after.lock().unwrap() = Some(full_after);
+            stage
+                .until("the end of the controller", |_| {
+                    running.control.is_finished()
+                })
+                .await;
+            let ended = (&mut running.control).await.unwrap();
+            let told = matches!(ended, Err(JournalError::Store(_) | JournalError::Closed));
+            assert!(told, "line {full_after}: {ended:?}");
+            // Everything that happened had begun durably.
+            let story = stage.story();
+            for effect in stage.change(|earth| earth.effects.clone()) {
+                let step = match effect.split_once(' ').unwrap() {
+                    ("traffic", _) => "move-traffic dns",
+                    (step, _) => step,
+                };
+                let begun = format!("{step} started");
+                assert!(
+                    story.contains(&begun),
+                    "line {full_after}: {effect} without `{begun}`"
+                );
+            }
+            let before = stage.change(|earth| earth.effects.clone());
+            stage.pass(seconds(30)).await;
+            assert_eq!(
+                before,
+                stage.change(|earth| earth.effects.clone()),
+                "line {full_after}"
+            );
+        });
+    }
+}
+
+#[test]
+fn a_new_process_ends_the_plan_from_every_entry_with_one_promotion() {
+    let whole = whole();
+    let log = whole.log.lock().unwrap().clone();
+    let last = whole.change(|earth| earth.clone());
+    let first = plan_line(&whole) + 1;
+    for kept in first..log.len() {
+        // Killed as soon as the entry was durable, and just before the next one was.
+        let earliest = log[kept - 1].1.clone();
+        let latest = log.get(kept).map_or(&last, |(_, earth)| earth).clone();
+        for earth in [earliest, latest] {
+            play(async {
+                let stage = Stage::new(earth);
+                *stage.log.lock().unwrap() = log[..kept].to_vec();
+                // The clock of the log goes on.
+                stage.pass(seconds(100)).await;
+                let _running = stage.start().await;
+                stage.end_of_plan().await;
+                assert_eq!(ending(&stage), Ending::Done, "cut after entry {kept}");
+                stage.change(|earth| {
+                    assert_eq!(earth.promotions(), 1, "cut after entry {kept}");
+                    assert!(earth.answer.is_only(&gcp()), "cut after entry {kept}");
+                    assert!(earth.gcp.workloads && earth.gcp.primary);
+                });
+                let moved = stage.change(|earth| {
+                    earth
+                        .effects
+                        .iter()
+                        .filter(|e| *e == "traffic to gcp")
+                        .count()
+                });
+                assert_eq!(moved, 1, "cut after entry {kept}");
+            });
+        }
+    }
+}

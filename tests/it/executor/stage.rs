@@ -1,0 +1,669 @@
+//! The outside world of a controller, scripted: two sites, a traffic target, a log in memory, and
+//! a clock that moves on when everybody waits.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use failover::app::brain::Brain;
+use failover::app::control::{Control, Handle, Input};
+use failover::app::executor::World;
+use failover::app::journal::{Journal, JournalError, Stamp};
+use failover::engine::chain::{Body, Chain, Digest, Entry, read_line};
+use failover::engine::observation::{
+    DatabaseFacts, Facts, Finding, Observation, ProbeFailure, ReceiverFacts, ReplayPause,
+};
+use failover::engine::policy::Policy;
+use failover::engine::saga::GroupState;
+use failover::engine::situation::{AgentFacts, LocalDatabase};
+use failover::engine::topology::{
+    Answer, Role, SiteName, Target, TargetKind, TargetName, Topology, Vantage,
+};
+use failover::engine::units::{Epoch, Lsn, MonoTime, SystemId, Timeline, WallTime};
+use failover::ports::{
+    Agents, Clock, EffectError, FrontDoor, LogStore, OutsideView, Probe, StoreError, Traffic,
+    Versioned, Way,
+};
+use failover::wire::{Came, Order, OrderAnswer, Report, ReportAnswer, SentObservation, What};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub(crate) fn aws() -> SiteName {
+    "aws".parse().unwrap()
+}
+
+pub(crate) fn gcp() -> SiteName {
+    "gcp".parse().unwrap()
+}
+
+pub(crate) fn topology() -> Topology {
+    Topology {
+        group: "shop".parse().unwrap(),
+        first: aws(),
+        second: gcp(),
+        traffic: vec!["dns".parse().unwrap()],
+    }
+}
+
+pub(crate) fn policy() -> Policy {
+    Policy::read("fast.toml", include_str!("../../../policies/fast.toml")).unwrap()
+}
+
+type Timers = BTreeMap<(Duration, u64), oneshot::Sender<()>>;
+
+/// Time that passes only when everybody waits.
+#[derive(Debug, Default)]
+pub(crate) struct TestClock {
+    /// Now, and the number of the next timer.
+    now: Mutex<(Duration, u64)>,
+    timers: Mutex<Timers>,
+}
+
+impl TestClock {
+    fn elapsed(&self) -> Duration {
+        self.now.lock().unwrap().0
+    }
+
+    /// Goes on to the next moment at which somebody wants to be woken.
+    fn advance(&self) {
+        let next = self.timers.lock().unwrap().pop_first();
+        if let Some(((at, _), sleeper)) = next {
+            self.now.lock().unwrap().0 = at;
+            // Whoever slept may have been woken by something else.
+            sleeper.send(()).unwrap_or_default();
+        }
+    }
+}
+
+#[async_trait]
+impl Clock for TestClock {
+    fn now(&self) -> MonoTime {
+        MonoTime(Duration::from_secs(1000) + self.elapsed())
+    }
+
+    fn wall(&self) -> WallTime {
+        let passed = u64::try_from(self.elapsed().as_millis()).unwrap();
+        WallTime(1_767_225_600_000 + passed)
+    }
+
+    async fn sleep(&self, wait: Duration) {
+        let (sleeper, woken) = oneshot::channel();
+        let key = {
+            let mut now = self.now.lock().unwrap();
+            now.1 += 1;
+            (now.0 + wait, now.1)
+        };
+        self.timers.lock().unwrap().insert(key, sleeper);
+        woken.await.unwrap_or_default();
+    }
+}
+
+/// One site, as it really is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Site {
+    /// Whether anything of it answers.
+    pub(crate) reachable: bool,
+    pub(crate) running: bool,
+    pub(crate) primary: bool,
+    /// Whether its agent asks for the right to take writes.
+    pub(crate) asks: bool,
+    pub(crate) fenced: bool,
+    pub(crate) severed: bool,
+    pub(crate) workloads: bool,
+    pub(crate) epoch: Epoch,
+    pub(crate) timeline: u32,
+}
+
+/// The world, as it really is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Earth {
+    pub(crate) aws: Site,
+    pub(crate) gcp: Site,
+    pub(crate) written: u64,
+    pub(crate) received: u64,
+    pub(crate) answer: Answer,
+    pub(crate) version: u64,
+    /// Every change of the world by the controller, in order.
+    pub(crate) effects: Vec<String>,
+}
+
+impl Earth {
+    pub(crate) fn well() -> Self {
+        let site = |primary| Site {
+            reachable: true,
+            running: true,
+            primary,
+            asks: primary,
+            fenced: false,
+            severed: false,
+            workloads: primary,
+            epoch: Epoch(1),
+            timeline: 1,
+        };
+        Self {
+            aws: site(true),
+            gcp: site(false),
+            written: 0x300_0000,
+            received: 0x300_0000,
+            answer: Answer::only(&aws(), &topology(), Epoch(1)),
+            version: 1,
+            effects: Vec::new(),
+        }
+    }
+
+    pub(crate) fn site(&mut self, name: &SiteName) -> &mut Site {
+        if *name == aws() {
+            &mut self.aws
+        } else {
+            &mut self.gcp
+        }
+    }
+
+    /// The active site is gone as a whole.
+    pub(crate) fn lose_aws(&mut self) {
+        self.aws.reachable = false;
+        self.aws.running = false;
+    }
+
+    /// How often a standby was made primary.
+    pub(crate) fn promotions(&self) -> usize {
+        self.effects.iter().filter(|e| *e == "promote gcp").count()
+    }
+
+    fn find(&mut self, target: &Target) -> Finding {
+        let streams = self.aws.running && self.aws.reachable && !self.gcp.severed;
+        let (written, received) = (self.written, self.received);
+        let site = self.site(&target.site).clone();
+        if !site.reachable {
+            return Finding::Bad(ProbeFailure::Timeout(1000));
+        }
+        match target.kind {
+            TargetKind::Agent => Finding::Good(Facts::Agent),
+            TargetKind::Api if site.workloads => Finding::Good(Facts::Api),
+            TargetKind::Api => Finding::Bad(ProbeFailure::Refused),
+            TargetKind::Database if !site.running => Finding::Bad(ProbeFailure::Refused),
+            TargetKind::Database => {
+                let standby = !site.primary;
+                let position = Lsn(if standby { received } else { written });
+                let receiver = standby.then(|| ReceiverFacts {
+                    status: if streams { "streaming" } else { "waiting" }.to_owned(),
+                    last_message: streams.then_some(Duration::ZERO),
+                });
+                Finding::Good(Facts::Database(Box::new(DatabaseFacts {
+                    role: if standby {
+                        Role::Standby
+                    } else {
+                        Role::Primary
+                    },
+                    system_id: SystemId(7),
+                    timeline: Timeline(site.timeline),
+                    version: 150_018,
+                    position,
+                    replayed: position,
+                    receiver,
+                    senders: Vec::new(),
+                    heartbeat: None,
+                    epoch: Some(site.epoch),
+                    replay_pause: ReplayPause::None,
+                    apply_delay: Duration::ZERO,
+                    synchronous_names: String::new(),
+                    limits: [100, 8, 10, 0, 64],
+                    write_took: site.primary.then_some(Duration::from_millis(2)),
+                })))
+            }
+        }
+    }
+
+    fn obey(&mut self, order: &Order) -> OrderAnswer {
+        let position = Lsn(self.received);
+        let before = self.site(&order.site).clone();
+        let site = self.site(&order.site);
+        let came = match order.what {
+            What::Fence => {
+                site.fenced = true;
+                site.running = false;
+                let said = "down; refused".to_owned();
+                Came::Fenced { said }
+            }
+            What::Unfence => {
+                site.fenced = false;
+                Came::Done
+            }
+            What::Sever => {
+                site.severed = true;
+                Came::Severed {
+                    position,
+                    replayed: true,
+                }
+            }
+            What::Reconnect => {
+                site.severed = false;
+                Came::Done
+            }
+            What::Promote if order.check_only && !site.primary => Came::NotDone,
+            What::Promote => {
+                let already = site.primary;
+                site.primary = true;
+                site.severed = false;
+                site.timeline = 2;
+                site.epoch = order.epoch;
+                Came::Promoted {
+                    timeline: Timeline(2),
+                    position,
+                    already,
+                }
+            }
+            What::StartWorkloads | What::StopWorkloads => {
+                site.workloads = order.what == What::StartWorkloads;
+                Came::Done
+            }
+            What::AwaitWorkloads => Came::Done,
+        };
+        let changed = *site != before;
+        if changed {
+            self.effects.push(format!("{} {}", name(order), order.site));
+        }
+        Ok(came)
+    }
+}
+
+fn name(order: &Order) -> String {
+    let what = serde_json::to_string(&order.what).unwrap();
+    let check = if order.check_only { "check " } else { "" };
+    format!("{check}{}", what.trim_matches('"'))
+}
+
+/// What goes wrong with a call.
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    /// It does not happen, and this comes back.
+    Instead(EffectError),
+    /// It happens, and this comes back.
+    After(EffectError),
+}
+
+/// The world and everything scripted about it.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) clock: Arc<TestClock>,
+    pub(crate) earth: Mutex<Earth>,
+    /// What goes wrong with the next calls of a name; the last one for ever, where it says so.
+    pub(crate) faults: Mutex<BTreeMap<String, VecDeque<Fault>>>,
+    pub(crate) always: Mutex<BTreeMap<String, EffectError>>,
+    /// Every call, also one that changes nothing.
+    pub(crate) calls: Mutex<Vec<String>>,
+    /// The log, and the world just before each line.
+    pub(crate) log: Mutex<Vec<(Vec<u8>, Earth)>>,
+    /// Which line cannot be written, and none after it.
+    pub(crate) full_after: Mutex<Option<usize>>,
+    target: TargetName,
+}
+
+/// A controller on a stage.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) handle: Handle,
+    pub(crate) control: JoinHandle<Result<(), JournalError>>,
+    others: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.control.abort();
+        self.others.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Stage {
+    pub(crate) fn new(earth: Earth) -> Arc<Self> {
+        Arc::new(Self {
+            clock: Arc::default(),
+            earth: Mutex::new(earth),
+            faults: Mutex::default(),
+            always: Mutex::default(),
+            calls: Mutex::default(),
+            log: Mutex::default(),
+            full_after: Mutex::default(),
+            target: "dns".parse().unwrap(),
+        })
+    }
+
+    pub(crate) fn fault(&self, call: &str, fault: Fault) {
+        let mut faults = self.faults.lock().unwrap();
+        faults.entry(call.to_owned()).or_default().push_back(fault);
+    }
+
+    pub(crate) fn always(&self, call: &str, error: EffectError) {
+        self.always.lock().unwrap().insert(call.to_owned(), error);
+    }
+
+    pub(crate) fn heal(&self) {
+        self.always.lock().unwrap().clear();
+    }
+
+    fn fate(&self, call: &str) -> Option<Fault> {
+        self.calls.lock().unwrap().push(call.to_owned());
+        if let Some(error) = self.always.lock().unwrap().get(call) {
+            return Some(Fault::Instead(error.clone()));
+        }
+        self.faults.lock().unwrap().get_mut(call)?.pop_front()
+    }
+
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Earth) -> T) -> T {
+        change(&mut self.earth.lock().unwrap())
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        let log = self.log.lock().unwrap();
+        let read = |line: &Vec<u8>| read_line(line.trim_ascii_end()).unwrap().1;
+        log.iter().map(|(line, _)| read(line)).collect()
+    }
+
+    /// Every event of a step and every end of a plan, as words.
+    pub(crate) fn story(&self) -> Vec<String> {
+        let tell = |entry: &Entry| match &entry.body {
+            Body::Step { step, event, .. } => Some(format!("{step} {}", event.name())),
+            Body::Outcome { ending, .. } => {
+                let words = format!("{ending:?}");
+                Some(words.split([' ', '{']).next().unwrap().to_lowercase())
+            }
+            Body::Opened { .. }
+            | Body::Command { .. }
+            | Body::Decision { .. }
+            | Body::Plan { .. }
+            | Body::Note { .. } => None,
+        };
+        self.entries().iter().filter_map(tell).collect()
+    }
+
+    pub(crate) fn state(&self) -> GroupState {
+        let mut chain = Chain::default();
+        for (line, _) in self.log.lock().unwrap().iter() {
+            chain.take(line.trim_ascii_end()).unwrap();
+        }
+        chain.state().unwrap().clone()
+    }
+
+    /// Starts a controller on what the log says so far.
+    pub(crate) async fn start(self: &Arc<Self>) -> Running {
+        let mut chain = Chain::default();
+        for (line, _) in self.log.lock().unwrap().iter() {
+            chain.take(line.trim_ascii_end()).unwrap();
+        }
+        let stamp = Stamp {
+            boot: "boot".to_owned(),
+            settings: Digest::ZERO,
+        };
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        let store = Box::new(Tape(Arc::clone(self)));
+        let opened = Journal::open(store, chain, topology(), Arc::clone(&clock), stamp).await;
+        let (journal, writer) = opened.unwrap();
+        let world = World {
+            agents: self.clone(),
+            probe: self.clone(),
+            traffic: vec![self.clone()],
+            front: Some(self.clone()),
+            crash: None,
+        };
+        let brain = Brain::new(topology(), policy(), &journal.state(), clock.now());
+        let (handle, inputs) = Handle::new();
+        let ways = (handle.clone(), inputs);
+        let name = "fast.toml".to_owned();
+        let (control, status) = Control::new(brain, journal, clock, Arc::new(world), ways, name);
+        drop(status);
+        let feeding = tokio::spawn(feed(Arc::clone(self), handle.clone()));
+        let writing = tokio::spawn(async { writer.run().await.unwrap_or_default() });
+        Running {
+            handle,
+            control: tokio::spawn(control.run()),
+            others: vec![feeding, writing],
+        }
+    }
+
+    /// Lets time pass until something is so; fails when it is not after ten minutes.
+    pub(crate) async fn until(&self, what: &str, mut so: impl FnMut(&Self) -> bool) {
+        let end = self.clock.elapsed() + Duration::from_secs(600);
+        while !so(self) {
+            let now = self.clock.elapsed();
+            let story = self.story().join("\n");
+            assert!(now < end, "{what}: not within ten minutes\n{story}");
+            self.pass(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Lets time pass.
+    pub(crate) async fn pass(&self, wait: Duration) {
+        let end = self.clock.elapsed() + wait;
+        let mut woken = std::pin::pin!(self.clock.sleep(wait));
+        while self.clock.elapsed() < end {
+            // Everybody who can go on does, as far as answers of one another go.
+            for _ in 0..40 {
+                tokio::task::yield_now().await;
+            }
+            tokio::select! {
+                biased;
+                () = &mut woken => return,
+                () = std::future::ready(()) => self.clock.advance(),
+            }
+        }
+    }
+
+    /// Waits until the `n`th plan has ended.
+    pub(crate) async fn end_of_plan(&self) {
+        let end = |stage: &Self| {
+            let story = stage.story();
+            let last = story.last().map(String::as_str);
+            matches!(last, Some("done" | "undone" | "stuck"))
+        };
+        self.until("the end of the plan", end).await;
+    }
+}
+
+/// The log in memory.
+#[derive(Debug)]
+struct Tape(Arc<Stage>);
+
+#[async_trait]
+impl LogStore for Tape {
+    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+        let earth = self.0.earth.lock().unwrap().clone();
+        let mut log = self.0.log.lock().unwrap();
+        let full = *self.0.full_after.lock().unwrap();
+        if full.is_some_and(|full| log.len() >= full) {
+            return Err(StoreError("no space left on device".to_owned()));
+        }
+        log.push((line.to_vec(), earth));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Agents for Stage {
+    async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer {
+        let away = !self.change(|earth| earth.site(&order.site).reachable);
+        if away {
+            self.clock.sleep(within.min(Duration::from_secs(1))).await;
+            return Err(EffectError::Unknown("no answer".to_owned()));
+        }
+        if by == Way::Relayed && !self.change(|earth| earth.gcp.reachable) {
+            return Err(EffectError::Failed("nobody relays".to_owned()));
+        }
+        match self.fate(&name(order)) {
+            Some(Fault::Instead(error)) => Err(error),
+            Some(Fault::After(error)) => {
+                drop(self.change(|earth| earth.obey(order)));
+                Err(error)
+            }
+            None => self.change(|earth| earth.obey(order)),
+        }
+    }
+}
+
+#[async_trait]
+impl Probe for Stage {
+    async fn look(&self, target: &Target, _within: Duration) -> Finding {
+        self.change(|earth| earth.find(target))
+    }
+
+    async fn anchors(&self, _within: Duration) -> (u32, u32) {
+        (3, 3)
+    }
+}
+
+#[async_trait]
+impl Traffic for Stage {
+    fn name(&self) -> &TargetName {
+        &self.target
+    }
+
+    async fn read(&self) -> Result<Versioned, EffectError> {
+        match self.fate("read traffic") {
+            Some(Fault::Instead(error) | Fault::After(error)) => Err(error),
+            None => Ok(self.change(|earth| Versioned {
+                answer: earth.answer.clone(),
+                token: earth.version.to_string(),
+            })),
+        }
+    }
+
+    async fn apply(&self, from: &Versioned, to: &Answer, _note: &str) -> Result<(), EffectError> {
+        let fate = self.fate("move traffic");
+        if let Some(Fault::Instead(error)) = fate {
+            return Err(error);
+        }
+        self.change(|earth| {
+            if from.token != earth.version.to_string() {
+                return Err(EffectError::Conflict("another version is there".to_owned()));
+            }
+            earth.answer = to.clone();
+            earth.version += 1;
+            let on: Vec<String> = to.sites_on().map(ToString::to_string).collect();
+            earth
+                .effects
+                .push(format!("traffic to {}", on.join(" and ")));
+            match fate {
+                Some(Fault::After(error)) => Err(error),
+                Some(Fault::Instead(_)) | None => Ok(()),
+            }
+        })
+    }
+
+    async fn verify_outside(&self) -> Vec<OutsideView> {
+        vec![OutsideView {
+            place: "192.0.2.53".to_owned(),
+            answer: Ok(self.change(|earth| earth.answer.clone())),
+        }]
+    }
+}
+
+#[async_trait]
+impl FrontDoor for Stage {
+    async fn enter(
+        &self,
+        expected: &SiteName,
+        _within: Duration,
+    ) -> Vec<(String, Result<SiteName, String>)> {
+        let serves = self.change(|earth| {
+            let on = earth.answer.is_only(expected);
+            let site = earth.site(expected);
+            on && site.reachable && site.workloads && site.running && site.primary
+        });
+        let entered = if serves {
+            Ok(expected.clone())
+        } else {
+            Err("nobody answers".to_owned())
+        };
+        vec![("192.0.2.80".to_owned(), entered)]
+    }
+}
+
+/// Probes and agents' reports, four times a second.
+async fn feed(stage: Arc<Stage>, handle: Handle) {
+    loop {
+        stage.clock.sleep(Duration::from_millis(250)).await;
+        if round(&stage, &handle).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn round(stage: &Stage, handle: &Handle) -> Option<()> {
+    stage.change(|earth| {
+        if earth.aws.running {
+            earth.written += 4096;
+            if !earth.gcp.severed {
+                earth.received = earth.written;
+            }
+        }
+    });
+    let now = stage.clock.now();
+    let look = |site: &SiteName, kind| {
+        let target = Target {
+            site: site.clone(),
+            kind,
+        };
+        Observation {
+            finding: stage.change(|earth| earth.find(&target)),
+            target,
+            vantage: Vantage::Controller,
+            began: now,
+            ended: now,
+        }
+    };
+    handle.tell(Input::Anchors(3, 3)).await.ok()?;
+    let seen = [aws(), gcp()]
+        .iter()
+        .flat_map(|site| [TargetKind::Api, TargetKind::Database].map(|kind| look(site, kind)))
+        .collect();
+    handle.tell(Input::Observed(seen)).await.ok()?;
+    for (site, peer) in [(aws(), gcp()), (gcp(), aws())] {
+        let state = stage.change(|earth| earth.site(&site).clone());
+        if !state.reachable {
+            continue;
+        }
+        let up = stage.change(|earth| earth.site(&peer).reachable);
+        let saw = [
+            look(&site, TargetKind::Database),
+            look(&peer, TargetKind::Api),
+            look(&peer, TargetKind::Database),
+        ];
+        let report = Report {
+            group: topology().group,
+            site: site.clone(),
+            epoch: state.epoch,
+            asks: state.asks && state.primary && !state.fenced,
+            facts: AgentFacts {
+                database: if state.running {
+                    LocalDatabase::Up
+                } else {
+                    LocalDatabase::Down {
+                        since: Duration::from_secs(1),
+                        why: "killed by signal 9".to_owned(),
+                    }
+                },
+                fenced: state.fenced.then_some(state.epoch),
+                severed: state.severed.then_some(Epoch(2)),
+                guarded: true,
+                peer: up.then_some(Duration::ZERO),
+            },
+            observations: saw.iter().map(|o| SentObservation::pack(o, now)).collect(),
+            version: "0".to_owned(),
+        };
+        let answer = handle
+            .ask(|answer| Input::Reported(Box::new(report), answer))
+            .await;
+        hear(stage, &site, &answer.ok()?);
+    }
+    Some(())
+}
+
+/// An agent learns of the epoch in which its own site holds the right.
+fn hear(stage: &Stage, site: &SiteName, answer: &ReportAnswer) {
+    if answer.holder.as_ref() == Some(site) {
+        stage.change(|earth| {
+            let state = earth.site(site);
+            state.epoch = state.epoch.max(answer.epoch);
+        });
+    }
+}
