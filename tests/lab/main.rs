@@ -15,3 +15,5 @@ mod route53;
 mod parts;
 mod stage;
 mod crash;
+mod drill;
+mod standing;

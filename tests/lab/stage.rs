@@ -5,7 +5,7 @@
     reason = "helpers of tests fail as tests do; clippy sees only the test functions as such"
 )]
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,7 @@ use failover::adapters::files;
 use failover::engine::chain::{Body, Entry};
 use failover::engine::saga::Ending;
 use failover::engine::step::{Event, Fact, Step};
+use failover::lab::client::{Attempt, Outcome};
 use failover::lab::layout::Layout;
 use failover::lab::supervisor::Supervisor;
 use failover::wire::Status;
@@ -62,23 +63,22 @@ pub(crate) fn on_a_lab(test: &str, body: impl AsyncFnOnce(&mut Supervisor)) {
         let within = async { tokio::time::timeout(TEST_WITHIN, body(&mut lab)).await };
         runtime.block_on(within).unwrap();
     }));
-    if ran.is_err() {
-        show_logs(dir.path());
-    }
+    let said = logs(dir.path());
     runtime.block_on(lab.end()).unwrap();
-    if let Err(cause) = ran {
-        resume_unwind(cause);
-    }
+    // The panic itself has been shown; whoever looks into it needs what the processes said.
+    assert!(ran.is_ok(), "{said}");
 }
 
-/// What the processes of a lab said, for whoever looks into a failure.
-fn show_logs(dir: &Path) {
+/// The last that the processes of a lab said.
+fn logs(dir: &Path) -> String {
+    let mut all = String::new();
     for name in ["controller.log", "aws/agent.log", "gcp/agent.log"] {
         let text = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let last = lines.get(lines.len().saturating_sub(150)..).unwrap_or(&[]);
-        eprintln!("--- {name}\n{}", last.join("\n"));
+        all += &format!("--- {name}\n{}\n", last.join("\n"));
     }
+    all
 }
 
 /// Waits until something is so.
@@ -91,6 +91,15 @@ pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(WITHIN, wait)
         .await
         .unwrap_or_else(|_late| panic!("not within {WITHIN:?}: {what}"));
+}
+
+/// The same, for a test without a runtime.
+pub(crate) fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(until(what, async || so()));
 }
 
 /// Waits until the controller shows something, and returns the status that does.
@@ -116,22 +125,33 @@ pub(crate) fn entries(log: &Path) -> Vec<Entry> {
 
 /// The endings of plans in a log.
 pub(crate) fn endings(entries: &[Entry]) -> Vec<Ending> {
-    let endings = entries.iter().filter_map(|entry| match &entry.body {
-        Body::Outcome { ending, .. } => Some(ending.clone()),
-        _ => None,
+    let endings = entries.iter().filter_map(|entry| {
+        let Body::Outcome { ending, .. } = &entry.body else {
+            return None;
+        };
+        Some(ending.clone())
     });
     endings.collect()
 }
 
-/// What the steps of a kind brought, each time that one was done.
+/// What a step brought, each time that it was done.
 pub(crate) fn facts(entries: &[Entry], wanted: &Step) -> Vec<Fact> {
-    let facts = entries.iter().filter_map(|entry| match &entry.body {
-        Body::Step {
-            step,
-            event: Event::Done { fact },
-            ..
-        } if step == wanted => Some(fact.clone()),
-        _ => None,
+    let facts = entries.iter().filter_map(|entry| {
+        let Body::Step { step, event, .. } = &entry.body else {
+            return None;
+        };
+        let Event::Done { fact } = event else {
+            return None;
+        };
+        (step == wanted).then(|| fact.clone())
     });
     facts.collect()
+}
+
+/// How many writes a site has acknowledged.
+pub(crate) fn written_at(attempts: &[Attempt], wanted: &str) -> usize {
+    let there = attempts.iter().filter(|attempt| {
+        matches!(&attempt.outcome, Outcome::Acknowledged { site, .. } if site.as_str() == wanted)
+    });
+    there.count()
 }
