@@ -1,7 +1,7 @@
 //! Starts a lab's processes, makes them go wrong, mends them, and ends all of them.
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -280,6 +280,14 @@ impl Supervisor {
     pub fn controller_runs(&mut self) -> bool {
         self.processes.reap();
         self.processes.pid("controller").is_some()
+    }
+
+    /// How the controller ended, if it did since somebody last looked after the processes.
+    pub fn controller_ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        self.processes.look()?;
+        let ended = self.processes.reap().into_iter();
+        let mut controllers = ended.filter(|(name, _)| name == "controller");
+        Ok(controllers.next().map(|(_, status)| status))
     }
 
     /// Ends every process, in order where they let us, and leaves none behind.
