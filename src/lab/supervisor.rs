@@ -230,8 +230,14 @@ impl Supervisor {
 
     /// Thaws what is frozen, starts what is missing, connects a standby that was cut off.
     pub async fn heal(&mut self) -> anyhow::Result<String> {
-        let thawed = self.processes.thaw(&Who::All).await?;
-        let mut healed = format!("{} processes thawed", thawed.len());
+        let frozen = self
+            .processes
+            .look()?
+            .iter()
+            .filter(|seen| seen.stopped)
+            .count();
+        self.processes.thaw(&Who::All).await?;
+        let mut healed = format!("{frozen} processes thawed");
         self.start_missing()?;
         let sites = self.layout.sites.clone();
         for (own, other) in [(&sites[0], &sites[1]), (&sites[1], &sites[0])] {
