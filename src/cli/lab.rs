@@ -17,6 +17,7 @@ use super::output::{Mood, Output};
 use crate::adapters::clock::SystemClock;
 use crate::engine::topology::SiteName;
 use crate::lab::layout::Layout;
+use crate::lab::processes::Processes;
 use crate::lab::scenario::{self, LabReport, Sight};
 use crate::lab::site_api::{self, SiteApiConfig};
 use crate::lab::standing::{self, Ask, Fault, Standing};
@@ -25,6 +26,9 @@ use crate::ports::Clock;
 
 /// The policy of a lab for which none is named.
 const FAST: &str = include_str!("../../policies/fast.toml");
+
+/// How long what is left may take to end by itself.
+const END_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long the lab may take to stand, and to go.
 const UP_WITHIN: Duration = Duration::from_secs(90);
@@ -162,21 +166,8 @@ fn run_scenario(args: &RunArgs, output: &Output) -> anyhow::Result<Exit> {
     let runtime = runtime()?;
     let report = runtime.block_on(async {
         let folder = new_folder()?;
-        if !output.is_json() {
-            output.text("building a lab: two sites with PostgreSQL, agents and services, a name server, a controller, a client …");
-        }
-        let layout = Layout::create(folder.path(), &std::env::current_exe()?, None, &policy).await?;
-        let mut lab = Supervisor::start(layout).await?;
-        let kept = kept_folder()?;
-        if !output.is_json() {
-            output.text(format!("steady; now: {} aws", args.fault));
-        }
-        let played = interruptible(Box::pin(scenario::run(&mut lab, args.fault, &kept, |at, sight| {
-            if !output.is_json() {
-                show(at, sight, output);
-            }
-        }))).await;
-        lab.end().await?;
+        let played = interruptible(Box::pin(play(args, &policy, folder.path(), output))).await;
+        end_everything().await?;
         played
     })?;
     if let Some(file) = &args.report {
@@ -189,6 +180,47 @@ fn run_scenario(args: &RunArgs, output: &Output) -> anyhow::Result<Exit> {
         show_report(&report, output);
     }
     Ok(if report.passed { Exit::Done } else { Exit::No })
+}
+
+/// Builds a lab and makes it fail over.
+async fn play(
+    args: &RunArgs,
+    policy: &str,
+    dir: &Path,
+    output: &Output,
+) -> anyhow::Result<LabReport> {
+    let tell = |text: String| {
+        if !output.is_json() {
+            output.text(text);
+        }
+    };
+    tell("building a lab: two sites with PostgreSQL, agents and services, a name server, a controller, a client …".to_owned());
+    let processes = adopt_everything()?;
+    let layout = Layout::create(dir, &std::env::current_exe()?, None, policy).await?;
+    let mut lab = Supervisor::start(layout, processes).await?;
+    let kept = kept_folder()?;
+    tell(format!("steady; now: {} aws", args.fault));
+    let played = scenario::run(&mut lab, args.fault, &kept, |at, sight| {
+        if !output.is_json() {
+            show(at, sight, output);
+        }
+    });
+    let played = Box::pin(played).await;
+    lab.end().await?;
+    played
+}
+
+/// Makes this process the one to which everything that it starts comes back.
+fn adopt_everything() -> anyhow::Result<Processes> {
+    Ok(Processes::new(
+        &format!("lab-{}", std::process::id()),
+        Arc::new(SystemClock),
+    )?)
+}
+
+/// Ends whatever this process started and has not ended, however far it came.
+async fn end_everything() -> anyhow::Result<()> {
+    Ok(adopt_everything()?.end_all(&[], END_WITHIN).await?)
 }
 
 /// Ends in order on Ctrl-C, so that no process is left.
@@ -359,10 +391,24 @@ fn down(output: &Output) -> anyhow::Result<Exit> {
 
 /// Builds a lab in `dir`, keeps it, and does what it is asked, until it is told to end.
 async fn supervise(dir: &Path) -> anyhow::Result<()> {
+    let kept = interruptible(Box::pin(keep(dir))).await;
+    let forgotten = standing::forget(dir);
+    end_everything().await?;
+    match kept {
+        // What was said in its folder is the only trace of why it did not stand.
+        Err(error) if error.downcast_ref::<Interrupted>().is_none() => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    std::fs::remove_dir_all(dir).context("remove the lab's folder")?;
+    forgotten
+}
+
+async fn keep(dir: &Path) -> anyhow::Result<()> {
     let policy =
         std::fs::read_to_string(dir.join("wanted-policy.toml")).context("read the policy")?;
+    let processes = adopt_everything()?;
     let layout = Layout::create(dir, &std::env::current_exe()?, None, &policy).await?;
-    let mut lab = Supervisor::start(layout).await?;
+    let mut lab = Supervisor::start(layout, processes).await?;
     let socket = dir.join("supervisor.sock");
     let listener = UnixListener::bind(&socket).context("listen for what is asked")?;
     std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
@@ -372,16 +418,8 @@ async fn supervise(dir: &Path) -> anyhow::Result<()> {
         controller: lab.layout.controller,
         operator: lab.layout.operator.clone(),
     })?;
-    let served = interruptible(Box::pin(serve(&mut lab, &listener))).await;
-    let forgotten = standing::forget(dir);
-    lab.end().await?;
-    drop(listener);
-    std::fs::remove_dir_all(dir).context("remove the lab's folder")?;
-    forgotten?;
-    match served {
-        Err(error) if error.downcast_ref::<Interrupted>().is_some() => Ok(()),
-        served => served,
-    }
+    serve(&mut lab, &listener).await?;
+    lab.end().await
 }
 
 async fn serve(lab: &mut Supervisor, listener: &UnixListener) -> anyhow::Result<()> {

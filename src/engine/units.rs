@@ -182,9 +182,12 @@ impl FromStr for SystemId {
 pub struct MonoTime(pub Duration);
 
 impl MonoTime {
-    /// How long ago `earlier` was, seen from here; zero where it is later.
+    /// How long ago `earlier` was, seen from here, in whole milliseconds; zero where it is later.
+    ///
+    /// Whole, because that is how ages are recorded: what is decided on them must be decided again
+    /// from the record (invariant 11).
     pub fn since(self, earlier: MonoTime) -> Duration {
-        self.0.saturating_sub(earlier.0)
+        Duration::from_millis(as_millis(self.0.saturating_sub(earlier.0)))
     }
 
     /// The moment `wait` later.
@@ -259,6 +262,11 @@ pub fn as_millis(duration: Duration) -> u64 {
 pub mod millis {
     use super::{Deserialize, Deserializer, Duration, Serialize, Serializer, as_millis};
 
+    /// What is sent may be larger than what is recorded: both must lead to the same decision.
+    fn exact(millis: u64) -> Duration {
+        Duration::from_millis(millis.min(super::LARGEST_EXACT))
+    }
+
     /// Writes whole milliseconds.
     pub fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
         as_millis(*value).serialize(to)
@@ -266,7 +274,7 @@ pub mod millis {
 
     /// Reads whole milliseconds.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        u64::deserialize(from).map(Duration::from_millis)
+        u64::deserialize(from).map(exact)
     }
 
     /// The same for a duration that may be unknown.
@@ -285,7 +293,7 @@ pub mod millis {
         pub fn deserialize<'de, D: Deserializer<'de>>(
             from: D,
         ) -> Result<Option<Duration>, D::Error> {
-            Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
+            Ok(Option::<u64>::deserialize(from)?.map(super::exact))
         }
     }
 }
@@ -369,6 +377,19 @@ mod tests {
         let time = WallTime(1_790_000_000_123);
         assert_eq!(time.to_string().parse(), Ok(time));
         assert_eq!(WallTime(u64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn an_age_is_what_its_record_says() {
+        let (earlier, now) = (
+            MonoTime(Duration::from_nanos(1)),
+            MonoTime(Duration::from_millis(7)),
+        );
+        assert_eq!(now.since(earlier), Duration::from_millis(6));
+        let sent = 90_071_992_547_409_935u64;
+        let read: Duration = millis::deserialize(serde_json::json!(sent)).unwrap();
+        let recorded: Duration = millis::deserialize(serde_json::json!(as_millis(read))).unwrap();
+        assert_eq!(read, recorded);
     }
 
     #[test]

@@ -42,14 +42,10 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts everything, and returns when all is steady.
-    pub async fn start(layout: Layout) -> anyhow::Result<Self> {
+    /// Starts everything, and returns when all is steady. `processes` is made before anything is
+    /// started, so that whatever happens everything can be ended.
+    pub async fn start(layout: Layout, processes: Processes) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let id = layout
-            .dir
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned());
-        let processes = Processes::new(&id.unwrap_or_default(), Arc::clone(&clock))?;
         let address = layout.name_server;
         let folder = layout.dir.join("dns");
         std::fs::create_dir_all(&folder)?;

@@ -8,15 +8,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use failover::adapters::clock::SystemClock;
 use failover::adapters::files;
 use failover::engine::chain::{Body, Entry};
 use failover::engine::saga::Ending;
 use failover::engine::step::{Event, Fact, Step};
 use failover::lab::client::{Attempt, Outcome};
 use failover::lab::layout::Layout;
+use failover::lab::processes::Processes;
 use failover::lab::supervisor::Supervisor;
 use failover::wire::Status;
 
@@ -56,8 +59,9 @@ pub(crate) fn on_a_lab(test: &str, body: impl AsyncFnOnce(&mut Supervisor)) {
     let dir = tempfile::tempdir().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_failover"));
     let mut lab = runtime.block_on(async {
+        let processes = Processes::new("stage", Arc::new(SystemClock)).unwrap();
         let layout = Layout::create(dir.path(), program, None, FAST).await;
-        Supervisor::start(layout.unwrap()).await.unwrap()
+        Supervisor::start(layout.unwrap(), processes).await.unwrap()
     });
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let within = async { tokio::time::timeout(TEST_WITHIN, body(&mut lab)).await };
