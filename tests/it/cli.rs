@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use failover::adapters::files::FileLog;
 use failover::app::brain::Brain;
 use failover::cli::exit::Exit;
 use failover::cli::output::Output as Printer;
@@ -102,7 +101,7 @@ fn the_man_page_and_the_completions_know_every_verb() {
 
 #[test]
 fn each_file_has_a_schema_that_is_json() {
-    for file in ["policy", "failover", "agent"] {
+    for file in ["controller", "agent", "policy"] {
         let (code, text, err) = ran(&["generate", "schema", file]);
         assert_eq!(code, 0, "{file}: {err}");
         let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -291,17 +290,6 @@ fn a_controller_that_is_not_there_is_named_with_a_hint() {
         err.contains(&address) && err.contains("hint: is it running?"),
         "{err}"
     );
-}
-
-#[test]
-fn a_log_that_another_controller_holds_ends_with_4() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("decision.log");
-    let _held = FileLog::open(&path, "the other one").unwrap();
-    let Err(error) = FileLog::open(&path, "this one") else {
-        panic!("two controllers hold one log");
-    };
-    assert_eq!(Exit::of(&anyhow::Error::new(error)).code(), 4);
 }
 
 #[test]

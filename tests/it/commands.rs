@@ -94,13 +94,12 @@ fn words(text: &str) -> Vec<String> {
         match quote {
             Some(open) if c == open => quote = None,
             Some(_) if c == '…' => word.get_or_insert_default().push_str("why"),
-            Some(_) => word.get_or_insert_default().push(c),
             None if c == '"' || c == '\'' => {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
             None if c.is_whitespace() => words.extend(word.take()),
-            None => word.get_or_insert_default().push(c),
+            Some(_) | None => word.get_or_insert_default().push(c),
         }
     }
     words.extend(word);
@@ -118,7 +117,6 @@ fn example(word: &str) -> Option<&'static str> {
         "DURATION" => "30m",
         "SIZE" => "64MiB",
         "HOST:PORT" => "127.0.0.1:7400",
-        "TEXT" => "why",
         _ => return None,
     })
 }

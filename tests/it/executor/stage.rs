@@ -289,7 +289,7 @@ impl Earth {
         })
     }
 
-    fn obey(&mut self, order: &Order) -> OrderAnswer {
+    fn obey(&mut self, order: &Order) -> Came {
         let position = Lsn(self.received);
         let before = self.site(&order.site).clone();
         let site = self.site(&order.site);
@@ -338,7 +338,7 @@ impl Earth {
         if changed {
             self.effects.push(format!("{} {}", name(order), order.site));
         }
-        Ok(came)
+        came
     }
 }
 
@@ -566,10 +566,10 @@ impl Agents for Stage {
         match self.fate(&name(order)) {
             Some(Fault::Instead(error)) => Err(error),
             Some(Fault::After(error)) => {
-                drop(self.change(|earth| earth.obey(order)));
+                self.change(|earth| earth.obey(order));
                 Err(error)
             }
-            None => self.change(|earth| earth.obey(order)),
+            None => Ok(self.change(|earth| earth.obey(order))),
         }
     }
 }
