@@ -190,7 +190,9 @@ fn write_sites(text: &mut String, status: &Status, output: &Output) -> std::fmt:
                 .unwrap_or_default();
             let peer = fact
                 .peer
-                .map_or("never".to_owned(), |age| format!("{} ago", rough(age)));
+                // It was this old when it was reported.
+                .map(|age| rough(age.saturating_add(agent.age)))
+                .map_or("never".to_owned(), |age| format!("{age} ago"));
             writeln!(
                 text,
                 "  lease     last report {} ago, other agent answered {peer}{fenced}{severed}",

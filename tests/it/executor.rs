@@ -43,22 +43,28 @@ fn database_dies(earth: &mut Earth) {
 
 fn ending(stage: &Stage) -> Ending {
     let entries = stage.entries();
-    let ends = entries.iter().rev().find_map(|entry| match &entry.body {
-        Body::Outcome { ending, .. } => Some(ending.clone()),
-        _ => None,
+    let ends = entries.iter().rev().find_map(|entry| {
+        if let Body::Outcome { ending, .. } = &entry.body {
+            return Some(ending.clone());
+        }
+        None
     });
     ends.expect("the plan ended")
 }
 
 fn fact(stage: &Stage, wanted: &Step) -> Fact {
     let entries = stage.entries();
-    let found = entries.iter().find_map(|entry| match &entry.body {
-        Body::Step {
+    let found = entries.iter().find_map(|entry| {
+        if let Body::Step {
             step,
             event: Event::Done { fact },
             ..
-        } if step == wanted => Some(fact.clone()),
-        _ => None,
+        } = &entry.body
+            && step == wanted
+        {
+            return Some(fact.clone());
+        }
+        None
     });
     found.unwrap_or_else(|| panic!("{wanted} is not done"))
 }

@@ -12,3 +12,6 @@ mod tls;
 mod configuration;
 mod executor;
 mod keeper;
+mod commands;
+mod architecture;
+mod cli;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use failover::adapters::certificates::Authority;
+use failover::adapters::files::FileLog;
 use failover::adapters::keys::SigningKey;
 use failover::adapters::tls::Identity;
 use failover::engine::policy::Policy;
@@ -420,4 +421,22 @@ fn a_log_in_memory_refuses_to_start_unless_it_is_allowed() {
         answer.contains("`agent.state_dir` is in memory"),
         "{answer}"
     );
+}
+
+#[test]
+fn a_controller_whose_log_another_one_holds_ends_with_4_and_names_it() {
+    let machine = Machine::new();
+    let path = machine.write(
+        "failover.toml",
+        &[("\"10.0.3.10:7400\"", "\"127.0.0.1:0\"")],
+    );
+    let config = app::config::Config::read(&path);
+    let (config, _) = config.unwrap_or_else(|problems| panic!("{problems}"));
+    let _held = FileLog::open(&config.log, "pid 7 since noon").unwrap();
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_failover"));
+    let program = program.args(["run", "--config", path.to_str().unwrap()]);
+    let ended = program.env_clear().output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(4), "{said}");
+    assert!(said.contains("pid 7 since noon"), "{said}");
 }

@@ -215,7 +215,81 @@ impl Earth {
         }
     }
 
-    fn obey(&mut self, order: &Order) -> OrderAnswer {
+    /// A quarter of a second of writes.
+    pub(crate) fn write(&mut self) {
+        if self.aws.running {
+            self.written += 4096;
+            if !self.gcp.severed {
+                self.received = self.written;
+            }
+        }
+    }
+
+    fn look(&mut self, site: &SiteName, kind: TargetKind, now: MonoTime) -> Observation {
+        let target = Target {
+            site: site.clone(),
+            kind,
+        };
+        Observation {
+            finding: self.find(&target),
+            target,
+            vantage: Vantage::Controller,
+            began: now,
+            ended: now,
+        }
+    }
+
+    /// What the controller's probes see.
+    pub(crate) fn seen(&mut self, now: MonoTime) -> Vec<Observation> {
+        let kinds = [TargetKind::Api, TargetKind::Database];
+        let targets = [aws(), gcp()].into_iter();
+        let targets = targets.flat_map(|site| kinds.map(|kind| (site.clone(), kind)));
+        targets
+            .map(|(site, kind)| self.look(&site, kind, now))
+            .collect()
+    }
+
+    /// What the agents report that can be reached.
+    pub(crate) fn reports(&mut self, now: MonoTime) -> Vec<Report> {
+        let both = [(aws(), gcp()), (gcp(), aws())];
+        let reports = both.iter().map(|(site, peer)| self.report(site, peer, now));
+        reports.collect::<Vec<_>>().into_iter().flatten().collect()
+    }
+
+    fn report(&mut self, site: &SiteName, peer: &SiteName, now: MonoTime) -> Option<Report> {
+        let state = self.site(site).clone();
+        let peer_up = self.site(peer).reachable;
+        let saw = [
+            self.look(site, TargetKind::Database, now),
+            self.look(peer, TargetKind::Api, now),
+            self.look(peer, TargetKind::Database, now),
+        ];
+        let database = if state.running {
+            LocalDatabase::Up
+        } else {
+            LocalDatabase::Down {
+                since: Duration::from_secs(1),
+                why: "killed by signal 9".to_owned(),
+            }
+        };
+        state.reachable.then(|| Report {
+            group: topology().group,
+            site: site.clone(),
+            epoch: state.epoch,
+            asks: state.asks && state.primary && !state.fenced,
+            facts: AgentFacts {
+                database,
+                fenced: state.fenced.then_some(state.epoch),
+                severed: state.severed.then_some(Epoch(2)),
+                guarded: true,
+                peer: peer_up.then_some(Duration::ZERO),
+            },
+            observations: saw.iter().map(|o| SentObservation::pack(o, now)).collect(),
+            version: "0".to_owned(),
+        })
+    }
+
+    fn obey(&mut self, order: &Order) -> Came {
         let position = Lsn(self.received);
         let before = self.site(&order.site).clone();
         let site = self.site(&order.site);
@@ -264,7 +338,7 @@ impl Earth {
         if changed {
             self.effects.push(format!("{} {}", name(order), order.site));
         }
-        Ok(came)
+        came
     }
 }
 
@@ -492,10 +566,10 @@ impl Agents for Stage {
         match self.fate(&name(order)) {
             Some(Fault::Instead(error)) => Err(error),
             Some(Fault::After(error)) => {
-                drop(self.change(|earth| earth.obey(order)));
+                self.change(|earth| earth.obey(order));
                 Err(error)
             }
-            None => self.change(|earth| earth.obey(order)),
+            None => Ok(self.change(|earth| earth.obey(order))),
         }
     }
 }
@@ -589,67 +663,15 @@ async fn feed(stage: Arc<Stage>, handle: Handle) {
 }
 
 async fn round(stage: &Stage, handle: &Handle) -> Option<()> {
-    stage.change(|earth| {
-        if earth.aws.running {
-            earth.written += 4096;
-            if !earth.gcp.severed {
-                earth.received = earth.written;
-            }
-        }
-    });
     let now = stage.clock.now();
-    let look = |site: &SiteName, kind| {
-        let target = Target {
-            site: site.clone(),
-            kind,
-        };
-        Observation {
-            finding: stage.change(|earth| earth.find(&target)),
-            target,
-            vantage: Vantage::Controller,
-            began: now,
-            ended: now,
-        }
-    };
+    let (seen, reports) = stage.change(|earth| {
+        earth.write();
+        (earth.seen(now), earth.reports(now))
+    });
     handle.tell(Input::Anchors(3, 3)).await.ok()?;
-    let seen = [aws(), gcp()]
-        .iter()
-        .flat_map(|site| [TargetKind::Api, TargetKind::Database].map(|kind| look(site, kind)))
-        .collect();
     handle.tell(Input::Observed(seen)).await.ok()?;
-    for (site, peer) in [(aws(), gcp()), (gcp(), aws())] {
-        let state = stage.change(|earth| earth.site(&site).clone());
-        if !state.reachable {
-            continue;
-        }
-        let up = stage.change(|earth| earth.site(&peer).reachable);
-        let saw = [
-            look(&site, TargetKind::Database),
-            look(&peer, TargetKind::Api),
-            look(&peer, TargetKind::Database),
-        ];
-        let report = Report {
-            group: topology().group,
-            site: site.clone(),
-            epoch: state.epoch,
-            asks: state.asks && state.primary && !state.fenced,
-            facts: AgentFacts {
-                database: if state.running {
-                    LocalDatabase::Up
-                } else {
-                    LocalDatabase::Down {
-                        since: Duration::from_secs(1),
-                        why: "killed by signal 9".to_owned(),
-                    }
-                },
-                fenced: state.fenced.then_some(state.epoch),
-                severed: state.severed.then_some(Epoch(2)),
-                guarded: true,
-                peer: up.then_some(Duration::ZERO),
-            },
-            observations: saw.iter().map(|o| SentObservation::pack(o, now)).collect(),
-            version: "0".to_owned(),
-        };
+    for report in reports {
+        let site = report.site.clone();
         let answer = handle
             .ask(|answer| Input::Reported(Box::new(report), answer))
             .await;
