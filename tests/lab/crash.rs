@@ -6,7 +6,9 @@ use failover::adapters::files;
 use failover::adapters::postgres::probe;
 use failover::app::executor::Moment;
 use failover::engine::chain::Body;
+use failover::engine::lease::FenceProof;
 use failover::engine::plan::Plan;
+use failover::engine::policy::Policy;
 use failover::engine::saga::Ending;
 use failover::engine::step::{Fact, Step};
 use failover::engine::topology::Role;
@@ -18,7 +20,7 @@ use failover::lab::supervisor::Supervisor;
 use rustix::process::Signal;
 
 use crate::pair::LIMIT;
-use crate::stage::{endings, entries, facts, on_a_lab, until, until_status, written_at};
+use crate::stage::{FAST, endings, entries, facts, on_a_lab, until, until_status, written_at};
 
 /// The plan that the log tells of.
 fn plan(lab: &Supervisor) -> Plan {
@@ -98,8 +100,24 @@ fn a_controller_killed_at_every_moment_of_every_step_ends_its_plan_with_one_prom
         for step in &plan.steps {
             assert_eq!(facts(&entries, step).len(), 1, "{step} is done once");
         }
+        // Waited out by the process that wrote it down, from the moment when it took over.
         let fence = facts(&entries, &Step::Fence);
-        assert!(matches!(fence[..], [Fact::Fenced { .. }]));
+        let [
+            Fact::Fenced {
+                proof:
+                    FenceProof::WaitedOut {
+                        severed_ago,
+                        granted_ago,
+                    },
+            },
+        ] = fence[..]
+        else {
+            panic!("{fence:?}");
+        };
+        let timers = Policy::read("fast", FAST).unwrap().lease;
+        let bound = timers.fence_and_margin();
+        assert!(granted_ago >= timers.lease_ttl + bound, "{granted_ago:?}");
+        assert!(severed_ago >= timers.peer_ttl + bound, "{severed_ago:?}");
         let [
             Fact::Promoted {
                 timeline, already, ..

@@ -17,3 +17,4 @@ mod stage;
 mod crash;
 mod drill;
 mod standing;
+mod bad_input;
