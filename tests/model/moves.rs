@@ -4,10 +4,10 @@ use failover::engine::lease::{Holder, can_wait_out, is_superseded, waited_out_at
 use failover::engine::policy::LeaseTimers;
 
 use super::state::{
-    Active, Controller, NEW, OLD, Oldest, Proof, Right, Site, Stage, State, age_of, ago, left,
+    Ages, Book, Controller, NEW, OLD, Oldest, Proof, Right, Site, Stage, State, ago,
 };
 use super::{Flaw, Protocol};
-use crate::state::Book;
+
 use failover::engine::lease::LeaseBook;
 
 /// One thing that happens.
@@ -64,7 +64,7 @@ impl Protocol {
             self.moves_of_controller(now, moves);
         }
         if self.only_link != Some(Site::Active) {
-            self.moves_of_passive(now, moves);
+            moves_of_passive(now, moves);
         }
     }
 
@@ -166,21 +166,6 @@ impl Protocol {
                 moves.extend(net.requests.each().take(1).map(Move::Grant));
             }
         }
-    }
-
-    fn moves_of_passive(&self, now: &State, moves: &mut Vec<Move>) {
-        let net = &now.net;
-        moves.extend(net.questions.each().map(Move::AnswerPeer));
-        if net.sever.ordered && !now.passive.promoted {
-            moves.push(Move::Sever);
-        }
-        if net.promote && !now.passive.promoted {
-            moves.push(Move::HearPromote);
-        }
-        if now.passive.ordered {
-            moves.push(Move::GrantToPassive);
-        }
-        moves.push(Move::RestartPassive);
     }
 
     /// What comes of a move; `None` where it changes nothing.
@@ -451,64 +436,17 @@ impl Protocol {
     }
 }
 
-impl Active {
-    /// Takes what its holder says, and pushes the guard's deadline, where that is not over yet.
-    fn hold(
-        &mut self,
-        (holder, granted, peer_answered): (Holder, u8, Option<u8>),
-        timers: &LeaseTimers,
-    ) {
-        let right = Right {
-            granted,
-            peer_answered,
-        };
-        assert_eq!(
-            right.open(timers),
-            holder,
-            "the model's ages are the holder's"
-        );
-        self.right = Some(right);
-        if let Some(deadline) = self.deadline.filter(|left| *left > 0) {
-            self.deadline = Some(deadline.max(left(&holder)));
-        }
+fn moves_of_passive(now: &State, moves: &mut Vec<Move>) {
+    let net = &now.net;
+    moves.extend(net.questions.each().map(Move::AnswerPeer));
+    if net.sever.ordered && !now.passive.promoted {
+        moves.push(Move::Sever);
     }
-
-    /// What an agent that starts takes over from the guard, as the keeper does.
-    fn adopt(&mut self, timers: &LeaseTimers) {
-        let left = self.deadline.filter(|left| self.writes && *left > 0);
-        self.right = left.map(|left| {
-            let until = ago(0).plus(super::state::TICK * u32::try_from(left).unwrap());
-            let asked = until.minus(timers.lease_ttl).min(ago(0));
-            Right {
-                granted: age_of(asked),
-                peer_answered: None,
-            }
-        });
+    if net.promote && !now.passive.promoted {
+        moves.push(Move::HearPromote);
     }
-}
-
-impl Controller {
-    /// What a new process makes of the log.
-    fn take_over(&mut self, flaw: Option<Flaw>) {
-        let raised = self.stage >= Stage::Raised && flaw != Some(Flaw::RaiseForgotten);
-        let epoch = if raised { NEW } else { OLD };
-        let mut book = LeaseBook::taken_over(epoch, Site::Active.name(), ago(0));
-        if matches!(self.stage, Stage::Promoting(_)) {
-            book.pass_to(Site::Passive.name());
-        } else if raised {
-            book.raise(epoch);
-        }
-        self.book = Book::of(&book);
-        self.severed = None;
+    if now.passive.ordered {
+        moves.push(Move::GrantToPassive);
     }
-}
-
-impl State {
-    /// Whoever waited for an answer at the active site is gone.
-    fn hang_up_on_active(&mut self) {
-        self.net.grants = Default::default();
-        self.net.answers = Default::default();
-        self.net.replaced = false;
-        self.net.superseded = false;
-    }
+    moves.push(Move::RestartPassive);
 }

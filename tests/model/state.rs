@@ -12,6 +12,8 @@ use failover::engine::policy::LeaseTimers;
 use failover::engine::topology::SiteName;
 use failover::engine::units::{Epoch, MonoTime};
 
+use super::Flaw;
+
 /// One tick of a clock.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// What any clock shows now, as ages count back from it.
@@ -184,7 +186,7 @@ impl Right {
 /// How many ticks a holder's right holds for; negative or zero when it is over.
 pub(crate) fn left(holder: &Holder) -> i8 {
     let end = holder.deadline().unwrap();
-    let ticks = i128::try_from(end.0.as_secs()).unwrap() - i128::from(NOW);
+    let ticks = i64::try_from(end.0.as_secs()).unwrap() - i64::from(NOW);
     i8::try_from(ticks).unwrap()
 }
 
@@ -324,5 +326,67 @@ impl State {
             self.net.replaced = false;
             self.net.superseded = false;
         }
+    }
+}
+
+impl Active {
+    /// Takes what its holder says, and pushes the guard's deadline, where that is not over yet.
+    pub(crate) fn hold(
+        &mut self,
+        (holder, granted, peer_answered): (Holder, u8, Option<u8>),
+        timers: &LeaseTimers,
+    ) {
+        let right = Right {
+            granted,
+            peer_answered,
+        };
+        assert_eq!(
+            right.open(timers),
+            holder,
+            "the model's ages are the holder's"
+        );
+        self.right = Some(right);
+        if let Some(deadline) = self.deadline.filter(|left| *left > 0) {
+            self.deadline = Some(deadline.max(left(&holder)));
+        }
+    }
+
+    /// What an agent that starts takes over from the guard, as the keeper does.
+    pub(crate) fn adopt(&mut self, timers: &LeaseTimers) {
+        let left = self.deadline.filter(|left| self.writes && *left > 0);
+        self.right = left.map(|left| {
+            let until = ago(0).plus(TICK * u32::try_from(left).unwrap());
+            let asked = until.minus(timers.lease_ttl).min(ago(0));
+            Right {
+                granted: age_of(asked),
+                peer_answered: None,
+            }
+        });
+    }
+}
+
+impl Controller {
+    /// What a new process makes of the log.
+    pub(crate) fn take_over(&mut self, flaw: Option<Flaw>) {
+        let raised = self.stage >= Stage::Raised && flaw != Some(Flaw::RaiseForgotten);
+        let epoch = if raised { NEW } else { OLD };
+        let mut book = LeaseBook::taken_over(epoch, Site::Active.name(), ago(0));
+        if matches!(self.stage, Stage::Promoting(_)) {
+            book.pass_to(Site::Passive.name());
+        } else if raised {
+            book.raise(epoch);
+        }
+        self.book = Book::of(&book);
+        self.severed = None;
+    }
+}
+
+impl State {
+    /// Whoever waited for an answer at the active site is gone.
+    pub(crate) fn hang_up_on_active(&mut self) {
+        self.net.grants = Ages::default();
+        self.net.answers = Ages::default();
+        self.net.replaced = false;
+        self.net.superseded = false;
     }
 }
