@@ -1,14 +1,10 @@
 //! What can happen next, and what comes of it.
 
-use failover::engine::lease::{Holder, can_wait_out, is_superseded, waited_out_at};
+use failover::engine::lease::{Holder, LeaseBook, can_wait_out, is_superseded, waited_out_at};
 use failover::engine::policy::LeaseTimers;
 
-use super::state::{
-    Ages, Book, Controller, NEW, OLD, Oldest, Proof, Right, Site, Stage, State, ago,
-};
+use super::state::{Book, Controller, NEW, OLD, Oldest, Proof, Site, Stage, State, ago};
 use super::{Flaw, Protocol};
-
-use failover::engine::lease::LeaseBook;
 
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
