@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::engine::lease::Holder;
+use crate::engine::lease::{Holder, is_superseded};
 use crate::engine::policy::FenceStages;
 use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState};
 use crate::engine::topology::{GroupName, Role, SiteName};
@@ -202,6 +202,9 @@ impl Keeper {
     }
 
     async fn take(&mut self, news: News) {
+        // First of all: an answer that waited while we were frozen must not bring back a right
+        // for which the guard has fenced already.
+        self.drop_right_that_is_over();
         match news {
             News::Answered(asked, answer) => self.answered(asked, *answer).await,
             News::PeerAnswered(asked, answer) => self.peer_answered(asked, answer).await,
@@ -253,18 +256,9 @@ impl Keeper {
         if !self.refresh().await {
             return;
         }
-        let now = self.clock.now();
-        // A right that ran out is no right: only a new grant begins another one.
-        let over = self
-            .holder
-            .as_ref()
-            .and_then(Holder::deadline)
-            .is_some_and(|end| now >= end);
-        if over {
-            tracing::warn!("the right to take writes ran out");
-            self.holder = None;
-        }
+        self.drop_right_that_is_over();
         self.keep_in_step().await;
+        let now = self.clock.now();
         self.start_again(now).await;
         self.mark(now);
     }
@@ -293,6 +287,13 @@ impl Keeper {
             // A keeper that is gone has nobody to tell.
             drop(sender.send(News::Marked(epoch, came)).await);
         });
+    }
+
+    fn drop_right_that_is_over(&mut self) {
+        let now = self.clock.now();
+        if self.holder.take_if(|holder| holder.is_over(now)).is_some() {
+            tracing::warn!("the right to take writes ran out");
+        }
     }
 
     /// Role and right must fit each other.
@@ -452,20 +453,10 @@ impl Keeper {
     }
 
     fn answer_peer(&self, question: &PeerQuestion) -> PeerAnswer {
-        let severed = self
-            .memory
-            .severed
-            .is_some_and(|severed| severed > question.epoch);
-        let holds = self
-            .holder
-            .as_ref()
-            .is_some_and(|holder| holder.epoch() > question.epoch);
+        let AgentMemory { epoch, severed, .. } = self.memory;
         PeerAnswer {
-            superseded: severed || holds,
-            epoch: self
-                .memory
-                .epoch
-                .max(self.memory.severed.unwrap_or_default()),
+            superseded: is_superseded(question.epoch, severed, epoch),
+            epoch: epoch.max(severed.unwrap_or_default()),
         }
     }
 

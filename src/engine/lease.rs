@@ -152,9 +152,15 @@ impl Holder {
     }
 
     /// The peer's agent answered a request that was sent after `asked`, and did not say that we
-    /// are superseded.
+    /// are superseded. That keeps a right, it brings none back: one that [`Holder::is_over`] is to
+    /// be dropped first.
     pub fn peer_answered(&mut self, asked: MonoTime) {
         self.peer_answered = self.peer_answered.max(Some(asked));
+    }
+
+    /// Whether the right ran out. Then it is no right any more: only a new grant begins another.
+    pub fn is_over(&self, now: MonoTime) -> bool {
+        self.deadline().is_some_and(|end| now >= end)
     }
 
     /// From when the right is over, unless it is renewed; `None` is never.
@@ -175,6 +181,13 @@ impl Holder {
             }
         }
     }
+}
+
+/// Whether a site that asks its peer in epoch `asked` is superseded, by what that peer remembers:
+/// for which epoch it was severed, and the highest in which it held the right or was told to
+/// promote. The second goes on saying so once the promotion has made an end of the sever.
+pub fn is_superseded(asked: Epoch, severed: Option<Epoch>, known: Epoch) -> bool {
+    severed > Some(asked) || known > asked
 }
 
 /// From when a site that got its last grant at `granted` and last answer of its peer before
@@ -298,6 +311,21 @@ mod tests {
             Some(at(3001)),
             "unless the policy is stricter"
         );
+    }
+
+    #[test]
+    fn a_right_is_over_from_its_deadline_on() {
+        let holder = Holder::granted(Epoch(1), at(0), timers());
+        assert!(!holder.is_over(at(2999)));
+        assert!(holder.is_over(at(3000)));
+    }
+
+    #[test]
+    fn a_peer_that_was_severed_or_promoted_says_superseded_in_every_lower_epoch() {
+        assert!(!is_superseded(Epoch(3), None, Epoch(3)));
+        assert!(!is_superseded(Epoch(3), Some(Epoch(3)), Epoch(2)));
+        assert!(is_superseded(Epoch(3), Some(Epoch(4)), Epoch(3)));
+        assert!(is_superseded(Epoch(3), None, Epoch(4)));
     }
 
     #[test]

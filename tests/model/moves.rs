@@ -1,0 +1,448 @@
+//! What can happen next, and what comes of it.
+
+use failover::engine::lease::{Holder, LeaseBook, can_wait_out, is_superseded, waited_out_at};
+use failover::engine::policy::LeaseTimers;
+
+use super::state::{Book, Controller, NEW, OLD, Oldest, Proof, Site, Stage, State, ago};
+use super::{Flaw, Protocol};
+
+/// One thing that happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Move {
+    /// Both clocks go on by a tick.
+    Tick,
+    /// The active site's clock is slow, and stays where it is.
+    TickOfController,
+    /// The controller's clock is slow.
+    TickOfActive,
+    Ask,
+    Grant(u8),
+    HearGrant(u8),
+    HearReplaced,
+    AskPeer,
+    AnswerPeer(u8),
+    HearPeer(u8),
+    HearSuperseded,
+    NoticeEndOfRight,
+    StartDatabase,
+    StopDatabase,
+    RestartAgent,
+    RestartSite,
+    OpenPlan,
+    WriteRaise,
+    Raise,
+    OrderSever,
+    Sever,
+    HearSevered,
+    OrderFence,
+    Fence {
+        relayed: bool,
+    },
+    HearFenced {
+        relayed: bool,
+    },
+    WaitOut,
+    Promote,
+    HearPromote,
+    GrantToPassive,
+    RestartPassive,
+    RestartController,
+}
+
+impl Protocol {
+    /// Collects what can happen.
+    pub(crate) fn moves(&self, now: &State, moves: &mut Vec<Move>) {
+        self.moves_of_clocks(now, moves);
+        if now.active.guarded {
+            self.moves_of_active(now, moves);
+        }
+        if self.only_link != Some(Site::Passive) {
+            self.moves_of_controller(now, moves);
+        }
+        if self.only_link != Some(Site::Active) {
+            moves_of_passive(now, moves);
+        }
+    }
+
+    fn moves_of_clocks(&self, now: &State, moves: &mut Vec<Move>) {
+        let active = &now.active;
+        // The guard has stopped the database before its bound is over.
+        let within = i8::try_from(self.timers.fence_within.as_secs()).unwrap();
+        let stopped_in_time = active
+            .deadline
+            .is_none_or(|left| left - 1 > -within || !active.writes);
+        let heard = match (self.only_link, &active.right) {
+            (Some(Site::Active), Some(right)) => right.granted <= 1,
+            (Some(Site::Passive), Some(right)) => right.peer_answered.is_some_and(|age| age == 0),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        let apart = self.drift_every.is_some_and(|every| now.together >= every);
+        if apart {
+            moves.push(Move::TickOfController);
+        }
+        if stopped_in_time && heard {
+            moves.push(Move::Tick);
+            if apart {
+                moves.push(Move::TickOfActive);
+            }
+        }
+    }
+
+    fn moves_of_active(&self, now: &State, moves: &mut Vec<Move>) {
+        let (active, net) = (&now.active, &now.net);
+        let left = active.right.as_ref().map(|right| right.left(&self.timers));
+        if !active.fenced {
+            moves.extend([Move::Ask, Move::AskPeer]);
+        }
+        moves.extend(net.grants.each().map(Move::HearGrant));
+        moves.extend(net.answers.each().map(Move::HearPeer));
+        if !active.fenced || active.writes {
+            if net.replaced {
+                moves.push(Move::HearReplaced);
+            }
+            if net.superseded {
+                moves.push(Move::HearSuperseded);
+            }
+        }
+        if left.is_some_and(|left| left <= 0) {
+            moves.push(Move::NoticeEndOfRight);
+        }
+        if left.is_some_and(|left| left > 0) && !active.writes && !active.fenced {
+            moves.push(Move::StartDatabase);
+        }
+        let over = active.deadline.is_some_and(|left| left <= 0);
+        if active.writes && (over || active.fenced) {
+            moves.push(Move::StopDatabase);
+        }
+        moves.push(Move::RestartAgent);
+        if self.only_link.is_none() {
+            moves.push(Move::RestartSite);
+        }
+        if net.fence.ordered && !(active.fenced && net.fence.confirmed) {
+            moves.extend([false, true].map(|relayed| Move::Fence { relayed }));
+        }
+    }
+
+    fn moves_of_controller(&self, now: &State, moves: &mut Vec<Move>) {
+        let (controller, net) = (&now.controller, &now.net);
+        moves.extend(net.requests.each().map(Move::Grant));
+        if self.only_link.is_some() {
+            return;
+        }
+        moves.push(Move::RestartController);
+        let raised = controller.book.epoch() == NEW && controller.book.holder().is_none();
+        match controller.stage {
+            Stage::NoPlan => moves.push(Move::OpenPlan),
+            Stage::Planned => moves.push(Move::WriteRaise),
+            Stage::Raised if !raised => moves.push(Move::Raise),
+            Stage::Raised => {
+                moves.push(Move::OrderSever);
+                if net.sever.confirmed {
+                    moves.push(Move::HearSevered);
+                }
+            }
+            Stage::Severed => {
+                if controller.severed.is_none() {
+                    moves.push(Move::OrderSever);
+                    if net.sever.confirmed {
+                        moves.push(Move::HearSevered);
+                    }
+                } else {
+                    moves.extend([Move::OrderFence, Move::WaitOut]);
+                    if net.fence.confirmed {
+                        moves.extend([false, true].map(|relayed| Move::HearFenced { relayed }));
+                    }
+                }
+            }
+            Stage::Fenced(_) => moves.push(Move::Promote),
+            Stage::Promoting(_) => {
+                moves.push(Move::Promote);
+                // An agent that asks in the old epoch hears who holds the right now.
+                moves.extend(net.requests.each().take(1).map(Move::Grant));
+            }
+        }
+    }
+
+    /// What comes of a move; `None` where it changes nothing.
+    pub(crate) fn after(&self, before: &State, happens: Move) -> Option<State> {
+        let mut next = before.clone();
+        match happens {
+            Move::Tick => self.tick(&mut next, true, true),
+            Move::TickOfController => self.tick(&mut next, true, false),
+            Move::TickOfActive => self.tick(&mut next, false, true),
+            Move::Ask
+            | Move::HearGrant(_)
+            | Move::HearReplaced
+            | Move::AskPeer
+            | Move::HearPeer(_)
+            | Move::HearSuperseded
+            | Move::NoticeEndOfRight
+            | Move::StartDatabase
+            | Move::StopDatabase
+            | Move::RestartAgent
+            | Move::RestartSite
+            | Move::Fence { .. } => self.active(&mut next, happens)?,
+            Move::Sever
+            | Move::AnswerPeer(_)
+            | Move::HearPromote
+            | Move::GrantToPassive
+            | Move::RestartPassive => self.passive(&mut next, happens)?,
+            Move::Grant(_)
+            | Move::OpenPlan
+            | Move::WriteRaise
+            | Move::Raise
+            | Move::OrderSever
+            | Move::HearSevered
+            | Move::OrderFence
+            | Move::HearFenced { .. }
+            | Move::WaitOut
+            | Move::Promote
+            | Move::RestartController => self.controller(&mut next, happens)?,
+        }
+        let stale_counts = matches!(
+            self.flaw,
+            Some(Flaw::GrantCountedFromItsArrival | Flaw::PeerCountedFromItsArrival)
+        );
+        next.forget(self.oldest(), stale_counts);
+        if self.flaw != Some(Flaw::LateAnswers) {
+            // The agent looks before it does anything else.
+            let right = &mut next.active.right;
+            right.take_if(|right| right.open(&self.timers).is_over(ago(0)));
+        }
+        (next != *before).then_some(next)
+    }
+
+    fn tick(&self, next: &mut State, controller: bool, active: bool) {
+        let oldest = self.oldest();
+        if controller {
+            next.tick_controller(oldest);
+        }
+        if active {
+            next.tick_active(oldest);
+        }
+        next.together = if controller && active {
+            (next.together + 1).min(self.drift_every.unwrap_or(0))
+        } else {
+            0
+        };
+    }
+
+    fn active(&self, next: &mut State, happens: Move) -> Option<()> {
+        let at_most = self.in_flight;
+        match happens {
+            Move::Ask => next.net.requests.send(0, at_most),
+            Move::AskPeer => next.net.questions.send(0, at_most),
+            Move::HearGrant(asked) => {
+                let asked = self.counted(Flaw::GrantCountedFromItsArrival, asked);
+                let renewed = match &next.active.right {
+                    Some(right) => {
+                        let mut holder = right.open(&self.timers);
+                        holder.renewed(OLD, ago(asked), self.timers.clone());
+                        (holder, right.granted.min(asked), right.peer_answered)
+                    }
+                    None => {
+                        let holder = Holder::granted(OLD, ago(asked), self.timers.clone());
+                        (holder, asked, None)
+                    }
+                };
+                next.active.hold(renewed, &self.timers);
+            }
+            Move::HearPeer(asked) => {
+                let asked = self.counted(Flaw::PeerCountedFromItsArrival, asked);
+                let right = next.active.right.clone()?;
+                let mut holder = right.open(&self.timers);
+                holder.peer_answered(ago(asked));
+                let newest = right.peer_answered.map_or(asked, |age| age.min(asked));
+                next.active
+                    .hold((holder, right.granted, Some(newest)), &self.timers);
+            }
+            Move::HearReplaced | Move::HearSuperseded => {
+                next.active.fenced = true;
+                next.active.right = None;
+            }
+            Move::NoticeEndOfRight => next.active.right = None,
+            Move::StartDatabase => {
+                let right = next.active.right.as_ref()?;
+                next.active.deadline = Some(right.left(&self.timers));
+                next.active.writes = true;
+            }
+            Move::StopDatabase => {
+                next.active.writes = false;
+                next.active.deadline = None;
+            }
+            Move::RestartAgent => {
+                next.hang_up_on_active();
+                next.active.adopt(&self.timers);
+            }
+            Move::RestartSite => {
+                next.hang_up_on_active();
+                next.active.right = None;
+                next.active.writes = false;
+                next.active.deadline = None;
+            }
+            Move::Fence { .. } => {
+                next.active.fenced = true;
+                next.active.right = None;
+                next.net.fence.confirmed = !next.active.writes;
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn passive(&self, next: &mut State, happens: Move) -> Option<()> {
+        let passive = &mut next.passive;
+        match happens {
+            Move::AnswerPeer(asked) => {
+                let known = match self.flaw {
+                    Some(Flaw::LateAnswers) => OLD,
+                    _ => passive.epoch,
+                };
+                if is_superseded(OLD, passive.severed, known) {
+                    next.net.superseded = true;
+                } else {
+                    next.net.answers.send(asked, self.in_flight);
+                }
+            }
+            Move::Sever => {
+                passive.severed = passive.severed.max(Some(NEW));
+                next.net.sever.confirmed = true;
+            }
+            Move::HearPromote => {
+                passive.epoch = NEW;
+                passive.ordered = true;
+            }
+            Move::GrantToPassive => {
+                let mut book = next.controller.book.open();
+                book.grant(&Site::Passive.name(), passive.epoch, ago(0))
+                    .ok()?;
+                passive.ordered = false;
+                passive.promoted = true;
+                passive.severed = None;
+            }
+            Move::RestartPassive => {
+                passive.ordered = false;
+                if self.flaw == Some(Flaw::SeverForgotten) {
+                    passive.severed = None;
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn controller(&self, next: &mut State, happens: Move) -> Option<()> {
+        let net = &mut next.net;
+        let controller = &mut next.controller;
+        let mut book = controller.book.open();
+        match happens {
+            Move::Grant(asked) => {
+                let granted = book.grant(&Site::Active.name(), OLD, ago(0));
+                let goes_on = self.flaw == Some(Flaw::GrantsGoOn) && book.holder.is_none();
+                if granted.is_ok() {
+                    controller.book = Book::of(&book);
+                }
+                if granted.is_ok() || goes_on {
+                    net.grants.send(asked, self.in_flight);
+                } else if book.holder == Some(Site::Passive.name()) {
+                    net.replaced = true;
+                }
+            }
+            Move::OpenPlan => {
+                controller.stage = Stage::Planned;
+                controller.can_wait_out = can_wait_out(&self.timers, &book.last_right())
+                    || self.flaw == Some(Flaw::SilentAgentWaitedOut);
+            }
+            Move::WriteRaise => controller.stage = Stage::Raised,
+            Move::Raise => {
+                book.raise(NEW);
+                controller.book = Book::of(&book);
+            }
+            Move::OrderSever => net.sever.ordered = true,
+            Move::HearSevered => {
+                controller.stage = Stage::Severed;
+                controller.severed = Some(0);
+            }
+            Move::OrderFence => {
+                book.raise(NEW);
+                controller.book = Book::of(&book);
+                net.fence.ordered = true;
+            }
+            Move::HearFenced { relayed } => {
+                controller.stage = Stage::Fenced(Proof::Agent { relayed });
+            }
+            Move::WaitOut => {
+                book.raise(NEW);
+                controller.book = Book::of(&book);
+                if controller.can_wait_out && self.waited_out(controller, &book) {
+                    controller.stage = Stage::Fenced(Proof::WaitedOut);
+                }
+            }
+            Move::Promote => {
+                let (Stage::Fenced(proof) | Stage::Promoting(proof)) = controller.stage else {
+                    return None;
+                };
+                controller.stage = Stage::Promoting(proof);
+                if self.flaw == Some(Flaw::RaiseForgotten) {
+                    // Or the book refuses the grant: the new epoch would be from the future.
+                    book.raise(NEW);
+                }
+                book.pass_to(Site::Passive.name());
+                controller.book = Book::of(&book);
+                net.promote = true;
+            }
+            Move::RestartController => {
+                net.sever.confirmed = false;
+                net.fence.confirmed = false;
+                controller.take_over(self.flaw);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// F3.
+    fn waited_out(&self, controller: &Controller, book: &LeaseBook) -> bool {
+        let Some(severed) = controller.severed else {
+            return false;
+        };
+        let timers = match self.flaw {
+            Some(Flaw::NotWaited) => return true,
+            Some(Flaw::DriftIgnored) => &LeaseTimers {
+                clock_drift_ppm: 0,
+                ..self.timers.clone()
+            },
+            _ => &self.timers,
+        };
+        ago(0) >= waited_out_at(timers, ago(severed), book.last_right().granted)
+    }
+
+    fn counted(&self, flaw: Flaw, asked: u8) -> u8 {
+        if self.flaw == Some(flaw) { 0 } else { asked }
+    }
+
+    fn oldest(&self) -> Oldest {
+        let whole = |duration: std::time::Duration| u8::try_from(duration.as_secs()).unwrap();
+        Oldest {
+            at_controller: whole(self.timers.longest_wait_out()) + 1,
+            grant: whole(self.timers.lease_ttl),
+            peer: whole(self.timers.peer_ttl),
+        }
+    }
+}
+
+fn moves_of_passive(now: &State, moves: &mut Vec<Move>) {
+    let net = &now.net;
+    moves.extend(net.questions.each().map(Move::AnswerPeer));
+    if net.sever.ordered && !now.passive.promoted {
+        moves.push(Move::Sever);
+    }
+    if net.promote && !now.passive.promoted {
+        moves.push(Move::HearPromote);
+    }
+    if now.passive.ordered {
+        moves.push(Move::GrantToPassive);
+    }
+    moves.push(Move::RestartPassive);
+}
