@@ -143,6 +143,7 @@ impl Control {
     pub async fn run(mut self) -> Result<(), JournalError> {
         loop {
             let input = tokio::select! {
+                biased;
                 input = self.inputs.recv() => input,
                 () = self.clock.sleep(TICK) => None,
             };
