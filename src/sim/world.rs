@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::chance::Chance;
@@ -272,7 +272,8 @@ impl State {
 pub struct World {
     began: Instant,
     state: Mutex<State>,
-    changed: watch::Sender<u64>,
+    /// In order of arrival, unlike a `watch`, which wakes by chance of its own.
+    changed: Notify,
     /// The policy in force.
     pub policy: Policy,
     /// The group.
@@ -335,7 +336,7 @@ impl World {
         Arc::new(Self {
             began: Instant::now(),
             state: Mutex::new(state),
-            changed: watch::Sender::new(0),
+            changed: Notify::new(),
             policy,
             topology,
         })
@@ -356,27 +357,28 @@ impl World {
 
     /// Tells whoever waits that links or lives changed.
     pub fn changed(&self) {
-        self.changed
-            .send_modify(|count| *count = count.wrapping_add(1));
+        self.changed.notify_waiters();
     }
 
     /// Waits until something is so.
     pub async fn until(&self, so: impl Fn(&mut State) -> bool) {
-        let mut changed = self.changed.subscribe();
-        while !self.with(|state, _| so(state)) {
-            if changed.changed().await.is_err() {
+        loop {
+            let changed = self.changed.notified();
+            if self.with(|state, _| so(state)) {
                 return;
             }
+            changed.await;
         }
     }
 
     /// Returns while a process runs; one that is frozen waits, one that ended waits for ever.
     pub async fn alive(&self, life: &Life) {
-        let mut changed = self.changed.subscribe();
-        while !life.lives() || life.frozen() {
-            if changed.changed().await.is_err() {
+        loop {
+            let changed = self.changed.notified();
+            if life.lives() && !life.frozen() {
                 return;
             }
+            changed.await;
         }
     }
 
