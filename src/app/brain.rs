@@ -105,7 +105,9 @@ impl Brain {
             .insert(site.clone(), (observation.began, facts.clone()));
         let active = *site == self.readings_of;
         match facts.role {
-            Role::Primary if active => {
+            // An agent's reading looks younger than it is by its way here, which nobody knows: what
+            // was acknowledged meanwhile would count as safe. Only our own readings bound the loss.
+            Role::Primary if active && observation.vantage == Vantage::Controller => {
                 let sample = PositionSample {
                     began: observation.began,
                     position: facts.position,
