@@ -301,7 +301,10 @@ impl Checks {
             [] => Some("nobody".to_owned()),
             [site] => {
                 let machine = machines.into_iter().find(|machine| machine.site == **site);
-                let fenced = machine.is_none_or(|machine| machine.marker.is_some());
+                let fenced = machine.is_none_or(|machine| {
+                    let marked = machine.marker.as_ref().map(|(epoch, _)| *epoch);
+                    marked.is_some() && marked >= answer.epoch
+                });
                 fenced.then(|| format!("{site}, which is fenced"))
             }
             [..] => Some("both sites".to_owned()),

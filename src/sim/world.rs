@@ -312,8 +312,8 @@ impl World {
         let first = Machine::new(topology.first.clone(), Role::Primary, stages);
         let second = Machine::new(topology.second.clone(), Role::Standby, stages);
         let mut machines = [first, second];
-        // Until the first lease the database runs under a right that an operator gave.
-        machines[0].right = Some((Epoch(1), Some(Duration::from_secs(30))));
+        // As if the agent had been there before.
+        machines[0].right = Some((Epoch(1), Some(policy.lease.lease_ttl)));
         let answer = Answer::only(&topology.first, &topology, Epoch(1));
         let state = State {
             chance,
