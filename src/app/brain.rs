@@ -218,10 +218,10 @@ impl Brain {
         let recorded = group
             .open
             .as_ref()
-            .map(|saga| (saga.opened, &saga.plan.loss));
+            .map(|saga| (saga.plan.known_at, &saga.plan.loss));
         let from = match (known.covered, recorded) {
             (Some(covered), _) => Some(wall.minus(covered)),
-            (None, Some((opened, loss))) => loss.window.map(|window| opened.minus(window)),
+            (None, Some((known_at, loss))) => loss.window.map(|window| known_at.minus(window)),
             (None, None) => None,
         };
         let recorded_bytes = recorded.and_then(|(_, loss)| loss.bytes);

@@ -223,6 +223,7 @@ impl Control {
     }
 
     async fn decide(&mut self) -> Result<(), JournalError> {
+        let known_at = self.clock.wall();
         let situation = self.situation(None);
         self.rearm(&situation).await?;
         let decision = decide(&situation, self.brain.policy());
@@ -238,7 +239,7 @@ impl Control {
         }
         match decision.verdict {
             Verdict::FailOver { .. } => {
-                self.open_plan(&situation).await?;
+                self.open_plan(&situation, known_at).await?;
             }
             Verdict::Resume { plan } => {
                 tracing::info!(plan_id = plan, "plan resumed");
@@ -288,9 +289,18 @@ impl Control {
         Ok(())
     }
 
-    async fn open_plan(&mut self, situation: &Situation) -> Result<u64, JournalError> {
+    async fn open_plan(
+        &mut self,
+        situation: &Situation,
+        known_at: WallTime,
+    ) -> Result<u64, JournalError> {
         let last = self.brain.last_right();
-        let plan = Box::new(Plan::failover(situation, self.brain.topology(), &last));
+        let plan = Box::new(Plan::failover(
+            situation,
+            self.brain.topology(),
+            &last,
+            known_at,
+        ));
         tracing::info!(to = %plan.route.to, epoch = plan.route.epoch.0, "plan opened");
         let id = self
             .journal
@@ -319,10 +329,11 @@ impl Control {
         if let Some(stuck) = stuck.filter(|stuck| stuck.plan.route.to == ask.to && !ask.dry_run) {
             return self.retry_stuck(operator, request, stuck.id).await;
         }
+        let known_at = self.clock.wall();
         let situation = self.situation(Some(request.clone()));
         let decision = decide(&situation, self.brain.policy());
         let last = self.brain.last_right();
-        let plan = Plan::failover(&situation, self.brain.topology(), &last);
+        let plan = Plan::failover(&situation, self.brain.topology(), &last, known_at);
         let steps = plan.steps.iter().map(ToString::to_string).collect();
         let passes = matches!(decision.verdict, Verdict::FailOver { .. });
         let mut answer = PromoteAnswer {
@@ -336,7 +347,7 @@ impl Control {
                 .append(operator, Body::Command { command })
                 .await?;
             self.log_decision(&answer.decision, &situation).await?;
-            answer.plan = Some(self.open_plan(&situation).await?);
+            answer.plan = Some(self.open_plan(&situation, known_at).await?);
         }
         Ok(Ok(answer))
     }
