@@ -179,11 +179,7 @@ impl Checks {
         let second = newest
             .is_some_and(|(top, holder)| timeline < top || (timeline == top && holder != site));
         if second {
-            let window = GUARD_TICK.saturating_add(self.policy.lease.fence.longest());
-            let thawed = machine
-                .thawed
-                .is_some_and(|thawed| at.saturating_sub(thawed) <= window);
-            if thawed {
+            if self.excused(at, machine) {
                 self.after_thaw += 1;
             } else {
                 let what = format!(
@@ -211,7 +207,7 @@ impl Checks {
             format!("{} is primary on timeline {}", new.site, new.timeline),
         );
         self.promoted.push((at, new.site.clone(), new.timeline));
-        if old.could_write(at) && !old.frozen && !self.vouched {
+        if old.could_write(at) && !self.excused(at, old) && !self.vouched {
             let what = format!("{} is promoted while {} can write", new.site, old.site);
             self.violated(Invariant::FenceBeforePromote, at, what);
         }
@@ -220,6 +216,14 @@ impl Checks {
             self.violated(Invariant::FenceBeforePromote, at, what);
         }
         self.check_loss(at, new, neutral);
+    }
+
+    /// Whether a host is frozen, or thawed so lately that its guard may not be through: the one
+    /// exception of invariant 1.
+    fn excused(&self, at: Truth, machine: &Machine) -> bool {
+        let window = thaw_window(&self.policy);
+        let lately = |thawed| at.saturating_sub(thawed) <= window;
+        machine.frozen || machine.thawed.is_some_and(lately)
     }
 
     fn check_loss(&mut self, at: Truth, new: &Machine, neutral: Skew) {
@@ -450,7 +454,7 @@ impl Checks {
             (Step::Fence, Fact::Fenced { proof }) => {
                 self.fenced = true;
                 let vouched = matches!(proof, FenceProof::Override { .. });
-                if active.could_write(at) && !active.frozen && !vouched {
+                if active.could_write(at) && !self.excused(at, active) && !vouched {
                     let what = format!(
                         "{} counts as fenced by {proof:?}, and can write",
                         active.site
