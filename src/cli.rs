@@ -16,6 +16,7 @@ pub mod log;
 pub mod policy;
 pub mod setup;
 pub mod lab;
+pub mod simulate;
 
 use self::exit::Exit;
 use self::output::Output;
@@ -89,6 +90,8 @@ enum Verb {
     /// A real failover on this machine: two sites, real PostgreSQL, nothing to set up
     #[command(subcommand)]
     Lab(lab::LabVerb),
+    /// The shipped controller and agents in a simulated world, with faults drawn from seeds
+    Simulate(simulate::SimulateArgs),
     /// Print shell completions, the man page, or the JSON schema of a file
     #[command(subcommand)]
     Generate(setup::GenerateVerb),
@@ -153,6 +156,7 @@ pub fn main() -> ExitCode {
         Verb::Policy(verb) => policy::run(&verb, &output),
         Verb::Certificates(args) => setup::certificates(&args, &output),
         Verb::Lab(verb) => lab::run(verb, &output),
+        Verb::Simulate(args) => simulate::run(&args, &output),
         Verb::Generate(verb) => setup::generate(&verb, &output),
     };
     match ran {

@@ -9,4 +9,5 @@ pub mod config;
 pub mod agent;
 pub mod app;
 pub mod lab;
+pub mod sim;
 pub mod cli;

@@ -192,6 +192,7 @@ impl Keeper {
     pub async fn run(mut self) {
         loop {
             let news = tokio::select! {
+                biased;
                 news = self.news.recv() => news,
                 () = self.clock.sleep(LOOK_EVERY) => Some(News::Look),
             };

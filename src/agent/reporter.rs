@@ -118,6 +118,7 @@ impl Reporter {
             }
             let took = self.clock.now().since(asked);
             tokio::select! {
+                biased;
                 () = self.clock.sleep(every.saturating_sub(took)) => {}
                 () = self.urgent.notified() => {}
                 () = change(&mut seen, &mut newest, &sent) => {}

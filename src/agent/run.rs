@@ -294,7 +294,7 @@ fn targets(config: &Config) -> Vec<Target> {
 }
 
 /// The probes' rhythm, which follows the pace that the controller tells.
-fn rhythm_of(
+pub(crate) fn rhythm_of(
     mut paced: watch::Receiver<Pace>,
     tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
 ) -> watch::Receiver<Rhythm> {
@@ -314,7 +314,7 @@ fn rhythm_of(
 }
 
 /// Has a report sent at once when the database goes down or comes up, or a fence changes.
-async fn ring_on_change(
+pub(crate) async fn ring_on_change(
     mut shown: watch::Receiver<super::keeper::Shown>,
     ring: Arc<Notify>,
 ) -> (&'static str, anyhow::Result<()>) {

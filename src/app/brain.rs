@@ -105,7 +105,9 @@ impl Brain {
             .insert(site.clone(), (observation.began, facts.clone()));
         let active = *site == self.readings_of;
         match facts.role {
-            Role::Primary if active => {
+            // An agent's reading looks younger than it is by its way here, which nobody knows: what
+            // was acknowledged meanwhile would count as safe. Only our own readings bound the loss.
+            Role::Primary if active && observation.vantage == Vantage::Controller => {
                 let sample = PositionSample {
                     began: observation.began,
                     position: facts.position,
@@ -216,10 +218,10 @@ impl Brain {
         let recorded = group
             .open
             .as_ref()
-            .map(|saga| (saga.opened, &saga.plan.loss));
+            .map(|saga| (saga.plan.known_at, &saga.plan.loss));
         let from = match (known.covered, recorded) {
             (Some(covered), _) => Some(wall.minus(covered)),
-            (None, Some((opened, loss))) => loss.window.map(|window| opened.minus(window)),
+            (None, Some((known_at, loss))) => loss.window.map(|window| known_at.minus(window)),
             (None, None) => None,
         };
         let recorded_bytes = recorded.and_then(|(_, loss)| loss.bytes);

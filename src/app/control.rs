@@ -146,6 +146,7 @@ impl Control {
     pub async fn run(mut self) -> Result<(), JournalError> {
         loop {
             let input = tokio::select! {
+                biased;
                 input = self.inputs.recv() => input,
                 () = self.clock.sleep(TICK) => None,
             };
@@ -225,9 +226,11 @@ impl Control {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         self.brain
             .situation(&group, self.executor.is_some(), request, now, wall)
+            .in_whole_millis()
     }
 
     async fn decide(&mut self) -> Result<(), JournalError> {
+        let known_at = self.clock.wall();
         let situation = self.situation(None);
         self.rearm(&situation).await?;
         let decision = decide(&situation, self.brain.policy());
@@ -243,7 +246,7 @@ impl Control {
         }
         match decision.verdict {
             Verdict::FailOver { .. } => {
-                self.open_plan(&situation).await?;
+                self.open_plan(&situation, known_at).await?;
             }
             Verdict::Resume { plan } => {
                 tracing::info!(plan_id = plan, "plan resumed");
@@ -293,9 +296,18 @@ impl Control {
         Ok(())
     }
 
-    async fn open_plan(&mut self, situation: &Situation) -> Result<u64, JournalError> {
+    async fn open_plan(
+        &mut self,
+        situation: &Situation,
+        known_at: WallTime,
+    ) -> Result<u64, JournalError> {
         let last = self.brain.last_right();
-        let plan = Box::new(Plan::failover(situation, self.brain.topology(), &last));
+        let plan = Box::new(Plan::failover(
+            situation,
+            self.brain.topology(),
+            &last,
+            known_at,
+        ));
         tracing::info!(to = %plan.route.to, epoch = plan.route.epoch.0, "plan opened");
         let id = self
             .journal
@@ -324,10 +336,11 @@ impl Control {
         if let Some(stuck) = stuck.filter(|stuck| stuck.plan.route.to == ask.to && !ask.dry_run) {
             return self.retry_stuck(operator, request, stuck.id).await;
         }
+        let known_at = self.clock.wall();
         let situation = self.situation(Some(request.clone()));
         let decision = decide(&situation, self.brain.policy());
         let last = self.brain.last_right();
-        let plan = Plan::failover(&situation, self.brain.topology(), &last);
+        let plan = Plan::failover(&situation, self.brain.topology(), &last, known_at);
         let steps = plan.steps.iter().map(ToString::to_string).collect();
         let passes = matches!(decision.verdict, Verdict::FailOver { .. });
         let mut answer = PromoteAnswer {
@@ -341,7 +354,7 @@ impl Control {
                 .append(operator, Body::Command { command })
                 .await?;
             self.log_decision(&answer.decision, &situation).await?;
-            answer.plan = Some(self.open_plan(&situation).await?);
+            answer.plan = Some(self.open_plan(&situation, known_at).await?);
         }
         Ok(Ok(answer))
     }

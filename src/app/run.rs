@@ -364,7 +364,7 @@ async fn make_route53(
     Ok(Route53::new(settings, api, Arc::clone(clock))?)
 }
 
-async fn forward(
+pub(crate) async fn forward(
     mut observations: mpsc::Receiver<crate::engine::observation::Observation>,
     control: Handle,
 ) -> (&'static str, anyhow::Result<()>) {
@@ -380,7 +380,7 @@ async fn forward(
     ("observations", Ok(()))
 }
 
-async fn watch_anchors(
+pub(crate) async fn watch_anchors(
     probe: Arc<dyn Probe>,
     clock: Arc<dyn Clock>,
     rhythm: Rhythm,

@@ -494,6 +494,7 @@ impl Steps {
         if found.answer.is_only(&route.to) && found.answer.epoch == Some(route.epoch) {
             return Ok(Fact::Moved { already: true });
         }
+        self.not_fenced(&route.to).await?;
         // The one guard, just before the wire, against what is true at this moment.
         let active = self.journal.state().active;
         guard_answer(&wanted, &self.topology, &active)
@@ -506,6 +507,23 @@ impl Steps {
             )
             .await?;
         self.read_back(target.as_ref(), &wanted).await
+    }
+
+    /// Whether users may be sent to a site, by the fresh word of its agent: its right may have run
+    /// out since it was promoted.
+    async fn not_fenced(&self, site: &SiteName) -> Result<(), EffectError> {
+        let situation = self.control.ask(|answer| Input::Look(None, answer)).await?;
+        let agent = situation.sites.get(site).and_then(|facts| {
+            let agent = facts.agent.as_ref()?;
+            agent.within(self.policy.detect.stale_after)
+        });
+        match agent {
+            Some(agent) if agent.fenced.is_none() => Ok(()),
+            Some(_) => Err(EffectError::Failed(format!("site `{site}` is fenced"))),
+            None => Err(EffectError::Failed(format!(
+                "the agent of site `{site}` has not reported lately: it may be fenced"
+            ))),
+        }
     }
 
     async fn read_back(&self, target: &dyn Traffic, wanted: &Answer) -> Outcome {

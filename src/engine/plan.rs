@@ -7,6 +7,7 @@ use super::lease::LastRight;
 use super::situation::{Request, Situation};
 use super::step::{Kind, Route, Step};
 use super::topology::Topology;
+use super::units::WallTime;
 
 /// Ordered work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What would be lost, as known when the plan was made.
     pub loss: LossEstimate,
+    /// When that was known, by the controller's wall clock: no later than the evidence.
+    pub known_at: WallTime,
     /// Whether the old primary's agent was alive at its last grant: without that, waiting out its
     /// lease proves nothing, not even after a restart of the controller.
     pub can_wait_out: bool,
@@ -26,7 +29,12 @@ pub struct Plan {
 
 impl Plan {
     /// The plan of an unplanned failover to the passive site.
-    pub fn failover(situation: &Situation, topology: &Topology, last: &LastRight) -> Plan {
+    pub fn failover(
+        situation: &Situation,
+        topology: &Topology,
+        last: &LastRight,
+        known_at: WallTime,
+    ) -> Plan {
         let mut steps = vec![
             Step::Recheck,
             Step::RaiseEpoch,
@@ -49,6 +57,7 @@ impl Plan {
             },
             steps,
             loss: LossEstimate::of(situation),
+            known_at,
             can_wait_out: situation.can_wait_out && last.alive && last.site == situation.active,
             request: situation.request.clone(),
         }
@@ -84,7 +93,7 @@ mod tests {
             granted: MonoTime::default(),
             alive: true,
         };
-        let plan = Plan::failover(&healthy().active_lost(), &topology, &last);
+        let plan = Plan::failover(&healthy().active_lost(), &topology, &last, WallTime(0));
         let names: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
         assert_eq!(
             names.join(" > "),

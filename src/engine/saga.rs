@@ -404,7 +404,7 @@ mod tests {
             granted: MonoTime::default(),
             alive: true,
         };
-        Plan::failover(&healthy(), &topology(), &last)
+        Plan::failover(&healthy(), &topology(), &last, WallTime(0))
     }
 
     struct Log(GroupState);

@@ -258,6 +258,11 @@ impl Keeper {
             if !self.remember(memory).await {
                 tracing::error!("promoted, but the agent's memory still says severed");
             }
+            // A marker of an earlier life as a primary would have the next end of this database
+            // pass for a wait for the right.
+            if let Err(error) = self.database.unfence(self.memory.epoch).await {
+                tracing::error!(%error, "promoted, but the old fence marker stays");
+            }
         }
         tracing::info!(?came, "promotion");
         for waiting in self

@@ -1,0 +1,607 @@
+//! The invariants of DESIGN section 3, watched from outside: from what clients were acknowledged,
+//! what the hosts really did, what went over the wire and what stands in the log.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::time::Duration;
+
+use super::machine::{Machine, Truth, Written};
+use super::world::{Link, Skew};
+use crate::engine::chain::{Body, Chain, Digest, Entry};
+use crate::engine::decision::{Verdict, decide};
+use crate::engine::lease::FenceProof;
+use crate::engine::policy::{GUARD_TICK, Policy};
+use crate::engine::saga::{Command, Ending};
+use crate::engine::situation::Situation;
+use crate::engine::step::{DeclaredLoss, Event, Fact, Step};
+use crate::engine::topology::{Answer, SiteName};
+use crate::engine::units::{Epoch, WallTime};
+use crate::wire::{Order, What};
+
+/// What must always be so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Invariant {
+    /// 1: no two sites acknowledge writes in overlapping time.
+    OneWriter,
+    /// 2: a promotion happens only when the old primary cannot write.
+    FenceBeforePromote,
+    /// 3: `Started` is durable before the effect, the outcome is written after it.
+    WriteAhead,
+    /// 5: what is lost lies inside the declared window.
+    DeclaredLoss,
+    /// 6: a site that is well and seen by its peer is not failed over; an isolated controller holds.
+    AbsenceOfEvidence,
+    /// 7: a site is not made active for being well again.
+    NoAutomaticReturn,
+    /// 8: one plan at a time, and none by automation that is disarmed.
+    OneRecovery,
+    /// 9: a traffic answer names one site, which is not fenced.
+    ForbiddenAnswer,
+    /// 10: epochs only grow.
+    EpochMonotone,
+    /// 11: a logged decision replays.
+    SameDecision,
+    /// 12: the log verifies.
+    LogVerifies,
+    /// A lost site is replaced within the policy's worst case, and a healthy pair is left alone.
+    Liveness,
+}
+
+impl fmt::Display for Invariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Invariant::OneWriter => "one-writer",
+            Invariant::FenceBeforePromote => "fence-before-promote",
+            Invariant::WriteAhead => "write-ahead",
+            Invariant::DeclaredLoss => "declared-loss",
+            Invariant::AbsenceOfEvidence => "absence-of-evidence",
+            Invariant::NoAutomaticReturn => "no-automatic-return",
+            Invariant::OneRecovery => "one-recovery-at-a-time",
+            Invariant::ForbiddenAnswer => "never-a-forbidden-answer",
+            Invariant::EpochMonotone => "epoch-monotone",
+            Invariant::SameDecision => "same-decision",
+            Invariant::LogVerifies => "log-verifies",
+            Invariant::Liveness => "liveness",
+        })
+    }
+}
+
+/// An invariant that did not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which.
+    pub invariant: Invariant,
+    /// When.
+    pub at: Truth,
+    /// What was seen.
+    pub what: String,
+}
+
+/// A write that a client was told is safe.
+#[derive(Debug, Clone)]
+struct Acknowledged {
+    at: Truth,
+    site: SiteName,
+    timeline: u32,
+    number: u64,
+}
+
+/// How many events are kept for whoever looks for a cause.
+const EVENTS_KEPT: usize = 4000;
+
+/// What watches.
+#[derive(Debug)]
+pub struct Checks {
+    policy: Policy,
+    /// What did not hold.
+    pub violations: Vec<Violation>,
+    /// The last events.
+    pub events: VecDeque<(Truth, String)>,
+    /// A digest of every event, to compare two runs.
+    pub fingerprint: u64,
+    acknowledged: Vec<Acknowledged>,
+    lost: BTreeSet<u64>,
+    newest: Option<(u32, SiteName)>,
+    /// Writes that a host acknowledged after it was frozen as a whole and thawed.
+    pub after_thaw: u64,
+    /// When each site became primary, with its timeline.
+    pub promoted: Vec<(Truth, SiteName, u32)>,
+    chain: Chain,
+    steps: BTreeMap<(u64, usize), (Step, &'static str)>,
+    open: Option<u64>,
+    /// Whether the open plan rests on a person's word that the old side is fenced.
+    vouched: bool,
+    declared: Option<DeclaredLoss>,
+    fenced: bool,
+    disarmed: bool,
+    /// Plans opened, and how those that ended did.
+    pub plans: BTreeMap<&'static str, u64>,
+    epoch: Epoch,
+    epochs: BTreeMap<SiteName, Epoch>,
+}
+
+impl Checks {
+    /// Watches from the beginning.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            violations: Vec::new(),
+            events: VecDeque::new(),
+            fingerprint: 0xcbf2_9ce4_8422_2325,
+            acknowledged: Vec::new(),
+            lost: BTreeSet::new(),
+            newest: None,
+            after_thaw: 0,
+            promoted: Vec::new(),
+            chain: Chain::default(),
+            steps: BTreeMap::new(),
+            open: None,
+            vouched: false,
+            declared: None,
+            fenced: false,
+            disarmed: false,
+            plans: BTreeMap::new(),
+            epoch: Epoch(0),
+            epochs: BTreeMap::new(),
+        }
+    }
+
+    /// Remembers an event.
+    pub fn trace(&mut self, at: Truth, text: String) {
+        for byte in at.as_nanos().to_le_bytes().iter().chain(text.as_bytes()) {
+            self.fingerprint = (self.fingerprint ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+        if self.events.len() >= EVENTS_KEPT {
+            self.events.pop_front();
+        }
+        self.events.push_back((at, text));
+    }
+
+    /// Something did not hold.
+    pub fn violated(&mut self, invariant: Invariant, at: Truth, what: String) {
+        self.trace(at, format!("VIOLATION {invariant}: {what}"));
+        self.violations.push(Violation {
+            invariant,
+            at,
+            what,
+        });
+    }
+
+    /// How many writes were acknowledged, and how many of them are lost.
+    pub fn writes(&self) -> (usize, usize) {
+        (self.acknowledged.len(), self.lost.len())
+    }
+
+    /// A client's write was acknowledged.
+    pub fn acknowledged(&mut self, at: Truth, machine: &Machine, number: u64) {
+        let (site, timeline) = (machine.site.clone(), machine.timeline);
+        let newest = self.newest.clone();
+        let second = newest
+            .is_some_and(|(top, holder)| timeline < top || (timeline == top && holder != site));
+        if second {
+            if self.excused(at, machine) {
+                self.after_thaw += 1;
+            } else {
+                let what = format!(
+                    "{site} acknowledges row {number} on timeline {timeline} beside {:?}",
+                    self.newest
+                );
+                self.violated(Invariant::OneWriter, at, what);
+            }
+            self.lost.insert(number);
+        } else {
+            self.newest = Some((timeline, site.clone()));
+        }
+        self.acknowledged.push(Acknowledged {
+            at,
+            site,
+            timeline,
+            number,
+        });
+    }
+
+    /// A standby became a primary. `old` is the other host.
+    pub fn promoted(&mut self, at: Truth, new: &Machine, old: &Machine, neutral: Skew) {
+        self.trace(
+            at,
+            format!("{} is primary on timeline {}", new.site, new.timeline),
+        );
+        self.promoted.push((at, new.site.clone(), new.timeline));
+        if old.could_write(at) && !self.excused(at, old) && !self.vouched {
+            let what = format!("{} is promoted while {} can write", new.site, old.site);
+            self.violated(Invariant::FenceBeforePromote, at, what);
+        }
+        if !self.fenced {
+            let what = format!("{} is promoted without a logged proof of a fence", new.site);
+            self.violated(Invariant::FenceBeforePromote, at, what);
+        }
+        self.check_loss(at, new, neutral);
+    }
+
+    /// Whether a host is frozen, or thawed so lately that its guard may not be through: the one
+    /// exception of invariant 1.
+    fn excused(&self, at: Truth, machine: &Machine) -> bool {
+        let window = thaw_window(&self.policy);
+        let lately = |thawed| at.saturating_sub(thawed) <= window;
+        machine.frozen || machine.thawed.is_some_and(lately)
+    }
+
+    fn check_loss(&mut self, at: Truth, new: &Machine, neutral: Skew) {
+        let rows = new.wal.iter().filter_map(|record| match record.what {
+            Written::Row(number) => Some(number),
+            Written::Heartbeat(..) | Written::Epoch(_) | Written::Timeline(_) => None,
+        });
+        let rows: BTreeSet<u64> = rows.collect();
+        let Some(declared) = self.declared.clone() else {
+            return;
+        };
+        let lost: Vec<Acknowledged> = self
+            .acknowledged
+            .iter()
+            .filter(|write| write.timeline < new.timeline && write.site != new.site)
+            .filter(|write| !rows.contains(&write.number) && !self.lost.contains(&write.number))
+            .cloned()
+            .collect();
+        let mut outside = None;
+        for write in lost {
+            self.lost.insert(write.number);
+            let when = neutral.wall(write.at);
+            // The log counts in whole milliseconds.
+            let after = WallTime(when.0.saturating_add(2));
+            let inside = declared.from.is_none_or(|from| after >= from) && when <= declared.until;
+            if !inside && !self.vouched {
+                outside = Some((write.number, when));
+            }
+        }
+        if let Some((number, when)) = outside {
+            let what = format!(
+                "row {number}, acknowledged at {when}, is lost, but declared was {:?} to {}",
+                declared.from, declared.until
+            );
+            self.violated(Invariant::DeclaredLoss, at, what);
+        }
+    }
+
+    /// The controller gives an order: it must have written that first.
+    pub fn ordered(&mut self, at: Truth, order: &Order) {
+        if order.check_only {
+            return;
+        }
+        let fits = |step: &Step, event: &str| match (order.what, step) {
+            (What::Fence, Step::Fence)
+            | (What::Sever, Step::Sever | Step::Fence)
+            | (What::Promote, Step::Promote)
+            | (What::StartWorkloads, Step::StartWorkloads)
+            | (What::AwaitWorkloads, Step::AwaitWorkloads) => event == "started",
+            (What::Unfence, Step::Fence)
+            | (What::Reconnect, Step::Sever)
+            | (What::StopWorkloads, Step::StartWorkloads) => event == "undo-started",
+            (_, _) => false,
+        };
+        self.must_be_started(at, order.plan, &format!("{:?}", order.what), fits);
+    }
+
+    fn must_be_started(
+        &mut self,
+        at: Truth,
+        plan: u64,
+        word: &str,
+        fits: impl Fn(&Step, &str) -> bool,
+    ) {
+        let begun = self
+            .steps
+            .range((plan, 0)..=(plan, usize::MAX))
+            .any(|(_, (step, event))| fits(step, event));
+        if !begun {
+            let what = format!("plan {plan} does {word} without a durable `Started`");
+            self.violated(Invariant::WriteAhead, at, what);
+        }
+    }
+
+    /// A traffic answer goes over the wire.
+    pub fn answered(&mut self, at: Truth, answer: &Answer, machines: [&Machine; 2]) {
+        let on: Vec<&SiteName> = answer.sites_on().collect();
+        let forbidden = match on.as_slice() {
+            [] => Some("nobody".to_owned()),
+            [site] => {
+                let machine = machines.into_iter().find(|machine| machine.site == **site);
+                let fenced = machine.is_none_or(|machine| {
+                    let marked = machine.marker.as_ref().map(|(epoch, _)| *epoch);
+                    marked.is_some() && marked >= answer.epoch
+                });
+                fenced.then(|| format!("{site}, which is fenced"))
+            }
+            [..] => Some("both sites".to_owned()),
+        };
+        if let Some(whom) = forbidden {
+            let what = format!("traffic is sent to {whom}");
+            self.violated(Invariant::ForbiddenAnswer, at, what);
+        }
+        if let Some(plan) = self.open {
+            let fits = |step: &Step, event: &str| {
+                matches!(step, Step::MoveTraffic { .. }) && event == "started"
+            };
+            self.must_be_started(at, plan, "MoveTraffic", fits);
+        }
+    }
+
+    /// An agent keeps an epoch.
+    pub fn agent_epoch(&mut self, at: Truth, site: &SiteName, epoch: Epoch) {
+        let known = self.epochs.entry(site.clone()).or_default();
+        if epoch < *known {
+            let what = format!("the agent of {site} falls from epoch {known} to {epoch}");
+            self.violated(Invariant::EpochMonotone, at, what);
+            return;
+        }
+        *known = epoch;
+    }
+
+    /// A line became durable.
+    pub fn logged(&mut self, at: Truth, line: &[u8], truth: &Truths<'_>) {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let entry = match self.chain.take(line) {
+            Ok(entry) => entry,
+            Err(broken) => {
+                return self.violated(Invariant::LogVerifies, at, broken.to_string());
+            }
+        };
+        if entry.epoch < self.epoch {
+            let what = format!("entry {} goes back to epoch {}", entry.seq, entry.epoch);
+            self.violated(Invariant::EpochMonotone, at, what);
+        }
+        self.epoch = entry.epoch;
+        self.trace(at, shown(&entry));
+        match &entry.body {
+            Body::Decision {
+                decision,
+                situation,
+            } => {
+                if decide(situation, &self.policy) != **decision {
+                    let what = format!("entry {} replays to another decision", entry.seq);
+                    self.violated(Invariant::SameDecision, at, what);
+                }
+            }
+            Body::Plan { plan } => {
+                self.plan_opened(at, &entry, plan.request.is_some(), truth);
+                self.vouched = plan.request.as_ref().is_some_and(|ask| ask.override_fence);
+            }
+            Body::Step {
+                plan,
+                index,
+                step,
+                event,
+            } => {
+                self.steps
+                    .insert((*plan, *index), (step.clone(), event.name()));
+                if let Event::Done { fact } = event {
+                    self.step_done(at, step, fact, truth);
+                }
+            }
+            Body::Outcome { ending, .. } => {
+                let (word, closed) = match ending {
+                    Ending::Done => ("done", true),
+                    Ending::Undone { .. } => ("undone", true),
+                    Ending::Stuck { .. } => ("stuck", false),
+                };
+                *self.plans.entry(word).or_default() += 1;
+                self.disarmed |= *ending == Ending::Done;
+                if closed {
+                    self.open = None;
+                }
+            }
+            Body::Command {
+                command: Command::Release { .. },
+            } => self.disarmed = false,
+            Body::Opened { .. } | Body::Command { .. } | Body::Note { .. } => {}
+        }
+    }
+
+    fn plan_opened(&mut self, at: Truth, entry: &Entry, asked: bool, truth: &Truths<'_>) {
+        *self.plans.entry("opened").or_default() += 1;
+        if let Some(open) = self.open {
+            let what = format!("plan {} is opened beside plan {open}", entry.seq);
+            self.violated(Invariant::OneRecovery, at, what);
+        }
+        self.open = Some(entry.seq);
+        (self.declared, self.fenced) = (None, false);
+        if asked {
+            return;
+        }
+        if self.disarmed {
+            let what = format!("plan {} is opened by disarmed automation", entry.seq);
+            self.violated(Invariant::OneRecovery, at, what);
+        }
+        let [active, passive] = truth.machines;
+        let detect = &self.policy.detect;
+        let long = detect
+            .fail_after
+            .saturating_add(detect.stale_after)
+            .saturating_add(detect.probe_timeout);
+        let lasting = |link: &Link, up: bool| link.up == up && at.saturating_sub(link.since) > long;
+        if truth.neutral.iter().all(|link| lasting(link, false)) {
+            let what = format!(
+                "plan {} is opened by a controller that reaches nobody",
+                entry.seq
+            );
+            self.violated(Invariant::AbsenceOfEvidence, at, what);
+        }
+        let well = truth.calm
+            && active.could_write(at)
+            && !active.frozen
+            && at.saturating_sub(active.ready) > long
+            && active
+                .thawed
+                .is_none_or(|thawed| at.saturating_sub(thawed) > long)
+            && passive.answers();
+        if well && truth.between.iter().all(|link| lasting(link, true)) {
+            let what = format!(
+                "plan {} is opened while {} is well and {} sees it",
+                entry.seq, active.site, passive.site
+            );
+            self.violated(Invariant::AbsenceOfEvidence, at, what);
+        }
+        // 7: the site that is left must itself give the cause.
+        if truth.decided != Some(true) {
+            let what = format!("plan {} follows no decision to fail over", entry.seq);
+            self.violated(Invariant::NoAutomaticReturn, at, what);
+        }
+    }
+
+    fn step_done(&mut self, at: Truth, step: &Step, fact: &Fact, truth: &Truths<'_>) {
+        let [active, passive] = truth.machines;
+        match (step, fact) {
+            (Step::Freeze, Fact::Declared { loss }) => self.declared = Some(loss.clone()),
+            (Step::Fence, Fact::Fenced { proof }) => {
+                self.fenced = true;
+                let vouched = matches!(proof, FenceProof::Override { .. });
+                if active.could_write(at) && !self.excused(at, active) && !vouched {
+                    let what = format!(
+                        "{} counts as fenced by {proof:?}, and can write",
+                        active.site
+                    );
+                    self.violated(Invariant::FenceBeforePromote, at, what);
+                }
+            }
+            (Step::Promote, Fact::Promoted { .. }) => {
+                let seen = self
+                    .promoted
+                    .iter()
+                    .any(|(_, site, _)| *site == active.site || *site == passive.site);
+                if !seen {
+                    let what = "a promotion is recorded that did not happen".to_owned();
+                    self.violated(Invariant::WriteAhead, at, what);
+                }
+            }
+            (Step::MoveTraffic { .. }, Fact::Moved { .. }) if !truth.moved => {
+                let what = "traffic is recorded as moved, and is not".to_owned();
+                self.violated(Invariant::WriteAhead, at, what);
+            }
+            (_, _) => {}
+        }
+    }
+
+    /// The whole log, as an auditor would read it.
+    pub fn audit(&mut self, at: Truth, log: &[Vec<u8>]) {
+        let mut chain = Chain::default();
+        for line in log {
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            if let Err(broken) = chain.take(line) {
+                return self.violated(Invariant::LogVerifies, at, broken.to_string());
+            }
+        }
+        if chain.head != self.chain.head || (log.is_empty() && self.chain.head != Digest::ZERO) {
+            let what = "an entry that was durable is gone".to_owned();
+            self.violated(Invariant::LogVerifies, at, what);
+        }
+    }
+
+    /// The last events, for people.
+    pub fn last_events(&self, count: usize) -> Vec<String> {
+        let skip = self.events.len().saturating_sub(count);
+        let shown = self.events.iter().skip(skip);
+        shown
+            .map(|(at, text)| format!("{:>10.3} s  {text}", at.as_secs_f64()))
+            .collect()
+    }
+}
+
+/// What is really so when an entry is written.
+#[derive(Debug)]
+pub struct Truths<'w> {
+    /// The active host and the passive one, as the log has them.
+    pub machines: [&'w Machine; 2],
+    /// The controller's links to and from the sites.
+    pub neutral: [Link; 4],
+    /// The links between the sites.
+    pub between: [Link; 2],
+    /// Whether no messages are lost at random.
+    pub calm: bool,
+    /// Whether the last decision was to fail over.
+    pub decided: Option<bool>,
+    /// Whether traffic leads where the open plan wants it.
+    pub moved: bool,
+}
+
+impl Checks {
+    /// The site that the log has as active.
+    pub fn active(&self) -> Option<SiteName> {
+        self.chain.state().map(|state| state.active.clone())
+    }
+
+    /// Where the open plan leads.
+    pub fn going_to(&self) -> Option<SiteName> {
+        let open = self.chain.state()?.open.as_ref()?;
+        Some(open.plan.route.to.clone())
+    }
+
+    /// The chain as far as it is durable.
+    pub fn chain(&self) -> Chain {
+        self.chain.clone()
+    }
+}
+
+/// The verdict in a decision's entry, whether the active site itself gives the cause.
+pub fn fails_over(body: &Body) -> Option<bool> {
+    match body {
+        Body::Decision {
+            decision,
+            situation,
+        } => Some(matches!(decision.verdict, Verdict::FailOver { .. }) && gives_cause(situation)),
+        Body::Opened { .. }
+        | Body::Command { .. }
+        | Body::Plan { .. }
+        | Body::Step { .. }
+        | Body::Outcome { .. }
+        | Body::Note { .. } => None,
+    }
+}
+
+fn gives_cause(situation: &Situation) -> bool {
+    use crate::engine::detector::State;
+    use crate::engine::situation::LocalDatabase;
+    situation.active_site().is_some_and(|site| {
+        site.health
+            .values()
+            .any(|health| health.state == State::Failed)
+            || site
+                .agent
+                .as_ref()
+                .is_some_and(|agent| matches!(agent.fact.database, LocalDatabase::Down { .. }))
+    })
+}
+
+/// An entry in one line.
+fn shown(entry: &Entry) -> String {
+    let what = match &entry.body {
+        Body::Opened { .. } => "opened".to_owned(),
+        Body::Command { command } => format!("command {command:?}"),
+        Body::Decision { decision, .. } => {
+            let codes = decision
+                .reasons
+                .iter()
+                .map(|reason| reason.code.to_string());
+            format!(
+                "{} ({})",
+                decision.verdict,
+                codes.collect::<Vec<_>>().join(", ")
+            )
+        }
+        Body::Plan { plan } => format!("plan to {} in epoch {}", plan.route.to, plan.route.epoch),
+        Body::Step { step, event, .. } => match event {
+            Event::Done { fact } => format!("{step} done {fact:?}"),
+            Event::Failed { why } => format!("{step} failed: {why}"),
+            Event::Stuck { why } => format!("{step} stuck: {why}"),
+            Event::Started | Event::UndoStarted | Event::Undone => {
+                format!("{step} {}", event.name())
+            }
+        },
+        Body::Outcome { ending, .. } => format!("outcome {ending:?}"),
+        Body::Note { code, text } => format!("note {code}: {text}"),
+    };
+    format!("log {:>4} e{}  {what}", entry.seq, entry.epoch)
+}
+
+/// How long an overlap after a thaw may last at most.
+pub fn thaw_window(policy: &Policy) -> Duration {
+    GUARD_TICK.saturating_add(policy.lease.fence.longest())
+}

@@ -1,0 +1,275 @@
+//! What the controller touches, simulated: the agents, the traffic target, the front door, the
+//! decision log's disk, and crashes at a moment of a step.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use super::checks::{Truths, fails_over};
+use super::machine::Truth;
+use super::network::{NoAnswer, ask};
+use super::site_ports::{Place, take_order};
+use super::world::{Life, Node, State, World};
+use crate::app::executor::{CrashDrill, Moment};
+use crate::engine::step::Step;
+use crate::engine::topology::{Answer, SiteName, TargetName};
+use crate::ports::{
+    Agents, EffectError, FrontDoor, LogStore, OutsideView, StoreError, Traffic, Versioned, Way,
+};
+use crate::wire::{Order, OrderAnswer};
+
+/// The controller's way to the agents.
+#[derive(Debug)]
+pub struct SimAgents(pub Place);
+
+#[async_trait]
+impl Agents for SimAgents {
+    async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer {
+        self.0.work(0, 1).await;
+        let node = self.0.world.with(|state, now| {
+            state.checks.ordered(now, order);
+            state.node(&order.site)
+        });
+        let via = match by {
+            Way::Direct => node,
+            Way::Relayed => node.peer(),
+        };
+        let (world, order) = (Arc::clone(&self.0.world), order.clone());
+        let text = format!("order {:?} to {node} {by:?}", order.what);
+        let asked = move || {
+            let (world, order) = (Arc::clone(&world), order.clone());
+            async move {
+                if via == node {
+                    return take_order(&world, node, order).await;
+                }
+                // Carried on by the other agent, if there is one.
+                world.with(|state, _| state.agent(via).clone())?;
+                let wall = world.with(|state, now| state.skew(via).wall(now));
+                let within = order.expires.since(wall);
+                let there = Arc::clone(&world);
+                let carried = move || {
+                    let (world, order) = (Arc::clone(&there), order.clone());
+                    async move { take_order(&world, node, order).await }
+                };
+                let answer = ask(&world, (via, node), within, carried).await;
+                Some(answer.unwrap_or_else(|error| Err(no_answer(error))))
+            }
+        };
+        let answer = ask(&self.0.world, (Node::Neutral, via), within, asked).await;
+        self.0.world.alive(&self.0.life).await;
+        let answer = answer.unwrap_or_else(|error| Err(no_answer(error)));
+        self.0.world.trace(|| format!("N  {text}: {answer:?}"));
+        answer
+    }
+}
+
+fn no_answer(error: NoAnswer) -> EffectError {
+    match error {
+        NoAnswer::Refused => EffectError::Failed("connection refused".to_owned()),
+        NoAnswer::TimedOut => EffectError::Unknown("no answer in time".to_owned()),
+    }
+}
+
+/// The traffic target: a zone somewhere outside.
+#[derive(Debug)]
+pub struct SimTraffic {
+    /// Who uses it.
+    pub place: Place,
+    /// Its name.
+    pub name: TargetName,
+}
+
+impl SimTraffic {
+    async fn reach(&self) -> Result<(), EffectError> {
+        self.place.work(2, 40).await;
+        let cut = self
+            .place
+            .world
+            .with(|state, _| !state.link(Node::Neutral, Node::Clients).up);
+        if cut {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            self.place.work(0, 1).await;
+            return Err(EffectError::Unknown("no answer in time".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Traffic for SimTraffic {
+    fn name(&self) -> &TargetName {
+        &self.name
+    }
+
+    async fn read(&self) -> Result<Versioned, EffectError> {
+        self.reach().await?;
+        Ok(self.place.world.with(|state, _| Versioned {
+            answer: state.traffic.0.clone(),
+            token: state.traffic.1.to_string(),
+        }))
+    }
+
+    async fn apply(&self, from: &Versioned, to: &Answer, _note: &str) -> Result<(), EffectError> {
+        self.reach().await?;
+        let unsure = self.place.world.with(|state, now| {
+            if state.traffic.1.to_string() != from.token {
+                return Err(EffectError::Conflict("another version".to_owned()));
+            }
+            let (machines, checks) = state.watched(Node::First);
+            checks.answered(now, to, machines);
+            state.traffic = (to.clone(), state.traffic.1.saturating_add(1));
+            let on: Vec<String> = to.sites_on().map(ToString::to_string).collect();
+            state
+                .checks
+                .trace(now, format!("N  traffic to {}", on.join(" and ")));
+            let ambiguous = state.ambiguous;
+            Ok(state.chance.percent(ambiguous))
+        })?;
+        self.reach().await?;
+        if unsure {
+            return Err(EffectError::Unknown("no answer in time".to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn verify_outside(&self) -> Vec<OutsideView> {
+        let answer = match self.reach().await {
+            Ok(()) => Ok(self.place.world.with(|state, _| state.traffic.0.clone())),
+            Err(error) => Err(error.to_string()),
+        };
+        let place = "outside".to_owned();
+        vec![OutsideView { place, answer }]
+    }
+}
+
+/// The way users enter.
+#[derive(Debug)]
+pub struct SimFront(pub Place);
+
+#[async_trait]
+impl FrontDoor for SimFront {
+    async fn enter(
+        &self,
+        _expected: &SiteName,
+        within: Duration,
+    ) -> Vec<(String, Result<SiteName, String>)> {
+        self.0.work(1, 30).await;
+        let (link, site, serves) = self.0.world.with(|state, now| {
+            let site = state.traffic.0.sites_on().next().cloned();
+            let node = site
+                .as_ref()
+                .map(|site| state.node(site))
+                .unwrap_or(Node::First);
+            let machine = state.machine(node);
+            let serves = machine.answers() && machine.workloads.is_some_and(|at| at <= now);
+            (state.link(Node::Neutral, node).up, site, serves)
+        });
+        if !link || !serves {
+            tokio::time::sleep(within).await;
+        }
+        let entered = match site {
+            Some(site) if link && serves => Ok(site),
+            Some(_) | None => Err("no answer".to_owned()),
+        };
+        vec![("front".to_owned(), entered)]
+    }
+}
+
+/// The disk that holds the decision log.
+#[derive(Debug)]
+pub struct SimLog(pub Place);
+
+#[async_trait]
+impl LogStore for SimLog {
+    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+        self.0.world.alive(&self.0.life).await;
+        let took = self.0.world.with(|state, _| {
+            let most = state.slow_disk;
+            state.chance.millis(0, most)
+        });
+        tokio::time::sleep(took).await;
+        // Who is killed before this has written nothing; who is killed after, without knowing.
+        self.0.world.alive(&self.0.life).await;
+        let full = self.0.world.with(|state, now| {
+            if now < state.disk_full {
+                return true;
+            }
+            log(state, now, line);
+            false
+        });
+        if full {
+            return Err(StoreError("no space left on device".to_owned()));
+        }
+        self.0.work(0, 2).await;
+        Ok(())
+    }
+}
+
+/// A line becomes durable, and is watched.
+pub fn log(state: &mut State, now: Truth, line: &[u8]) {
+    state.log.push(line.to_vec());
+    let parsed = line
+        .get(65..)
+        .and_then(|json| serde_json::from_slice(json).ok());
+    let entry: Option<crate::engine::chain::Entry> = parsed;
+    if let Some(decided) = entry.as_ref().and_then(|entry| fails_over(&entry.body)) {
+        state.decided = Some(decided);
+    }
+    let active = state.checks.active();
+    let node = active.map_or(Node::First, |site| state.node(&site));
+    let going = state.checks.going_to();
+    let neutral = |other| {
+        [
+            state.link(Node::Neutral, other),
+            state.link(other, Node::Neutral),
+        ]
+    };
+    let ([a, b], [c, d]) = (neutral(Node::First), neutral(Node::Second));
+    let between = [
+        state.link(Node::First, Node::Second),
+        state.link(Node::Second, Node::First),
+    ];
+    let (calm, decided) = (state.lossy == 0, state.decided);
+    let moved = going.is_some_and(|site| state.traffic.0.is_only(&site));
+    let (machines, checks) = state.watched(node);
+    let truth = Truths {
+        machines,
+        neutral: [a, b, c, d],
+        between,
+        calm,
+        decided,
+        moved,
+    };
+    checks.logged(now, line, &truth);
+}
+
+/// Kills the controller at a moment of a step.
+#[derive(Debug)]
+pub struct SimCrash {
+    /// The world.
+    pub world: Arc<World>,
+    /// Which process.
+    pub life: Arc<Life>,
+    /// At which of the moments that come, counted down.
+    pub after: std::sync::atomic::AtomicU64,
+    /// Tells whoever starts it again.
+    pub killed: mpsc::UnboundedSender<()>,
+}
+
+impl CrashDrill for SimCrash {
+    fn passed(&self, step: &Step, moment: Moment) {
+        use std::sync::atomic::Ordering;
+        if !self.life.lives() {
+            return;
+        }
+        let left = self.after.load(Ordering::Relaxed);
+        self.after.store(left.saturating_sub(1), Ordering::Relaxed);
+        if left == 1 {
+            self.world.trace(|| format!("N  killed {moment} of {step}"));
+            self.life.end();
+            self.killed.send(()).unwrap_or_default();
+        }
+    }
+}

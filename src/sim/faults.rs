@@ -1,0 +1,371 @@
+//! What goes wrong, drawn from the seed; clients that write meanwhile; and the person on call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::machine::Written;
+use super::world::{Node, State, World};
+use crate::app::control::{Handle, Input};
+use crate::engine::topology::Role;
+use crate::engine::units::Bytes;
+use crate::wire::{HoldAsk, PromoteAsk, ReleaseAsk};
+
+/// The ways to end processes.
+#[derive(Debug, Clone)]
+pub struct Kill {
+    /// Ends the controller for a while.
+    pub controller: mpsc::UnboundedSender<Duration>,
+    /// Ends an agent for a while.
+    pub agents: [mpsc::UnboundedSender<Duration>; 2],
+}
+
+/// Something that goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Some directions of some links are lost.
+    Links,
+    /// A place is cut off from everybody.
+    Isolation,
+    /// PostgreSQL is killed.
+    Database,
+    /// An agent is killed.
+    AgentKilled,
+    /// An agent stands still.
+    AgentFrozen,
+    /// A whole host stands still.
+    HostFrozen,
+    /// A host loses power.
+    Power,
+    /// The controller is killed.
+    Controller,
+    /// Messages are lost and repeated.
+    Lossy,
+    /// The log's disk is full.
+    DiskFull,
+    /// Disk, fence, promotion and outside systems are slow, or answer ambiguously.
+    Slow,
+    /// The workloads of a site end.
+    Workloads,
+    /// A person does something.
+    Person,
+    /// A person makes the old primary anew as a standby.
+    Rebuild,
+}
+
+impl Fault {
+    const OFTEN: [Fault; 20] = [
+        Fault::Links,
+        Fault::Links,
+        Fault::Links,
+        Fault::Isolation,
+        Fault::Isolation,
+        Fault::Database,
+        Fault::AgentKilled,
+        Fault::AgentFrozen,
+        Fault::HostFrozen,
+        Fault::Power,
+        Fault::Controller,
+        Fault::Controller,
+        Fault::Lossy,
+        Fault::DiskFull,
+        Fault::Slow,
+        Fault::Slow,
+        Fault::Workloads,
+        Fault::Person,
+        Fault::Rebuild,
+        Fault::Rebuild,
+    ];
+}
+
+/// Faults for ever.
+pub async fn for_ever(world: Arc<World>, kill: Kill) {
+    let gap = world.with(|state, _| {
+        state
+            .chance
+            .pick(&[3_000, 10_000, 40_000])
+            .unwrap_or(10_000)
+    });
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    loop {
+        let (fault, wait) = world.with(|state, _| {
+            let fault = state.chance.pick(&Fault::OFTEN).unwrap_or(Fault::Links);
+            (fault, state.chance.millis(100, gap))
+        });
+        tokio::spawn(happen(Arc::clone(&world), kill.clone(), fault));
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// How long something lasts: mostly short, sometimes long.
+fn lasting(state: &mut State) -> Duration {
+    let most = state
+        .chance
+        .pick(&[800, 3_000, 10_000, 60_000])
+        .unwrap_or(800);
+    state.chance.millis(100, most)
+}
+
+/// One fault, from its beginning to its end.
+pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
+    let (node, lasts) = world.with(|state, _| {
+        let node = state.chance.pick(&Node::SITES).unwrap_or(Node::First);
+        (node, lasting(state))
+    });
+    world.trace(|| format!("{node}  fault {fault:?} for {} ms", lasts.as_millis()));
+    match fault {
+        Fault::Links => links(&world, lasts).await,
+        Fault::Isolation => isolation(&world, lasts).await,
+        Fault::Database => {
+            world.with(|state, _| state.machine(node).crash("signal 9"));
+        }
+        Fault::AgentKilled => kill.agents[usize::from(node == Node::Second)]
+            .send(lasts)
+            .unwrap_or_default(),
+        Fault::AgentFrozen => agent_frozen(&world, node, lasts).await,
+        Fault::HostFrozen => host_frozen(&world, node, lasts).await,
+        Fault::Power => power(&world, node, lasts).await,
+        Fault::Controller => kill.controller.send(lasts).unwrap_or_default(),
+        Fault::Lossy => {
+            world.with(|state, _| state.lossy = state.chance.pick(&[2, 10, 30]).unwrap_or(2));
+            tokio::time::sleep(lasts).await;
+            world.with(|state, _| state.lossy = 0);
+        }
+        Fault::DiskFull => world.with(|state, now| {
+            state.disk_full = now.saturating_add(lasts.min(Duration::from_secs(5)));
+        }),
+        Fault::Slow => world.with(|state, _| {
+            state.slow_disk = state.chance.pick(&[4, 4, 40, 800]).unwrap_or(4);
+            state.slow_promote = state.chance.pick(&[350, 350, 6_000, 40_000]).unwrap_or(350);
+            state.ambiguous = state.chance.pick(&[0, 30]).unwrap_or(0);
+            let longest = world.policy.lease.fence.longest();
+            let longest = u64::try_from(longest.as_millis()).unwrap_or(0);
+            let slow = state.chance.millis(1, longest);
+            state.machine(node).next_fence = slow;
+        }),
+        Fault::Workloads => {
+            world.with(|state, _| state.machine(node).workloads = None);
+            tokio::time::sleep(lasts).await;
+            world.with(|state, now| {
+                state.machine(node).workloads.get_or_insert(now);
+            });
+        }
+        Fault::Person => person(&world).await,
+        Fault::Rebuild => rebuild(&world, node),
+    }
+}
+
+async fn links(world: &World, lasts: Duration) {
+    let places = [Node::Neutral, Node::First, Node::Second];
+    let cut = world.with(|state, now| {
+        let mut cut = Vec::new();
+        for from in places {
+            for to in places {
+                if from != to && state.chance.percent(35) {
+                    state.set_link(now, from, to, false);
+                    cut.push((from, to));
+                }
+            }
+        }
+        cut
+    });
+    world.trace(|| {
+        let shown: Vec<String> = cut
+            .iter()
+            .map(|(from, to)| format!("{from}>{to}"))
+            .collect();
+        format!("lost {}", shown.join(" "))
+    });
+    mend(world, cut, lasts).await;
+}
+
+async fn mend(world: &World, cut: Vec<(Node, Node)>, lasts: Duration) {
+    world.changed();
+    tokio::time::sleep(lasts).await;
+    world.with(|state, now| {
+        for (from, to) in cut {
+            state.set_link(now, from, to, true);
+        }
+    });
+    world.changed();
+}
+
+/// Cuts a place off in both directions.
+pub async fn isolation(world: &World, lasts: Duration) {
+    let cut = world.with(|state, now| {
+        let node = state
+            .chance
+            .pick(&[Node::Neutral, Node::First, Node::Second]);
+        let node = node.unwrap_or(Node::First);
+        // Clients may still reach a site that nobody else does.
+        let clients = node == Node::Neutral || state.chance.percent(50);
+        let mut cut = Vec::new();
+        for other in Node::ALL {
+            if other != node && (other != Node::Clients || clients) {
+                cut.extend([(node, other), (other, node)]);
+            }
+        }
+        for (from, to) in &cut {
+            state.set_link(now, *from, *to, false);
+        }
+        state.checks.trace(now, format!("{node} isolated"));
+        cut
+    });
+    mend(world, cut, lasts).await;
+}
+
+async fn agent_frozen(world: &World, node: Node, lasts: Duration) {
+    let Some(door) = world.with(|state, _| state.agent(node).clone()) else {
+        return;
+    };
+    door.life.freeze(true);
+    tokio::time::sleep(lasts).await;
+    door.life.freeze(false);
+    world.changed();
+}
+
+/// Freezes a host as a whole, and thaws it.
+pub async fn host_frozen(world: &World, node: Node, lasts: Duration) {
+    let door = world.with(|state, now| {
+        let agent = state.agent(node).clone();
+        let machine = state.machine(node);
+        let fit = machine.up && !machine.frozen;
+        if fit {
+            machine.freeze(now);
+        }
+        fit.then_some(agent)
+    });
+    let Some(door) = door else { return };
+    if let Some(door) = &door {
+        door.life.freeze(true);
+    }
+    world.changed();
+    tokio::time::sleep(lasts).await;
+    world.with(|state, now| {
+        let late = state.chance.millis(0, 100);
+        let machine = state.machine(node);
+        if machine.frozen {
+            machine.thaw(now, late);
+        }
+    });
+    if let Some(door) = &door {
+        door.life.freeze(false);
+    }
+    world.trace(|| format!("{node}  thaws"));
+    world.changed();
+}
+
+async fn power(world: &World, node: Node, lasts: Duration) {
+    let back = world.with(|state, now| {
+        state.machine(node).lose_power(now);
+        state.chance.percent(80)
+    });
+    world.changed();
+    if !back {
+        return;
+    }
+    tokio::time::sleep(lasts).await;
+    world.with(|state, _| state.machine(node).boot());
+    world.trace(|| format!("{node}  boots"));
+    world.changed();
+}
+
+/// The old primary is made anew from the new one, as a runbook would have it.
+fn rebuild(world: &World, node: Node) {
+    world.with(|state, now| {
+        let site = state.machine(node.peer()).site.clone();
+        let leads = state.checks.active() == Some(site) && state.checks.going_to().is_none();
+        let source = state.machine(node.peer());
+        let source = source.answers() && source.could_write(now);
+        let machine = state.machine(node);
+        let behind = machine.up && !machine.frozen && machine.fence.is_none();
+        let stale = behind && !machine.running && machine.role == Role::Primary;
+        if leads && source && stale {
+            state.rebuild(node, now);
+            state
+                .checks
+                .trace(now, format!("{node}  rebuilt as a standby"));
+        }
+    });
+}
+
+async fn person(world: &World) {
+    let Some(door) = world.with(|state, _| state.controller.clone()) else {
+        return;
+    };
+    let (what, to, lasts) = world.with(|state, _| {
+        let node = state.chance.pick(&Node::SITES).unwrap_or(Node::Second);
+        let to = state.machine(node).site.clone();
+        (
+            state.chance.below(5),
+            to,
+            state.chance.millis(1_000, 60_000),
+        )
+    });
+    let who = "ada".to_owned();
+    let reason = "simulated".to_owned();
+    let handle: Handle = door.to;
+    // Whether the controller lives long enough to answer is its own affair.
+    let asked = async {
+        match what {
+            0 => drop(
+                handle
+                    .ask(|answer| {
+                        Input::Hold(
+                            who,
+                            HoldAsk {
+                                reason,
+                                lasting: lasts,
+                            },
+                            answer,
+                        )
+                    })
+                    .await,
+            ),
+            1 | 2 => drop(
+                handle
+                    .ask(|answer| Input::Release(who, ReleaseAsk { reason }, answer))
+                    .await,
+            ),
+            _ => {
+                let ask = PromoteAsk {
+                    to,
+                    reason,
+                    accept_data_loss: (what == 4).then_some(Bytes::mib(1024)),
+                    override_fence: false,
+                    dry_run: false,
+                };
+                drop(handle.ask(|answer| Input::Promote(who, ask, answer)).await);
+            }
+        }
+    };
+    drop(tokio::time::timeout(Duration::from_secs(10), asked).await);
+}
+
+/// Clients that write for ever: one follows the traffic, one stays at each site whatever happens.
+pub async fn clients(world: Arc<World>) {
+    let (every, resolver) =
+        world.with(|state, _| (state.chance.millis(40, 250), state.chance.millis(0, 5_000)));
+    let mut number = 0u64;
+    let mut known = (Node::First, Duration::ZERO);
+    loop {
+        tokio::time::sleep(every).await;
+        world.with(|state, now| {
+            if now.saturating_sub(known.1) >= resolver {
+                let site = state.traffic.0.sites_on().next().cloned();
+                known = (site.map_or(known.0, |site| state.node(&site)), now);
+            }
+            for node in [known.0, Node::First, Node::Second] {
+                let reaches =
+                    state.link(Node::Clients, node).up && state.link(node, Node::Clients).up;
+                number = number.saturating_add(1);
+                let machine = state.machine(node);
+                if reaches && machine.commit(now, Written::Row(number)).is_some() {
+                    let ([machine, _], checks) = state.watched(node);
+                    checks.acknowledged(now, machine, number);
+                }
+            }
+        });
+    }
+}

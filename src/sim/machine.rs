@@ -1,0 +1,319 @@
+//! A host with its database and the guard that owns it: a PostgreSQL reduced to what a failover
+//! turns on, with asynchronous WAL, and the guard's rules as in `agent/guard.rs`.
+//!
+//! Nothing here runs: each look at a host first settles what happened to it until now.
+
+use std::time::Duration;
+
+use crate::engine::policy::{FenceStages, GUARD_TICK};
+use crate::engine::topology::{Role, SiteName};
+use crate::engine::units::Epoch;
+
+/// Virtual time since the world began, the same everywhere. No process under test sees it.
+pub type Truth = Duration;
+
+/// One record of WAL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Where it ends.
+    pub end: u64,
+    /// When it was committed.
+    pub at: Truth,
+    /// What it holds.
+    pub what: Written,
+}
+
+/// What a record holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// A client's numbered row.
+    Row(u64),
+    /// A heartbeat, with its number and who wrote it.
+    Heartbeat(u64, SiteName),
+    /// The epoch row.
+    Epoch(Epoch),
+    /// A promotion: from here another timeline.
+    Timeline(u32),
+}
+
+/// A fence under way.
+#[derive(Debug, Clone)]
+pub struct Fence {
+    /// When the database is down.
+    pub ends: Truth,
+    /// In which epoch.
+    pub epoch: Epoch,
+}
+
+/// A host.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Which site it is.
+    pub site: SiteName,
+    /// Whether it has power.
+    pub up: bool,
+    /// Whether it is frozen as a whole.
+    pub frozen: bool,
+    /// When it last thawed.
+    pub thawed: Option<Truth>,
+    /// Whether its files say that it starts as a standby.
+    pub role: Role,
+    /// Whether PostgreSQL runs.
+    pub running: bool,
+    /// From when it takes connections.
+    pub ready: Truth,
+    /// How it last ended.
+    pub ended: Option<String>,
+    /// Its timeline.
+    pub timeline: u32,
+    /// Its WAL. Rows are never taken out.
+    pub wal: Vec<Record>,
+    /// The newest heartbeat in it.
+    pub heartbeat: Option<(u64, SiteName)>,
+    /// The newest epoch row in it.
+    pub epoch_row: Option<Epoch>,
+    /// Whether `primary_conninfo` is set.
+    pub connected: bool,
+    /// When the last message of the primary arrived.
+    pub heard: Option<Truth>,
+    /// The right that the guard has armed, and when it ends.
+    pub right: Option<(Epoch, Option<Truth>)>,
+    /// The stages of a fence.
+    pub stages: FenceStages,
+    /// The fence marker.
+    pub marker: Option<(Epoch, String)>,
+    /// The highest epoch that the guard has seen.
+    pub epoch: Epoch,
+    /// The fence under way.
+    pub fence: Option<Fence>,
+    /// The guard looks at nothing before this: its host was frozen.
+    pub awake: Truth,
+    /// How long the next fence takes.
+    pub next_fence: Duration,
+    /// Whether the workloads run, and from when they answer.
+    pub workloads: Option<Truth>,
+}
+
+impl Machine {
+    /// A host whose database runs since ever.
+    pub fn new(site: SiteName, role: Role, stages: FenceStages) -> Self {
+        Self {
+            site,
+            up: true,
+            frozen: false,
+            thawed: None,
+            role,
+            running: true,
+            ready: Duration::ZERO,
+            ended: None,
+            timeline: 1,
+            wal: Vec::new(),
+            heartbeat: None,
+            epoch_row: None,
+            connected: role == Role::Standby,
+            heard: None,
+            right: None,
+            stages,
+            marker: None,
+            epoch: Epoch(0),
+            fence: None,
+            awake: Duration::ZERO,
+            next_fence: Duration::from_millis(20),
+            workloads: Some(Duration::ZERO),
+        }
+    }
+
+    /// The end of its WAL.
+    pub fn position(&self) -> u64 {
+        self.wal.last().map_or(0x0100_0000, |record| record.end)
+    }
+
+    /// Whether anybody could have a write acknowledged, if not for a freeze.
+    pub fn could_write(&self, now: Truth) -> bool {
+        self.up && self.running && now >= self.ready && self.role == Role::Primary
+    }
+
+    /// Whether something on the host can be reached now.
+    pub fn answers(&self) -> bool {
+        self.up && !self.frozen
+    }
+
+    /// Commits something, if this is a primary that can.
+    pub fn commit(&mut self, now: Truth, what: Written) -> Option<u64> {
+        self.settle(now);
+        if self.frozen || !self.could_write(now) {
+            return None;
+        }
+        let end = self.position().saturating_add(128);
+        self.write(Record { end, at: now, what });
+        Some(end)
+    }
+
+    fn write(&mut self, record: Record) {
+        match &record.what {
+            Written::Heartbeat(sequence, site) => self.heartbeat = Some((*sequence, site.clone())),
+            Written::Epoch(epoch) => self.epoch_row = Some(*epoch),
+            Written::Timeline(timeline) => self.timeline = *timeline,
+            Written::Row(_) => {}
+        }
+        self.wal.push(record);
+    }
+
+    /// Lets happen what the guard did until now.
+    pub fn settle(&mut self, now: Truth) {
+        if self.frozen || !self.up {
+            return;
+        }
+        if self.fence.is_none() {
+            match self.right {
+                Some((epoch, Some(end))) if now >= end.max(self.awake) => {
+                    self.begin_fence(end.max(self.awake), epoch, "lease-expired");
+                }
+                None if self.running && self.role == Role::Primary && now >= self.awake => {
+                    let epoch = self.epoch;
+                    self.begin_fence(now.max(self.awake), epoch, "promoted-without-right");
+                }
+                Some(_) | None => {}
+            }
+        }
+        let over = |fence: &mut Fence| now >= fence.ends;
+        if self.fence.take_if(over).is_some() && self.running {
+            self.running = false;
+            self.ended = Some("clean".to_owned());
+        }
+    }
+
+    /// The guard begins a fence, or goes on with the one under way; when it ends.
+    pub fn begin_fence(&mut self, at: Truth, epoch: Epoch, cause: &str) -> Truth {
+        self.epoch = self.epoch.max(epoch);
+        self.right = None;
+        if self.marker.as_ref().is_none_or(|(old, _)| *old <= epoch) {
+            self.marker = Some((epoch, cause.to_owned()));
+        }
+        if let Some(fence) = &mut self.fence {
+            fence.epoch = fence.epoch.max(epoch);
+            return fence.ends;
+        }
+        let longest = self.stages.longest().saturating_sub(GUARD_TICK);
+        let takes = if self.running {
+            self.next_fence.min(longest)
+        } else {
+            Duration::from_millis(1)
+        };
+        let ends = at.saturating_add(takes);
+        self.fence = Some(Fence { ends, epoch });
+        ends
+    }
+
+    /// The guard arms a right, or pushes it.
+    pub fn arm(&mut self, now: Truth, epoch: Epoch, until: Option<Truth>) -> Result<(), String> {
+        self.settle(now);
+        if self.fence.is_some() {
+            return Err("a fence is under way: the right is over".to_owned());
+        }
+        if epoch < self.epoch {
+            return Err(format!("epoch {epoch} is over: this is {}", self.epoch));
+        }
+        if self.marker.as_ref().is_some_and(|(old, _)| *old >= epoch) {
+            return Err("fenced: `unfence` with a newer right first".to_owned());
+        }
+        if until.is_some_and(|until| until <= now) {
+            return Err("the deadline has passed already".to_owned());
+        }
+        let held = self.right.filter(|(held, _)| *held == epoch);
+        let until = match (held, until) {
+            (Some((_, Some(held))), Some(until)) => Some(held.max(until)),
+            (Some((_, None)), _) | (_, None) => None,
+            (None, Some(until)) => Some(until),
+        };
+        self.epoch = epoch;
+        self.right = Some((epoch, until));
+        Ok(())
+    }
+
+    /// The whole host stands still.
+    pub fn freeze(&mut self, now: Truth) {
+        self.settle(now);
+        self.frozen = true;
+    }
+
+    /// It goes on, and the guard looks around after `late`.
+    pub fn thaw(&mut self, now: Truth, late: Duration) {
+        self.frozen = false;
+        self.thawed = Some(now);
+        self.awake = now.saturating_add(late.min(GUARD_TICK));
+        if let Some(fence) = &mut self.fence {
+            fence.ends = fence.ends.max(self.awake);
+        }
+    }
+
+    /// Power is cut: nothing but the disk stays.
+    pub fn lose_power(&mut self, now: Truth) {
+        self.settle(now);
+        self.up = false;
+        self.frozen = false;
+        self.crash("lost power");
+        self.right = None;
+        self.fence = None;
+        self.workloads = None;
+    }
+
+    /// PostgreSQL ends, not in order.
+    pub fn crash(&mut self, how: &str) {
+        if self.running {
+            self.running = false;
+            self.ended = Some(how.to_owned());
+        }
+    }
+
+    /// Power is back: a new guard, which reads the marker.
+    pub fn boot(&mut self) {
+        self.up = true;
+        self.ended = None;
+        self.epoch = self.marker.as_ref().map_or(Epoch(0), |(epoch, _)| *epoch);
+        self.workloads = Some(Duration::ZERO);
+    }
+
+    /// The database is made anew as a standby of another, by a person.
+    pub fn rebuild_from(&mut self, other: &Machine, now: Truth) {
+        self.wal.clone_from(&other.wal);
+        self.heartbeat.clone_from(&other.heartbeat);
+        self.epoch_row = other.epoch_row;
+        self.timeline = other.timeline;
+        self.role = Role::Standby;
+        self.connected = true;
+        self.right = None;
+        self.running = false;
+        self.ready = now;
+    }
+}
+
+/// WAL flows from a primary to its standby over a link that is up in both directions.
+pub fn stream(primary: &Machine, standby: &mut Machine, now: Truth, way: Duration) {
+    let flows = primary.answers()
+        && standby.answers()
+        && primary.could_write(now)
+        && standby.running
+        && standby.role == Role::Standby
+        && standby.connected;
+    if !flows {
+        return;
+    }
+    let have = standby.wal.len();
+    let fits = match standby.wal.last() {
+        None => true,
+        Some(last) => have.checked_sub(1).and_then(|index| primary.wal.get(index)) == Some(last),
+    };
+    if !fits {
+        return;
+    }
+    standby.heard = Some(now.saturating_sub(way));
+    let arrived = primary.wal.iter().skip(have);
+    let arrived: Vec<Record> = arrived
+        .take_while(|record| record.at.saturating_add(way) <= now)
+        .cloned()
+        .collect();
+    for record in arrived {
+        standby.write(record);
+    }
+}

@@ -1,0 +1,291 @@
+//! The processes under test, wired as `app/run.rs` and `agent/run.rs` wire them, and what starts
+//! them again.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::controller_ports::{SimAgents, SimCrash, SimFront, SimLog, SimTraffic};
+use super::network::Door;
+use super::site_ports::{Place, SimDatabase, SimLinks, SimProbe, SimStore, SimWorkloads};
+use super::world::{Life, Node, SimClock, World};
+use crate::agent::keeper::{Keeper, Parts};
+use crate::agent::reporter::{Pace, Reporter};
+use crate::agent::run::{rhythm_of, ring_on_change};
+use crate::app::brain::Brain;
+use crate::app::control::{Control, Handle};
+use crate::app::executor::World as Outside;
+use crate::app::journal::{Journal, Stamp};
+use crate::app::prober::{Rhythm, look_for_ever};
+use crate::app::run::{forward, watch_anchors};
+use crate::engine::chain::{Chain, Digest};
+use crate::engine::topology::{Target, TargetKind, Vantage};
+use crate::ports::{
+    AgentLinks, AgentStore, Agents, Clock, LocalDatabase, LogStore, Probe, Traffic,
+};
+
+/// Replaces ports by others: how a test plants a mistake and sees it found.
+pub trait Plant: Send + Sync + fmt::Debug {
+    /// Guard and database of a site.
+    fn database(
+        &self,
+        of: Arc<dyn LocalDatabase>,
+        _world: &Arc<World>,
+        _node: Node,
+    ) -> Arc<dyn LocalDatabase> {
+        of
+    }
+    /// An agent's ways out.
+    fn links(&self, of: Arc<dyn AgentLinks>) -> Arc<dyn AgentLinks> {
+        of
+    }
+    /// An agent's disk.
+    fn store(&self, of: Arc<dyn AgentStore>) -> Arc<dyn AgentStore> {
+        of
+    }
+    /// A clock.
+    fn clock(&self, of: Arc<dyn Clock>, _node: Node) -> Arc<dyn Clock> {
+        of
+    }
+    /// The controller's way to the agents.
+    fn agents(&self, of: Arc<dyn Agents>) -> Arc<dyn Agents> {
+        of
+    }
+    /// The traffic target.
+    fn traffic(&self, of: Arc<dyn Traffic>) -> Arc<dyn Traffic> {
+        of
+    }
+    /// The decision log's disk.
+    fn log(&self, of: Box<dyn LogStore>) -> Box<dyn LogStore> {
+        of
+    }
+}
+
+/// Nothing planted.
+#[derive(Debug)]
+pub struct Honest;
+
+impl Plant for Honest {}
+
+type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+/// How many messages may wait.
+const WAITING: usize = 256;
+
+/// A process that runs.
+#[derive(Debug)]
+pub struct Process {
+    /// Its life.
+    pub life: Arc<Life>,
+    tasks: Tasks,
+}
+
+impl Process {
+    /// Kills it: nothing it was about to do happens.
+    pub fn kill(&mut self, world: &World) {
+        self.life.end();
+        self.tasks.abort_all();
+        world.changed();
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ended(&mut self) -> String {
+        match self.tasks.join_next().await {
+            Some(Ok((name, Ok(())))) => format!("the task `{name}` ended"),
+            Some(Ok((name, Err(error)))) => format!("the task `{name}` failed: {error:#}"),
+            Some(Err(error)) if error.is_panic() => format!("PANIC {error}"),
+            Some(Err(_)) | None => std::future::pending().await,
+        }
+    }
+}
+
+fn place(world: &Arc<World>, node: Node, life: &Arc<Life>) -> Place {
+    let (world, life) = (Arc::clone(world), Arc::clone(life));
+    Place { world, node, life }
+}
+
+fn clock(world: &Arc<World>, node: Node, life: &Arc<Life>, plant: &dyn Plant) -> Arc<dyn Clock> {
+    let (world, life) = (Arc::clone(world), Arc::clone(life));
+    plant.clock(Arc::new(SimClock { world, node, life }), node)
+}
+
+/// Starts the agent of a site.
+pub async fn start_agent(
+    world: &Arc<World>,
+    node: Node,
+    plant: &Arc<dyn Plant>,
+) -> anyhow::Result<Process> {
+    let life = Arc::new(Life::default());
+    let clock = clock(world, node, &life, plant.as_ref());
+    let place = place(world, node, &life);
+    let site = world.with(|state, _| state.machine(node).site.clone());
+    let peer = world.topology.peer(&site).clone();
+    let database = plant.database(Arc::new(SimDatabase(place.clone())), world, node);
+    let parts = Parts {
+        group: world.topology.group.clone(),
+        site: site.clone(),
+        database,
+        workloads: Some(Arc::new(SimWorkloads(place.clone()))),
+        store: plant.store(Arc::new(SimStore(place.clone()))),
+        clock: Arc::clone(&clock),
+    };
+    let (keeper, news, shown) = Keeper::begin(parts).await?;
+    let mut tasks: Tasks = JoinSet::new();
+    tasks.spawn(async {
+        keeper.run().await;
+        ("keeper", Ok(()))
+    });
+    let urgent = Arc::new(Notify::new());
+    tasks.spawn(ring_on_change(shown.clone(), Arc::clone(&urgent)));
+    let (pace, paced) = watch::channel(Pace::default());
+    let (seen, observations) = mpsc::channel(WAITING);
+    let target = |site, kind| Target { site, kind };
+    let targets = vec![
+        target(peer.clone(), TargetKind::Api),
+        target(peer, TargetKind::Database),
+        target(site.clone(), TargetKind::Database),
+        target(site.clone(), TargetKind::Api),
+    ];
+    let looking = look_for_ever(
+        Arc::new(SimProbe(place.clone())),
+        targets,
+        Vantage::Agent(site.clone()),
+        Arc::clone(&clock),
+        rhythm_of(paced, &mut tasks),
+        seen,
+    );
+    tasks.spawn(async {
+        looking.await;
+        ("probes", Ok(()))
+    });
+    let reporter = Arc::new(Reporter {
+        group: world.topology.group.clone(),
+        site,
+        links: plant.links(Arc::new(SimLinks(place))),
+        clock,
+        shown,
+        news: news.clone(),
+        pace,
+        urgent,
+    });
+    let asking = Arc::clone(&reporter);
+    tasks.spawn(async move {
+        reporter.report(observations).await;
+        ("reports", Ok(()))
+    });
+    tasks.spawn(async move {
+        asking.ask_peer().await;
+        ("questions to the other agent", Ok(()))
+    });
+    let door = Door {
+        life: Arc::clone(&life),
+        to: news,
+    };
+    world.with(|state, _| *state.agent(node) = Some(door));
+    world.trace(|| format!("{node}  agent starts"));
+    Ok(Process { life, tasks })
+}
+
+/// Starts the controller: what it knows it reads from the log. `crash_after` is at which moment of
+/// a step it is killed, counted from its start.
+pub async fn start_controller(
+    world: &Arc<World>,
+    plant: &Arc<dyn Plant>,
+    crash_after: u64,
+    killed: mpsc::UnboundedSender<()>,
+) -> anyhow::Result<Process> {
+    let life = Arc::new(Life::default());
+    let clock = clock(world, Node::Neutral, &life, plant.as_ref());
+    let place = place(world, Node::Neutral, &life);
+    let lines = world.with(|state, _| state.log.clone());
+    let mut chain = Chain::default();
+    for line in &lines {
+        chain.take(line.strip_suffix(b"\n").unwrap_or(line))?;
+    }
+    let topology = world.topology.clone();
+    let stamp = Stamp {
+        boot: "simulated".to_owned(),
+        settings: Digest::ZERO,
+    };
+    let store = plant.log(Box::new(SimLog(place.clone())));
+    let (journal, writer) =
+        Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp).await?;
+    let probe: Arc<dyn Probe> = Arc::new(SimProbe(place.clone()));
+    let crash = SimCrash {
+        world: Arc::clone(world),
+        life: Arc::clone(&life),
+        after: AtomicU64::new(crash_after),
+        killed,
+    };
+    let traffic = topology.traffic.iter().map(|name| {
+        let (place, name) = (place.clone(), name.clone());
+        plant.traffic(Arc::new(SimTraffic { place, name }))
+    });
+    let outside = Outside {
+        agents: plant.agents(Arc::new(SimAgents(place.clone()))),
+        probe: Arc::clone(&probe),
+        traffic: traffic.collect(),
+        front: Some(Arc::new(SimFront(place.clone()))),
+        crash: Some(Arc::new(crash)),
+    };
+    let policy = world.policy.clone();
+    let brain = Brain::new(
+        topology.clone(),
+        policy.clone(),
+        &journal.state(),
+        clock.now(),
+    );
+    let (handle, inputs) = Handle::new();
+    let (control, _status) = Control::new(
+        brain,
+        journal.clone(),
+        Arc::clone(&clock),
+        Arc::new(outside),
+        (handle.clone(), inputs),
+        "simulated".to_owned(),
+    );
+    let mut tasks: Tasks = JoinSet::new();
+    tasks.spawn(async { ("decision log", writer.run().await.map_err(Into::into)) });
+    tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
+    let targets = topology.sites().into_iter().flat_map(|site| {
+        [TargetKind::Api, TargetKind::Database].map(|kind| Target {
+            site: site.clone(),
+            kind,
+        })
+    });
+    let (seen, observations) = mpsc::channel(WAITING);
+    let rhythm = Rhythm {
+        every: policy.detect.probe_every,
+        within: policy.detect.probe_timeout,
+    };
+    let (keep, told) = watch::channel(rhythm);
+    let looking = look_for_ever(
+        Arc::clone(&probe),
+        targets.collect(),
+        Vantage::Controller,
+        Arc::clone(&clock),
+        told,
+        seen,
+    );
+    tasks.spawn(async move {
+        looking.await;
+        drop(keep);
+        ("probes", Ok(()))
+    });
+    tasks.spawn(forward(observations, handle.clone()));
+    tasks.spawn(watch_anchors(probe, clock, rhythm, handle.clone()));
+    let door = Door {
+        life: Arc::clone(&life),
+        to: handle,
+    };
+    world.with(|state, _| state.controller = Some(door));
+    world.trace(|| "N  controller starts".to_owned());
+    Ok(Process { life, tasks })
+}
+
+/// How long a supervisor waits before it starts what ended.
+pub const RESTART: Duration = Duration::from_secs(2);

@@ -1,0 +1,307 @@
+//! One seed, from its first moment to its last.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::checks::{Invariant, Violation};
+use super::faults::{self, Kill};
+use super::processes::{Honest, Plant, RESTART, start_agent, start_controller};
+use super::world::{Clocks, Node, World};
+use crate::engine::policy::Policy;
+use crate::engine::topology::Topology;
+
+/// What a run is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// Faults of every kind, for the whole time.
+    Faults,
+    /// Nothing goes wrong.
+    Calm,
+    /// The active site is lost for good after a while, and nothing else goes wrong.
+    SiteLost,
+}
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The seed.
+    pub seed: u64,
+    /// How much virtual time.
+    pub lasting: Duration,
+    /// The policy.
+    pub policy: Policy,
+    /// What goes wrong.
+    pub course: Course,
+    /// How far clocks are apart; `None`: as far as the policy bears.
+    pub drift_ppm: Option<u64>,
+    /// What is planted.
+    pub plant: Arc<dyn Plant>,
+}
+
+impl Setup {
+    /// Faults of every kind from a seed, under a policy.
+    pub fn new(seed: u64, lasting: Duration, policy: Policy) -> Self {
+        Self {
+            seed,
+            lasting,
+            policy,
+            course: Course::Faults,
+            drift_ppm: None,
+            plant: Arc::new(Honest),
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// What did not hold.
+    pub violations: Vec<Violation>,
+    /// Every event that was kept, in one line each.
+    pub events: Vec<String>,
+    /// A digest of every event: equal for two runs of one seed.
+    pub fingerprint: u64,
+    /// Writes that were acknowledged, and how many of them are lost.
+    pub writes: (usize, usize),
+    /// Writes that a host acknowledged beside another after it was frozen and thawed.
+    pub after_thaw: u64,
+    /// Plans opened, done, undone, stuck.
+    pub plans: BTreeMap<&'static str, u64>,
+    /// How many promotions there were.
+    pub promotions: usize,
+    /// Of a lost site: how long until the other took a write.
+    pub writable: Option<Duration>,
+}
+
+/// Why a run could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("the simulator cannot run: {0}")]
+pub struct RunError(String);
+
+fn topology() -> Result<Topology, RunError> {
+    let wrong = |error: crate::engine::units::UnitError| RunError(error.to_string());
+    Ok(Topology {
+        group: "shop".parse().map_err(wrong)?,
+        first: "aws".parse().map_err(wrong)?,
+        second: "gcp".parse().map_err(wrong)?,
+        traffic: vec!["dns".parse().map_err(wrong)?],
+    })
+}
+
+/// Runs one seed.
+pub fn run(setup: &Setup) -> Result<Report, RunError> {
+    let topology = topology()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .map_err(|error| RunError(error.to_string()))?;
+    Ok(runtime.block_on(live(setup, topology)))
+}
+
+/// When the site is lost, in [`Course::SiteLost`].
+const LOST_AT: Duration = Duration::from_secs(60);
+
+async fn live(setup: &Setup, topology: Topology) -> Report {
+    let drift = u64::from(setup.policy.lease.clock_drift_ppm);
+    let clocks = Clocks {
+        drift_ppm: setup.drift_ppm.unwrap_or(drift),
+        wall_ms: 200,
+    };
+    let world = World::new(setup.seed, setup.policy.clone(), topology, clocks);
+    let (controller, killed) = mpsc::unbounded_channel();
+    let (first, first_killed) = mpsc::unbounded_channel();
+    let (second, second_killed) = mpsc::unbounded_channel();
+    let kill = Kill {
+        controller,
+        agents: [first, second],
+    };
+    let plant = &setup.plant;
+    let crashes = setup.course == Course::Faults;
+    tokio::spawn(keep_agent(
+        Arc::clone(&world),
+        Node::First,
+        Arc::clone(plant),
+        first_killed,
+    ));
+    tokio::spawn(keep_agent(
+        Arc::clone(&world),
+        Node::Second,
+        Arc::clone(plant),
+        second_killed,
+    ));
+    tokio::spawn(keep_controller(
+        Arc::clone(&world),
+        Arc::clone(plant),
+        killed,
+        crashes,
+    ));
+    tokio::spawn(faults::clients(Arc::clone(&world)));
+    match setup.course {
+        Course::Faults => drop(tokio::spawn(faults::for_ever(
+            Arc::clone(&world),
+            kill.clone(),
+        ))),
+        Course::Calm => {}
+        Course::SiteLost => {
+            let world = Arc::clone(&world);
+            tokio::spawn(async move {
+                let late = world.with(|state, _| state.chance.millis(0, 5_000));
+                tokio::time::sleep(LOST_AT.saturating_add(late)).await;
+                world.trace(|| "A  is lost for good".to_owned());
+                world.with(|state, now| state.machine(Node::First).lose_power(now));
+                world.changed();
+            });
+        }
+    }
+    tokio::time::sleep(setup.lasting).await;
+    drop(kill);
+    conclude(setup, &world)
+}
+
+fn conclude(setup: &Setup, world: &World) -> Report {
+    world.with(|state, now| {
+        let log = std::mem::take(&mut state.log);
+        let checks = &mut state.checks;
+        checks.audit(now, &log);
+        let writable = judge(setup, checks, now);
+        Report {
+            seed: setup.seed,
+            violations: checks.violations.clone(),
+            events: checks.last_events(usize::MAX),
+            fingerprint: checks.fingerprint,
+            writes: checks.writes(),
+            after_thaw: checks.after_thaw,
+            plans: checks.plans.clone(),
+            promotions: checks.promoted.len(),
+            writable,
+        }
+    })
+}
+
+/// What must have happened by the end.
+fn judge(setup: &Setup, checks: &mut super::checks::Checks, now: Duration) -> Option<Duration> {
+    let opened = checks.plans.get("opened").copied().unwrap_or(0);
+    match setup.course {
+        Course::Faults => None,
+        Course::Calm => {
+            if opened > 0 {
+                let what = "a healthy pair was failed over".to_owned();
+                checks.violated(Invariant::Liveness, now, what);
+            }
+            None
+        }
+        Course::SiteLost => {
+            let lost = checks
+                .events
+                .iter()
+                .find(|(_, text)| text.contains("is lost for good"));
+            let lost = lost.map(|(at, _)| *at)?;
+            let took = checks
+                .promoted
+                .first()
+                .map(|(at, ..)| at.saturating_sub(lost));
+            let worst = crate::engine::policy::timers(&setup.policy);
+            let worst = worst.first().and_then(|timer| timer.worst);
+            // The ways of messages are the world's, not the policy's.
+            let worst = worst.map(|worst| worst.saturating_add(Duration::from_millis(500)));
+            if took.is_none() || took > worst {
+                let what = format!("writable after {took:?}, the policy's worst case is {worst:?}");
+                checks.violated(Invariant::Liveness, now, what);
+            }
+            took
+        }
+    }
+}
+
+async fn keep_agent(
+    world: Arc<World>,
+    node: Node,
+    plant: Arc<dyn Plant>,
+    mut killed: mpsc::UnboundedReceiver<Duration>,
+) {
+    loop {
+        world.until(|state| state.machine(node).answers()).await;
+        let starting = tokio::select! {
+            biased;
+            () = world.until(|state| !state.machine(node).up) => continue,
+            started = start_agent(&world, node, &plant) => started,
+        };
+        let mut wait = RESTART;
+        match starting {
+            Ok(mut process) => {
+                let why = tokio::select! {
+                    biased;
+                    () = world.until(|state| !state.machine(node).up) => "power".to_owned(),
+                    asked = killed.recv() => {
+                        wait = asked.unwrap_or(RESTART);
+                        "killed".to_owned()
+                    }
+                    why = process.ended() => why,
+                };
+                process.kill(&world);
+                note_end(&world, node, &why);
+            }
+            Err(error) => world.trace(|| format!("{node}  agent does not start: {error:#}")),
+        }
+        world.with(|state, _| *state.agent(node) = None);
+        tokio::time::sleep(wait).await;
+    }
+}
+
+fn note_end(world: &World, node: Node, why: &str) {
+    world.trace(|| format!("{node}  ends: {why}"));
+    if why.starts_with("PANIC") {
+        world.with(|state, now| {
+            state
+                .checks
+                .violated(Invariant::Liveness, now, format!("{node} broke: {why}"));
+        });
+    }
+}
+
+async fn keep_controller(
+    world: Arc<World>,
+    plant: Arc<dyn Plant>,
+    mut killed: mpsc::UnboundedReceiver<Duration>,
+    crashes: bool,
+) {
+    loop {
+        let (drilled, mut drill) = mpsc::unbounded_channel();
+        let after = world.with(|state, _| {
+            let armed = crashes && state.chance.percent(60);
+            if armed {
+                state.chance.below(50).saturating_add(1)
+            } else {
+                0
+            }
+        });
+        let mut wait = RESTART;
+        match start_controller(&world, &plant, after, drilled).await {
+            Ok(mut process) => {
+                let why = tokio::select! {
+                    biased;
+                    Some(()) = drill.recv() => {
+                        wait = world.with(|state, _| state.chance.millis(50, 8_000));
+                        "killed at a moment".to_owned()
+                    }
+                    asked = killed.recv() => {
+                        wait = asked.unwrap_or(RESTART);
+                        "killed".to_owned()
+                    }
+                    why = process.ended() => why,
+                };
+                process.kill(&world);
+                note_end(&world, Node::Neutral, &why);
+            }
+            Err(error) => world.trace(|| format!("N  controller does not start: {error:#}")),
+        }
+        world.with(|state, _| state.controller = None);
+        tokio::time::sleep(wait).await;
+    }
+}

@@ -1,0 +1,537 @@
+//! What an agent touches, simulated: guard and database, its disk, its ways out, the workloads;
+//! and the probe, which the controller uses too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+
+use super::machine::{Truth, Written};
+use super::network::{NoAnswer, ask, host, silence};
+use super::world::{Life, Node, World};
+use crate::agent::keeper::News;
+use crate::app::control::Input;
+use crate::engine::observation::{
+    DatabaseFacts, Facts, Finding, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause,
+};
+use crate::engine::topology::{Role, Target, TargetKind};
+use crate::engine::units::{Epoch, Lsn, MonoTime, SystemId, Timeline, WallTime, as_millis};
+use crate::ports::{
+    AgentLinks, AgentMemory, AgentStore, EffectError, LocalDatabase, LocalLook, LocalRight, Probe,
+    StoreError, Workloads,
+};
+use crate::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
+
+/// A process at a site.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The world.
+    pub world: Arc<World>,
+    /// Where.
+    pub node: Node,
+    /// Whose life it is.
+    pub life: Arc<Life>,
+}
+
+impl Place {
+    /// A moment of work: nothing of a frozen or ended process goes on.
+    pub async fn work(&self, least: u64, most: u64) {
+        self.world.alive(&self.life).await;
+        let took = self.world.with(|state, _| state.chance.millis(least, most));
+        tokio::time::sleep(took).await;
+        self.world.alive(&self.life).await;
+    }
+
+    fn trace(&self, text: impl FnOnce() -> String) {
+        self.world.trace(|| format!("{}  {}", self.node, text()));
+    }
+}
+
+fn failed<T>(why: impl Into<String>) -> Result<T, EffectError> {
+    Err(EffectError::Failed(why.into()))
+}
+
+/// Guard and database.
+#[derive(Debug)]
+pub struct SimDatabase(pub Place);
+
+/// How long a start of PostgreSQL takes, in milliseconds.
+const START: (u64, u64) = (100, 1500);
+
+impl SimDatabase {
+    fn start(&self, role: Role) -> Result<(), EffectError> {
+        let started = self.0.world.with(|state, now| {
+            let (least, most) = START;
+            let took = state.chance.millis(least, most);
+            let machine = state.machine(self.0.node);
+            if machine.running {
+                return Ok(false);
+            }
+            if machine.fence.is_some() {
+                return failed("a fence is under way: wait for its end");
+            }
+            if machine.role != role {
+                return failed("`standby.signal` does not fit");
+            }
+            machine.running = true;
+            machine.ready = now.saturating_add(took);
+            if role == Role::Standby {
+                machine.right = None;
+            }
+            Ok(true)
+        })?;
+        if started {
+            self.0.trace(|| format!("starts as {role}"));
+        }
+        Ok(())
+    }
+
+    fn hold(&self, right: &LocalRight) -> Result<(), EffectError> {
+        self.0.world.with(|state, now| {
+            let skew = state.skew(self.0.node);
+            let until = right.until.map(|until| skew.truth(until));
+            let machine = state.machine(self.0.node);
+            machine.stages = right.fence;
+            let armed = machine.arm(now, right.epoch, until);
+            armed.map_err(EffectError::Refused)
+        })
+    }
+}
+
+#[async_trait]
+impl LocalDatabase for SimDatabase {
+    async fn look(&self) -> Result<LocalLook, EffectError> {
+        self.0.work(0, 1).await;
+        Ok(self.0.world.with(|state, _| {
+            let skew = state.skew(self.0.node);
+            let machine = state.machine(self.0.node);
+            let never = MonoTime(Duration::from_nanos(u64::MAX));
+            LocalLook {
+                set_up_as: machine.role,
+                running: machine.running,
+                right: machine
+                    .right
+                    .map(|(epoch, until)| (epoch, until.map_or(never, |until| skew.mono(until)))),
+                fenced: machine.marker.clone(),
+                ended: machine.ended.clone(),
+            }
+        }))
+    }
+
+    async fn start_standby(&self) -> Result<(), EffectError> {
+        self.0.work(1, 20).await;
+        self.start(Role::Standby)
+    }
+
+    async fn start_primary(&self, right: &LocalRight) -> Result<(), EffectError> {
+        self.0.work(1, 20).await;
+        self.hold(right)?;
+        self.start(Role::Primary)
+    }
+
+    async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError> {
+        self.0.work(0, 1).await;
+        self.hold(right)
+    }
+
+    async fn release_right(&self) -> Result<(), EffectError> {
+        self.0.work(0, 1).await;
+        self.0.world.with(|state, _| {
+            let machine = state.machine(self.0.node);
+            if machine.running && machine.role == Role::Primary {
+                return Err(EffectError::Refused("a primary runs".to_owned()));
+            }
+            machine.right = None;
+            Ok(())
+        })
+    }
+
+    async fn fence(&self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
+        self.0.work(0, 1).await;
+        let ends = self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if epoch < machine.epoch {
+                return Err(EffectError::Refused(
+                    "an order to fence that is old".to_owned(),
+                ));
+            }
+            Ok(machine.begin_fence(now, epoch, cause).saturating_sub(now))
+        })?;
+        self.0
+            .trace(|| format!("fence of epoch {epoch} begins: {cause}"));
+        tokio::time::sleep(ends).await;
+        self.0.work(0, 1).await;
+        let running = self.0.world.with(|state, _| {
+            let machine = state.machine(self.0.node);
+            machine.running && machine.role == Role::Primary
+        });
+        if running {
+            return Err(EffectError::Unknown("processes live".to_owned()));
+        }
+        self.0.trace(|| "is fenced".to_owned());
+        Ok("down".to_owned())
+    }
+
+    async fn unfence(&self, epoch: Epoch) -> Result<(), EffectError> {
+        self.0.work(0, 1).await;
+        self.0.world.with(|state, _| {
+            let machine = state.machine(self.0.node);
+            if machine.fence.is_some() {
+                return Err(EffectError::Refused("a fence is under way".to_owned()));
+            }
+            if machine.marker.as_ref().is_some_and(|(old, _)| *old > epoch) {
+                return Err(EffectError::Refused("fenced at a later epoch".to_owned()));
+            }
+            machine.marker = None;
+            Ok(())
+        })
+    }
+
+    async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
+        self.0.work(1, 30).await;
+        let severed = self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if !machine.running || now < machine.ready {
+                return failed("connection refused");
+            }
+            if machine.role == Role::Primary {
+                return Err(EffectError::Refused("this is a primary".to_owned()));
+            }
+            machine.connected = false;
+            machine.heard = None;
+            Ok(Lsn(machine.position()))
+        })?;
+        self.0.trace(|| format!("severed at {severed}"));
+        self.0.work(20, 60).await;
+        Ok((severed, true))
+    }
+
+    async fn reconnect(&self, _within: Duration) -> Result<(), EffectError> {
+        self.0.work(1, 30).await;
+        self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if !machine.running || now < machine.ready {
+                return failed("connection refused");
+            }
+            machine.connected = true;
+            Ok(())
+        })?;
+        self.0.trace(|| "reconnected".to_owned());
+        Ok(())
+    }
+
+    async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
+        self.0.work(1, 5).await;
+        self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if !machine.running || now < machine.ready {
+                return failed("connection refused");
+            }
+            let primary = machine.role == Role::Primary;
+            Ok(primary.then(|| (Timeline(machine.timeline), Lsn(machine.position()))))
+        })
+    }
+
+    async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError> {
+        if let Some(already) = self.is_primary(within).await? {
+            return Ok(already);
+        }
+        let (world, node) = (Arc::clone(&self.0.world), self.0.node);
+        let took = world.with(|state, _| {
+            let most = state.slow_promote;
+            state.chance.millis(20, most)
+        });
+        let (done, promoted) = oneshot::channel();
+        // PostgreSQL goes on promoting, whoever waits for it.
+        tokio::spawn(async move {
+            tokio::time::sleep(took).await;
+            if host(&world, node).await {
+                done.send(promote(&world, node)).unwrap_or_default();
+            }
+        });
+        let promoted = tokio::time::timeout(within, promoted).await;
+        self.0.work(0, 3).await;
+        match promoted {
+            Ok(Ok(Some(at))) => Ok(at),
+            Ok(Ok(None) | Err(_)) => failed("the server ended while it was promoted"),
+            Err(_) => Err(EffectError::Unknown("not promoted in time".to_owned())),
+        }
+    }
+
+    async fn write_epoch(&self, epoch: Epoch, _within: Duration) -> Result<(), EffectError> {
+        self.0.work(1, 10).await;
+        self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            match machine.commit(now, Written::Epoch(epoch)) {
+                Some(_) => Ok(()),
+                None => failed("cannot write"),
+            }
+        })
+    }
+}
+
+fn promote(world: &World, node: Node) -> Option<(Timeline, Lsn)> {
+    world.with(|state, now| {
+        let neutral = state.skew(Node::Neutral);
+        let machine = state.machine(node);
+        if !machine.running || machine.role == Role::Primary {
+            return None;
+        }
+        machine.role = Role::Primary;
+        machine.connected = false;
+        machine.timeline = machine.timeline.saturating_add(1);
+        let timeline = machine.timeline;
+        machine.commit(now, Written::Timeline(timeline));
+        let position = machine.position();
+        let ([new, old], checks) = state.watched(node);
+        checks.promoted(now, new, old, neutral);
+        Some((Timeline(timeline), Lsn(position)))
+    })
+}
+
+/// The agent's disk.
+#[derive(Debug)]
+pub struct SimStore(pub Place);
+
+#[async_trait]
+impl AgentStore for SimStore {
+    async fn load(&self) -> Result<Option<AgentMemory>, StoreError> {
+        self.0.work(0, 1).await;
+        Ok(self
+            .0
+            .world
+            .with(|state, _| state.memory(self.0.node).clone()))
+    }
+
+    async fn save(&self, memory: &AgentMemory) -> Result<(), StoreError> {
+        self.0.work(0, 3).await;
+        self.0.world.with(|state, now| {
+            let site = state.machine(self.0.node).site.clone();
+            state.checks.agent_epoch(now, &site, memory.epoch);
+            *state.memory(self.0.node) = Some(memory.clone());
+        });
+        // Durable, and killed before it knows, is possible too.
+        self.0.work(0, 2).await;
+        Ok(())
+    }
+}
+
+/// The workloads.
+#[derive(Debug)]
+pub struct SimWorkloads(pub Place);
+
+#[async_trait]
+impl Workloads for SimWorkloads {
+    async fn start(&self) -> Result<(), EffectError> {
+        self.0.work(1, 50).await;
+        self.0.world.with(|state, now| {
+            let took = state.chance.millis(100, 3000);
+            let machine = state.machine(self.0.node);
+            machine.workloads = Some(now.saturating_add(took));
+        });
+        Ok(())
+    }
+
+    async fn stop(&self) -> Result<(), EffectError> {
+        self.0.work(1, 50).await;
+        self.0
+            .world
+            .with(|state, _| state.machine(self.0.node).workloads = None);
+        Ok(())
+    }
+
+    async fn ready(&self) -> Result<bool, EffectError> {
+        self.0.work(1, 5).await;
+        let ready = |at: Option<Truth>, now| at.is_some_and(|at| at <= now);
+        Ok(self
+            .0
+            .world
+            .with(|state, now| ready(state.machine(self.0.node).workloads, now)))
+    }
+}
+
+fn no_answer(error: NoAnswer) -> EffectError {
+    match error {
+        NoAnswer::Refused => EffectError::Failed("connection refused".to_owned()),
+        NoAnswer::TimedOut => EffectError::Unknown("no answer in time".to_owned()),
+    }
+}
+
+/// An agent's ways out.
+#[derive(Debug)]
+pub struct SimLinks(pub Place);
+
+#[async_trait]
+impl AgentLinks for SimLinks {
+    async fn report(&self, report: &Report, within: Duration) -> Result<ReportAnswer, EffectError> {
+        self.0.work(0, 1).await;
+        let (world, report) = (Arc::clone(&self.0.world), report.clone());
+        let asked = move || {
+            let (world, report) = (Arc::clone(&world), report.clone());
+            async move {
+                let door = world.with(|state, _| state.controller.clone())?;
+                let asked = |answer| Input::Reported(Box::new(report), answer);
+                door.to.ask(asked).await.ok()
+            }
+        };
+        let answer = ask(&self.0.world, (self.0.node, Node::Neutral), within, asked).await;
+        self.0.world.alive(&self.0.life).await;
+        answer.map_err(no_answer)
+    }
+
+    async fn ask_peer(
+        &self,
+        question: &PeerQuestion,
+        within: Duration,
+    ) -> Result<PeerAnswer, EffectError> {
+        self.0.work(0, 1).await;
+        let peer = self.0.node.peer();
+        let (world, question) = (Arc::clone(&self.0.world), question.clone());
+        let asked = move || {
+            let (world, question) = (Arc::clone(&world), question.clone());
+            async move { tell(&world, peer, |answer| News::PeerAsks(question, answer)).await }
+        };
+        let answer = ask(&self.0.world, (self.0.node, peer), within, asked).await;
+        self.0.world.alive(&self.0.life).await;
+        answer.map_err(no_answer)
+    }
+}
+
+/// Tells an agent something and waits for its answer; `None` where none runs.
+pub async fn tell<T>(
+    world: &World,
+    node: Node,
+    news: impl FnOnce(oneshot::Sender<T>) -> News,
+) -> Option<T> {
+    if !host(world, node).await {
+        return silence().await;
+    }
+    let door = world.with(|state, _| state.agent(node).clone())?;
+    // A process that stands still takes nothing in.
+    world.alive(&door.life).await;
+    let (sender, answer) = oneshot::channel();
+    door.to.send(news(sender)).await.ok()?;
+    let answer = answer.await.ok()?;
+    world.alive(&door.life).await;
+    Some(answer)
+}
+
+/// Has an agent take an order.
+pub async fn take_order(world: &World, node: Node, order: Order) -> Option<OrderAnswer> {
+    tell(world, node, |answer| News::Ordered(Box::new(order), answer)).await
+}
+
+/// Looks at sites, from somewhere.
+#[derive(Debug)]
+pub struct SimProbe(pub Place);
+
+#[async_trait]
+impl Probe for SimProbe {
+    async fn look(&self, target: &Target, within: Duration) -> Finding {
+        self.0.work(0, 1).await;
+        let (world, kind) = (Arc::clone(&self.0.world), target.kind);
+        let node = world.with(|state, _| state.node(&target.site));
+        let asked = move || {
+            let world = Arc::clone(&world);
+            async move { Some(look(&world, node, kind).await) }
+        };
+        let found = ask(&self.0.world, (self.0.node, node), within, asked).await;
+        self.0.world.alive(&self.0.life).await;
+        found.unwrap_or_else(|error| {
+            Finding::Bad(match error {
+                NoAnswer::Refused => ProbeFailure::Refused,
+                NoAnswer::TimedOut => ProbeFailure::Timeout(as_millis(within)),
+            })
+        })
+    }
+
+    async fn anchors(&self, within: Duration) -> (u32, u32) {
+        self.0.work(0, 1).await;
+        let isolated = self
+            .0
+            .world
+            .with(|state, _| !state.link(Node::Neutral, Node::Clients).up);
+        if isolated {
+            tokio::time::sleep(within).await;
+        }
+        (if isolated { 0 } else { 2 }, 2)
+    }
+}
+
+async fn look(world: &World, node: Node, kind: TargetKind) -> Finding {
+    if !host(world, node).await {
+        return silence().await;
+    }
+    // The position is read first; the write and the answer take a little longer.
+    let facts = world.with(|state, now| match kind {
+        TargetKind::Api => {
+            let machine = state.machine(node);
+            let serves = machine.workloads.is_some_and(|at| at <= now);
+            if serves {
+                Ok(Facts::Api)
+            } else {
+                Err(ProbeFailure::Refused)
+            }
+        }
+        TargetKind::Database => database_facts(state, now, node),
+        TargetKind::Agent => Err(ProbeFailure::Protocol("agents report".to_owned())),
+    });
+    let took = world.with(|state, _| state.chance.millis(1, 6));
+    tokio::time::sleep(took).await;
+    if !host(world, node).await {
+        return silence().await;
+    }
+    facts.map_or_else(Finding::Bad, Finding::Good)
+}
+
+fn database_facts(
+    state: &mut super::world::State,
+    now: Truth,
+    node: Node,
+) -> Result<Facts, ProbeFailure> {
+    let wall = state.skew(node).wall(now);
+    let machine = state.machine(node);
+    if !machine.running {
+        return Err(ProbeFailure::Refused);
+    }
+    if now < machine.ready {
+        return Err(ProbeFailure::NotAccepting("starting up".to_owned()));
+    }
+    let position = Lsn(machine.position());
+    let mut newest = machine.heartbeat.clone();
+    let primary = machine.role == Role::Primary;
+    if primary {
+        let sequence = newest.map_or(1, |(sequence, _)| sequence.saturating_add(1));
+        let site = machine.site.clone();
+        machine.commit(now, Written::Heartbeat(sequence, site.clone()));
+        newest = Some((sequence, site));
+    }
+    let epoch = machine.epoch_row;
+    let heard = machine.heard.map(|heard| now.saturating_sub(heard));
+    let streams = heard.filter(|heard| *heard < Duration::from_secs(60) && machine.connected);
+    Ok(Facts::Database(Box::new(DatabaseFacts {
+        role: machine.role,
+        system_id: SystemId(7),
+        timeline: Timeline(machine.timeline),
+        version: 150_018,
+        position,
+        replayed: position,
+        receiver: (!primary && streams.is_some()).then(|| ReceiverFacts {
+            status: "streaming".to_owned(),
+            last_message: streams,
+        }),
+        senders: Vec::new(),
+        heartbeat: newest.map(|(sequence, site)| Heartbeat {
+            sequence,
+            site,
+            written: WallTime(wall.0),
+        }),
+        epoch,
+        replay_pause: ReplayPause::None,
+        apply_delay: Duration::ZERO,
+        synchronous_names: String::new(),
+        limits: [100, 8, 10, 0, 64],
+        write_took: primary.then_some(Duration::from_millis(2)),
+    })))
+}

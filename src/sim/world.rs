@@ -1,0 +1,420 @@
+//! Everything that exists, behind one lock, and the one virtual clock.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use super::chance::Chance;
+use super::checks::Checks;
+use super::machine::{Machine, Truth, stream};
+use super::network::Door;
+use crate::agent::keeper::News;
+use crate::app::control::Handle;
+use crate::engine::policy::Policy;
+use crate::engine::topology::{Answer, Role, SiteName, Topology};
+use crate::engine::units::{Epoch, MonoTime, WallTime, as_millis};
+use crate::ports::{AgentMemory, Clock};
+
+/// A place with a clock and links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Node {
+    /// Where the controller runs.
+    Neutral,
+    /// The site that is active first.
+    First,
+    /// The other one.
+    Second,
+    /// Where the clients are.
+    Clients,
+}
+
+impl Node {
+    /// All of them.
+    pub const ALL: [Node; 4] = [Node::Neutral, Node::First, Node::Second, Node::Clients];
+    /// The two sites.
+    pub const SITES: [Node; 2] = [Node::First, Node::Second];
+
+    /// The other site; a place that is none is its own.
+    pub fn peer(self) -> Node {
+        match self {
+            Node::First => Node::Second,
+            Node::Second => Node::First,
+            Node::Neutral | Node::Clients => self,
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Node::Neutral => 0,
+            Node::First => 1,
+            Node::Second => 2,
+            Node::Clients => 3,
+        }
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Node::Neutral => "N",
+            Node::First => "A",
+            Node::Second => "P",
+            Node::Clients => "C",
+        })
+    }
+}
+
+/// A process: from its start to its end.
+#[derive(Debug, Default)]
+pub struct Life {
+    dead: AtomicBool,
+    frozen: AtomicBool,
+}
+
+impl Life {
+    /// Whether it was not ended.
+    pub fn lives(&self) -> bool {
+        !self.dead.load(Ordering::Relaxed)
+    }
+
+    /// Ends it.
+    pub fn end(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+    }
+
+    /// Stops or continues it.
+    pub fn freeze(&self, frozen: bool) {
+        self.frozen.store(frozen, Ordering::Relaxed);
+    }
+
+    fn frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
+    }
+}
+
+/// One direction of one link.
+#[derive(Debug, Clone, Copy)]
+pub struct Link {
+    /// Whether anything passes.
+    pub up: bool,
+    /// How long it usually takes.
+    pub way: Duration,
+    /// Since when it is as it is.
+    pub since: Truth,
+}
+
+/// What a place's clock shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Skew {
+    /// How much it runs fast, in millionths.
+    pub ppm: i64,
+    /// How far its wall clock is ahead, in milliseconds.
+    pub wall_ms: i64,
+}
+
+/// The first moment on every wall clock: a day in 2026.
+const WALL: u64 = 1_790_000_000_000;
+/// The first moment on every monotonic clock.
+const BOOT: Duration = Duration::from_secs(100_000);
+
+fn scaled(duration: Duration, millionths: i64) -> Duration {
+    let nanos = i128::try_from(duration.as_nanos()).unwrap_or(i128::MAX);
+    let scaled = nanos.saturating_mul(i128::from(millionths)) / 1_000_000;
+    Duration::from_nanos(u64::try_from(scaled).unwrap_or(0))
+}
+
+impl Skew {
+    /// The monotonic clock.
+    pub fn mono(self, truth: Truth) -> MonoTime {
+        MonoTime(BOOT.saturating_add(scaled(truth, 1_000_000 + self.ppm)))
+    }
+
+    /// When the monotonic clock shows this.
+    pub fn truth(self, mono: MonoTime) -> Truth {
+        let nanos = i128::try_from(mono.0.saturating_sub(BOOT).as_nanos()).unwrap_or(i128::MAX);
+        let truth = nanos.saturating_mul(1_000_000) / i128::from(1_000_000 + self.ppm);
+        Duration::from_nanos(u64::try_from(truth).unwrap_or(0))
+    }
+
+    /// The wall clock.
+    pub fn wall(self, truth: Truth) -> WallTime {
+        let passed = as_millis(scaled(truth, 1_000_000 + self.ppm));
+        WallTime(
+            WALL.saturating_add(passed)
+                .saturating_add_signed(self.wall_ms),
+        )
+    }
+}
+
+/// Everything that can change.
+#[derive(Debug)]
+pub struct State {
+    /// Where chance comes from.
+    pub chance: Chance,
+    links: [[Link; 4]; 4],
+    skews: [Skew; 4],
+    machines: [Machine; 2],
+    /// What each agent's disk holds.
+    pub memories: [Option<AgentMemory>; 2],
+    /// The traffic target's answer and its version.
+    pub traffic: (Answer, u64),
+    /// The decision log, line by line.
+    pub log: Vec<Vec<u8>>,
+    /// The log's disk takes nothing until then.
+    pub disk_full: Truth,
+    /// Appends take so many milliseconds at most.
+    pub slow_disk: u64,
+    /// Percent of messages that are lost.
+    pub lossy: u64,
+    /// Percent of answers of outside systems that are lost although the effect happened.
+    pub ambiguous: u64,
+    /// The longest a promotion takes, in milliseconds.
+    pub slow_promote: u64,
+    /// Where agents are found.
+    pub agents: [Option<Door<mpsc::Sender<News>>>; 2],
+    /// Where the controller is found.
+    pub controller: Option<Door<Handle>>,
+    /// Whether the last logged decision was to fail over, for cause.
+    pub decided: Option<bool>,
+    /// What watches.
+    pub checks: Checks,
+}
+
+impl State {
+    /// A link.
+    pub fn link(&self, from: Node, to: Node) -> Link {
+        self.links[from.index()][to.index()]
+    }
+
+    /// A clock.
+    pub fn skew(&self, node: Node) -> Skew {
+        self.skews[node.index()]
+    }
+
+    /// A host. A place without one shows the first site's.
+    pub fn machine(&mut self, node: Node) -> &mut Machine {
+        &mut self.machines[usize::from(node == Node::Second)]
+    }
+
+    /// A host's agent's disk.
+    pub fn memory(&mut self, node: Node) -> &mut Option<AgentMemory> {
+        &mut self.memories[usize::from(node == Node::Second)]
+    }
+
+    /// Where a site's agent is found.
+    pub fn agent(&mut self, node: Node) -> &mut Option<Door<mpsc::Sender<News>>> {
+        &mut self.agents[usize::from(node == Node::Second)]
+    }
+
+    /// Both hosts, the one at a place first, and what watches them.
+    pub fn watched(&mut self, node: Node) -> ([&Machine; 2], &mut Checks) {
+        let [first, second] = &self.machines;
+        let machines = if node == Node::Second {
+            [second, first]
+        } else {
+            [first, second]
+        };
+        (machines, &mut self.checks)
+    }
+
+    /// The host at a place is made anew as a standby of the other.
+    pub fn rebuild(&mut self, node: Node, now: Truth) {
+        let [first, second] = &mut self.machines;
+        if node == Node::Second {
+            second.rebuild_from(first, now);
+        } else {
+            first.rebuild_from(second, now);
+        }
+    }
+
+    /// Lets happen what happened until now.
+    pub fn settle(&mut self, now: Truth) {
+        for machine in &mut self.machines {
+            machine.settle(now);
+        }
+        let there = self.link(Node::First, Node::Second);
+        let back = self.link(Node::Second, Node::First);
+        if !there.up || !back.up {
+            return;
+        }
+        let [first, second] = &mut self.machines;
+        stream(first, second, now, there.way);
+        stream(second, first, now, back.way);
+    }
+
+    /// Puts a link up or down. What is on its way is lost.
+    pub fn set_link(&mut self, now: Truth, from: Node, to: Node, up: bool) {
+        self.settle(now);
+        let link = &mut self.links[from.index()][to.index()];
+        if link.up != up {
+            link.up = up;
+            link.since = now;
+        }
+    }
+
+    /// The place of a site.
+    pub fn node(&self, site: &SiteName) -> Node {
+        if self.machines[0].site == *site {
+            Node::First
+        } else {
+            Node::Second
+        }
+    }
+}
+
+/// The world, shared by everything in it.
+#[derive(Debug)]
+pub struct World {
+    began: Instant,
+    state: Mutex<State>,
+    /// In order of arrival, unlike a `watch`, which wakes by chance of its own.
+    changed: Notify,
+    /// The policy in force.
+    pub policy: Policy,
+    /// The group.
+    pub topology: Topology,
+}
+
+/// How far clocks are apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Clocks {
+    /// The most that one clock runs faster than another, in millionths.
+    pub drift_ppm: u64,
+    /// The most that a wall clock is wrong, in milliseconds.
+    pub wall_ms: u64,
+}
+
+impl World {
+    /// A healthy pair.
+    pub fn new(seed: u64, policy: Policy, topology: Topology, clocks: Clocks) -> Arc<Self> {
+        let mut chance = Chance::new(seed);
+        let mut links = [[Link {
+            up: true,
+            way: Duration::ZERO,
+            since: Duration::ZERO,
+        }; 4]; 4];
+        for link in links.iter_mut().flatten() {
+            link.way = chance.millis(1, 25);
+        }
+        let half = i64::try_from(clocks.drift_ppm / 2).unwrap_or(0);
+        let mut skews = [Skew { ppm: 0, wall_ms: 0 }; 4];
+        for skew in &mut skews {
+            skew.ppm = chance.pick(&[-half, 0, half]).unwrap_or(0);
+            let wall = i64::try_from(chance.below(clocks.wall_ms.saturating_add(1))).unwrap_or(0);
+            skew.wall_ms = chance.pick(&[-wall, wall]).unwrap_or(0);
+        }
+        let stages = policy.lease.fence;
+        let first = Machine::new(topology.first.clone(), Role::Primary, stages);
+        let second = Machine::new(topology.second.clone(), Role::Standby, stages);
+        let mut machines = [first, second];
+        // As if the agent had been there before.
+        machines[0].right = Some((Epoch(1), Some(policy.lease.lease_ttl)));
+        let answer = Answer::only(&topology.first, &topology, Epoch(1));
+        let state = State {
+            chance,
+            links,
+            skews,
+            machines,
+            memories: [None, None],
+            traffic: (answer, 1),
+            log: Vec::new(),
+            disk_full: Duration::ZERO,
+            slow_disk: 4,
+            lossy: 0,
+            ambiguous: 0,
+            slow_promote: 350,
+            agents: [None, None],
+            controller: None,
+            decided: None,
+            checks: Checks::new(policy.clone()),
+        };
+        Arc::new(Self {
+            began: Instant::now(),
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            policy,
+            topology,
+        })
+    }
+
+    /// Now.
+    pub fn now(&self) -> Truth {
+        self.began.elapsed()
+    }
+
+    /// Reads or changes the world at this moment.
+    pub fn with<T>(&self, what: impl FnOnce(&mut State, Truth) -> T) -> T {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.now();
+        state.settle(now);
+        what(&mut state, now)
+    }
+
+    /// Tells whoever waits that links or lives changed.
+    pub fn changed(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until something is so.
+    pub async fn until(&self, so: impl Fn(&mut State) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if self.with(|state, _| so(state)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Returns while a process runs; one that is frozen waits, one that ended waits for ever.
+    pub async fn alive(&self, life: &Life) {
+        loop {
+            let changed = self.changed.notified();
+            if life.lives() && !life.frozen() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Remembers an event for whoever looks for the cause.
+    pub fn trace(&self, text: impl FnOnce() -> String) {
+        self.with(|state, now| state.checks.trace(now, text()));
+    }
+}
+
+/// The clock of one process.
+#[derive(Debug)]
+pub struct SimClock {
+    /// The world.
+    pub world: Arc<World>,
+    /// Where.
+    pub node: Node,
+    /// Whose.
+    pub life: Arc<Life>,
+}
+
+#[async_trait]
+impl Clock for SimClock {
+    fn now(&self) -> MonoTime {
+        self.world
+            .with(|state, now| state.skew(self.node).mono(now))
+    }
+
+    fn wall(&self) -> WallTime {
+        self.world
+            .with(|state, now| state.skew(self.node).wall(now))
+    }
+
+    async fn sleep(&self, wait: Duration) {
+        let ppm = self.world.with(|state, _| state.skew(self.node).ppm);
+        self.world.alive(&self.life).await;
+        tokio::time::sleep(scaled(wait, 1_000_000 - ppm)).await;
+        self.world.alive(&self.life).await;
+    }
+}
