@@ -27,7 +27,7 @@ use self::output::Output;
     version,
     max_term_width = 100,
     arg_required_else_help = true,
-    before_help = "Examples:\n  failover lab run                              a real failover on this machine, live\n  failover status --watch                       what is, and why it is not failing over\n  failover promote shop --to gcp --dry-run      what a takeover would do and lose\n  failover log verify /var/lib/failover/log     whether anybody altered the decision log",
+    before_help = "Examples:\n  failover lab run                              a real failover on this machine, live\n  failover status --watch                       what is, and why it is not failing over\n  failover promote shop --to gcp --dry-run      what a takeover would do and lose\n  failover log verify decision.log              whether anybody altered the decision log",
     after_help = exit::HELP
 )]
 pub struct Cli {

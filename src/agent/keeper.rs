@@ -16,7 +16,11 @@ use crate::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
     Workloads,
 };
-use crate::wire::{Came, Order, OrderAnswer, PeerAnswer, PeerQuestion, ReportAnswer, What};
+use crate::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, ReportAnswer};
+
+mod orders;
+
+use self::orders::Promoting;
 
 /// How many messages may wait: reports and questions come one at a time, orders a few.
 const WAITING: usize = 64;
@@ -49,6 +53,8 @@ pub enum News {
     Look,
     /// The promotion that ran beside is over.
     Promoted(OrderAnswer),
+    /// Workloads that did not answer are being started for this plan.
+    StartingFor(u64),
     /// What came of writing this epoch into the database.
     Marked(Epoch, Result<(), EffectError>),
 }
@@ -82,6 +88,8 @@ pub struct Keeper {
     memory: AgentMemory,
     holder: Option<Holder>,
     look: LocalLook,
+    /// Whether the guard answered when it was last asked.
+    guarded: bool,
     /// Since when the database is down.
     down: Option<(MonoTime, String)>,
     last_start: Option<MonoTime>,
@@ -102,14 +110,6 @@ enum Marking {
     Due(MonoTime),
     UnderWay,
     Done(Epoch),
-}
-
-#[derive(Debug)]
-struct Promoting {
-    epoch: Epoch,
-    within: Duration,
-    begun: bool,
-    waiting: Vec<oneshot::Sender<OrderAnswer>>,
 }
 
 /// What a keeper works with.
@@ -155,6 +155,7 @@ impl Keeper {
             clock: parts.clock,
             holder: adopt(&memory, &look, now),
             memory,
+            guarded: true,
             down: None,
             last_start: None,
             restart_grace: Duration::ZERO,
@@ -211,6 +212,14 @@ impl Keeper {
             News::Ordered(order, answer) => self.ordered(*order, answer).await,
             News::Look => self.look().await,
             News::Promoted(came) => self.promoted(came).await,
+            News::StartingFor(plan) => {
+                let started_for = Some(plan);
+                self.remember(AgentMemory {
+                    started_for,
+                    ..self.memory.clone()
+                })
+                .await;
+            }
             News::Marked(epoch, Ok(())) => self.marking = Marking::Done(epoch),
             News::Marked(epoch, Err(error)) => {
                 tracing::warn!(epoch = epoch.0, %error, "schema, epoch and grants are not written yet");
@@ -225,9 +234,11 @@ impl Keeper {
             Ok(look) => self.look = look,
             Err(error) => {
                 tracing::error!(%error, "the guard does not answer");
+                self.guarded = false;
                 return false;
             }
         }
+        self.guarded = true;
         if self.look.running {
             self.down = None;
         } else if self.down.is_none() {
@@ -411,16 +422,18 @@ impl Keeper {
             self.look().await;
         }
         let other_holds = answer.holder.is_some() && !ours;
+        let promoting = self.promoting.as_ref().map(|promoting| promoting.epoch);
+        self.give_up_promotion(other_holds && promoting.is_some_and(|epoch| epoch <= answer.epoch));
         if other_holds && answer.epoch > self.memory.epoch {
             self.superseded(answer.epoch).await;
         }
     }
 
     async fn peer_answered(&mut self, asked: MonoTime, answer: PeerAnswer) {
+        self.peer_answered = self.peer_answered.max(Some(asked));
         if answer.superseded {
             return self.superseded(answer.epoch).await;
         }
-        self.peer_answered = self.peer_answered.max(Some(asked));
         if let Some(holder) = &mut self.holder {
             holder.peer_answered(asked);
             self.push_right().await;
@@ -473,97 +486,6 @@ impl Keeper {
         }
     }
 
-    async fn ordered(&mut self, order: Order, answer: oneshot::Sender<OrderAnswer>) {
-        if let Err(refused) = self.check_order(&order) {
-            drop(answer.send(Err(refused)));
-            return;
-        }
-        if order.what == What::Promote && !order.check_only {
-            return self.promote(&order, answer).await;
-        }
-        let came = self.obey(&order).await;
-        drop(answer.send(came));
-    }
-
-    fn check_order(&self, order: &Order) -> Result<(), EffectError> {
-        let refuse = |why: String| Err(EffectError::Refused(why));
-        if order.group != self.group || order.site != self.site {
-            refuse(format!(
-                "the order is for `{}` of `{}`",
-                order.site, order.group
-            ))
-        } else if order.expires < self.clock.wall() {
-            refuse(format!(
-                "the order expired at {}: compare the clocks",
-                order.expires
-            ))
-        } else if order.epoch < self.memory.epoch {
-            refuse(format!(
-                "the order is of epoch {}, this site is in {}",
-                order.epoch, self.memory.epoch
-            ))
-        } else {
-            Ok(())
-        }
-    }
-
-    async fn obey(&mut self, order: &Order) -> OrderAnswer {
-        match order.what {
-            What::Fence => {
-                let said = self.fence(order.epoch, "ordered by the controller").await?;
-                Ok(Came::Fenced { said })
-            }
-            What::Unfence => {
-                let memory = AgentMemory {
-                    fenced: None,
-                    ..self.memory.clone()
-                };
-                self.kept(memory).await?;
-                Ok(Came::Done)
-            }
-            What::Sever => self.sever(order.epoch).await,
-            What::Reconnect => {
-                self.database.reconnect(SQL).await?;
-                let memory = AgentMemory {
-                    severed: None,
-                    ..self.memory.clone()
-                };
-                self.kept(memory).await?;
-                Ok(Came::Done)
-            }
-            What::Promote => {
-                if self.promoting.is_some() {
-                    return Err(EffectError::Unknown(
-                        "the promotion is under way".to_owned(),
-                    ));
-                }
-                match self.database.is_primary(SQL).await? {
-                    Some((timeline, position)) if self.memory.epoch == order.epoch => {
-                        Ok(Came::Promoted {
-                            timeline,
-                            position,
-                            already: true,
-                        })
-                    }
-                    Some(_) | None => Ok(Came::NotDone),
-                }
-            }
-            What::StartWorkloads | What::StopWorkloads | What::AwaitWorkloads => {
-                self.workloads(order).await
-            }
-        }
-    }
-
-    async fn kept(&mut self, memory: AgentMemory) -> Result<(), EffectError> {
-        if self.remember(memory).await {
-            Ok(())
-        } else {
-            Err(EffectError::Failed(
-                "the agent's memory cannot be written".to_owned(),
-            ))
-        }
-    }
-
     /// Fences. The word that it is fenced is durable before the database is stopped, so that a
     /// restart in between cannot revive it.
     async fn fence(&mut self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
@@ -578,146 +500,6 @@ impl Keeper {
         tracing::warn!(epoch = epoch.0, cause, %said, "fenced");
         self.refresh().await;
         Ok(said)
-    }
-
-    /// Severs. The word is durable before it is acted on: from then on the other site's agent is
-    /// told that it is superseded.
-    async fn sever(&mut self, epoch: Epoch) -> OrderAnswer {
-        if self.look.set_up_as == Role::Primary && self.memory.severed.is_none() {
-            return Err(EffectError::Refused(
-                "this site's database is no standby".to_owned(),
-            ));
-        }
-        let severed = self.memory.severed.max(Some(epoch));
-        self.kept(AgentMemory {
-            severed,
-            ..self.memory.clone()
-        })
-        .await?;
-        let (position, replayed) = self.database.sever(SQL).await?;
-        Ok(Came::Severed { position, replayed })
-    }
-
-    async fn workloads(&mut self, order: &Order) -> OrderAnswer {
-        let Some(workloads) = self.workloads.clone() else {
-            return Ok(Came::Done);
-        };
-        match order.what {
-            What::StartWorkloads => {
-                if !workloads.ready().await.unwrap_or(false) {
-                    let started_for = Some(order.plan);
-                    self.kept(AgentMemory {
-                        started_for,
-                        ..self.memory.clone()
-                    })
-                    .await?;
-                    workloads.start().await?;
-                }
-                Ok(Came::Done)
-            }
-            // Only what was started for this plan is taken back.
-            What::StopWorkloads if self.memory.started_for == Some(order.plan) => {
-                workloads.stop().await?;
-                self.kept(AgentMemory {
-                    started_for: None,
-                    ..self.memory.clone()
-                })
-                .await?;
-                Ok(Came::Done)
-            }
-            What::AwaitWorkloads => Ok(if workloads.ready().await? {
-                Came::Done
-            } else {
-                Came::NotDone
-            }),
-            What::StopWorkloads
-            | What::Fence
-            | What::Unfence
-            | What::Sever
-            | What::Reconnect
-            | What::Promote => Ok(Came::Done),
-        }
-    }
-
-    /// Asks for the right in the plan's epoch; the promotion begins with its grant.
-    async fn promote(&mut self, order: &Order, answer: oneshot::Sender<OrderAnswer>) {
-        if let Some(promoting) = &mut self.promoting {
-            promoting.waiting.push(answer);
-            return;
-        }
-        if self
-            .memory
-            .fenced
-            .is_some_and(|fenced| fenced >= order.epoch)
-        {
-            drop(answer.send(Err(EffectError::Refused("this site is fenced".to_owned()))));
-            return;
-        }
-        let memory = AgentMemory {
-            epoch: order.epoch,
-            ..self.memory.clone()
-        };
-        if let Err(error) = self.kept(memory).await {
-            drop(answer.send(Err(error)));
-            return;
-        }
-        let within = Duration::from_millis(
-            order
-                .expires
-                .since(self.clock.wall())
-                .as_millis()
-                .try_into()
-                .unwrap_or(u64::MAX),
-        );
-        self.promoting = Some(Promoting {
-            epoch: order.epoch,
-            within,
-            begun: false,
-            waiting: vec![answer],
-        });
-        self.begin_promotion();
-    }
-
-    /// Promotes, if the right is there and somebody waits for it.
-    fn begin_promotion(&mut self) {
-        let held = self.holder.as_ref().map(Holder::epoch);
-        let Some(promoting) = self.promoting.as_mut().filter(|promoting| !promoting.begun) else {
-            return;
-        };
-        if held != Some(promoting.epoch) {
-            return;
-        }
-        promoting.begun = true;
-        let (epoch, within) = (promoting.epoch, promoting.within);
-        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
-        tokio::spawn(async move {
-            let came = promote_and_mark(database.as_ref(), epoch, within).await;
-            // A keeper that is gone has nobody to tell.
-            drop(sender.send(News::Promoted(came)).await);
-        });
-    }
-
-    async fn promoted(&mut self, came: OrderAnswer) {
-        if came.is_ok() {
-            let memory = AgentMemory {
-                severed: None,
-                fenced: None,
-                ..self.memory.clone()
-            };
-            if !self.remember(memory).await {
-                tracing::error!("promoted, but the agent's memory still says severed");
-            }
-        }
-        tracing::info!(?came, "promotion");
-        for waiting in self
-            .promoting
-            .take()
-            .into_iter()
-            .flat_map(|promoting| promoting.waiting)
-        {
-            drop(waiting.send(came.clone()));
-        }
-        self.look().await;
     }
 
     fn show(&self) {
@@ -740,7 +522,7 @@ impl Keeper {
                 .fenced
                 .max(self.look.fenced.as_ref().map(|(epoch, _)| *epoch)),
             severed: self.memory.severed,
-            guarded: true,
+            guarded: self.guarded,
             peer: self.peer_answered.map(|asked| now.since(asked)),
         };
         let asks = self.promoting.is_some() || (primary && self.memory.fenced.is_none());
@@ -765,21 +547,4 @@ fn adopt(memory: &AgentMemory, look: &LocalLook, now: MonoTime) -> Option<Holder
     let timers = memory.timers.clone()?;
     let asked = until.minus(timers.lease_ttl).min(now);
     look.running.then(|| Holder::granted(epoch, asked, timers))
-}
-
-async fn promote_and_mark(
-    database: &dyn LocalDatabase,
-    epoch: Epoch,
-    within: Duration,
-) -> OrderAnswer {
-    let already = database.is_primary(SQL).await?.is_some();
-    let (timeline, position) = database.promote(within).await?;
-    // From here the promotion has happened: whatever fails now leaves the outcome to be read.
-    let unknown = |error: EffectError| EffectError::Unknown(error.to_string());
-    database.write_epoch(epoch, SQL).await.map_err(unknown)?;
-    Ok(Came::Promoted {
-        timeline,
-        position,
-        already,
-    })
 }

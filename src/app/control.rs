@@ -31,6 +31,9 @@ const WAITING: usize = 256;
 /// How often it decides when nothing arrives. Bounds the reaction to the end of a window.
 pub const TICK: Duration = Duration::from_millis(25);
 
+/// The longest that a person may stop automation for.
+const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
+
 /// What comes in.
 #[derive(Debug)]
 pub enum Input {
@@ -174,6 +177,10 @@ impl Control {
             Input::Promote(operator, ask, answer) => {
                 let done = self.promote(&operator, &ask).await?;
                 drop(answer.send(done));
+            }
+            Input::Hold(_, ask, answer) if ask.lasting > LONGEST_HOLD => {
+                let text = "a hold lasts 7 days at most, so that none is forgotten".to_owned();
+                drop(answer.send(Err(text)));
             }
             Input::Hold(operator, ask, answer) => {
                 let until = WallTime(

@@ -58,6 +58,9 @@ impl Exit {
 
     /// The way to end that an error stands for.
     pub fn of(error: &anyhow::Error) -> Self {
+        if error.downcast_ref::<Interrupted>().is_some() {
+            return Exit::Interrupted;
+        }
         match error.downcast_ref::<LogError>() {
             Some(LogError::Held { .. }) => Exit::Held,
             Some(LogError::Broken { .. }) => Exit::No,
@@ -65,6 +68,11 @@ impl Exit {
         }
     }
 }
+
+/// Somebody pressed Ctrl-C, or told the process to end; what was begun was put away in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted; everything was put away")]
+pub struct Interrupted;
 
 /// The list, as `--help` shows it. A test compares it with the enum.
 pub const HELP: &str = "Exit status:

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::exit::Exit;
+use super::exit::{Exit, Interrupted};
 use super::output::{Mood, Output};
 use crate::adapters::clock::SystemClock;
 use crate::engine::topology::SiteName;
@@ -196,8 +196,8 @@ async fn interruptible<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         done = work => done,
-        _pressed = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
-        _told = terminate.recv() => anyhow::bail!("told to end"),
+        _pressed = tokio::signal::ctrl_c() => Err(Interrupted.into()),
+        _told = terminate.recv() => Err(Interrupted.into()),
     }
 }
 
@@ -378,7 +378,10 @@ async fn supervise(dir: &Path) -> anyhow::Result<()> {
     drop(listener);
     std::fs::remove_dir_all(dir).context("remove the lab's folder")?;
     forgotten?;
-    served
+    match served {
+        Err(error) if error.downcast_ref::<Interrupted>().is_some() => Ok(()),
+        served => served,
+    }
 }
 
 async fn serve(lab: &mut Supervisor, listener: &UnixListener) -> anyhow::Result<()> {

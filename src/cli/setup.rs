@@ -1,5 +1,6 @@
 //! What is made once: certificates and keys, completions, the man page, schemas.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -41,6 +42,11 @@ pub struct CertificatesArgs {
 /// replaced.
 pub fn certificates(args: &CertificatesArgs, output: &Output) -> anyhow::Result<Exit> {
     let now = SystemClock.wall();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&args.dir)
+        .with_context(|| format!("make the folder `{}`", args.dir.display()))?;
     let authority = if args.dir.join("ca.pem").exists() {
         Authority::load(&args.dir)?
     } else {

@@ -205,20 +205,20 @@ fn write_sites(text: &mut String, status: &Status, output: &Output) -> std::fmt:
 
 fn write_replication(text: &mut String, status: &Status, output: &Output) -> std::fmt::Result {
     let replication = &status.situation.replication;
-    let lag = replication
-        .lag()
-        .map_or("unknown".to_owned(), |lag| lag.to_string());
-    let behind = replication.covered.map_or("unknown".to_owned(), |age| {
-        format!("everything up to {} ago", rough(age))
-    });
-    let loss = status
-        .decision
-        .loss
-        .bytes
-        .map_or("unknown".to_owned(), |bytes| bytes.to_string());
+    let title = output.paint(Mood::Strong, "replication:");
+    let (Some(lag), Some(covered), Some(loss)) = (
+        replication.lag(),
+        replication.covered,
+        status.decision.loss.bytes,
+    ) else {
+        return writeln!(
+            text,
+            "{title} the standby was never seen beside the active database"
+        );
+    };
     writeln!(
         text,
-        "{} {lag} behind, standby has {behind}; a failover now would lose about {loss}",
-        output.paint(Mood::Strong, "replication:")
+        "{title} {lag} behind, standby has everything up to {} ago; a failover now would lose about {loss}",
+        rough(covered)
     )
 }

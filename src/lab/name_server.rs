@@ -47,7 +47,7 @@ impl NameServer {
         std::fs::write(dir.join("zone"), zone_text(ip, zone)).context("write zone")?;
         let log = dir.join("knotd.log");
         let output = std::fs::File::create(&log).context("create log")?;
-        let process = Command::new("knotd")
+        let process = Command::new(program())
             .arg("-c")
             .arg(&config)
             .stdin(Stdio::null())
@@ -134,6 +134,16 @@ impl NameServer {
     /// Ends the server now, and returns when it has ended.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         self.process.kill().await.context("kill `knotd`")
+    }
+}
+
+/// Debian puts it where the `PATH` of a plain user does not look.
+fn program() -> &'static str {
+    let packaged = "/usr/sbin/knotd";
+    if Path::new(packaged).exists() {
+        packaged
+    } else {
+        "knotd"
     }
 }
 

@@ -298,12 +298,14 @@ pub async fn run(
         let mut sights = watch.health().await;
         sights.extend(watch.entries().await?);
         sights.extend(watch.client(&client));
+        let now = clock.wall();
+        let at = |sight: &Sight| match sight {
+            Sight::Entry(entry) => entry.at,
+            Sight::Health(_) | Sight::Client(_) => now,
+        };
+        sights.sort_by_key(at);
         for sight in &sights {
-            let at = match sight {
-                Sight::Entry(entry) => watch.since(entry.at),
-                Sight::Health(_) | Sight::Client(_) => watch.since(clock.wall()),
-            };
-            show(at, sight);
+            show(watch.since(at(sight)), sight);
         }
         let served = acknowledged_by(&client.attempts(), &new.name) >= WRITES_AFTER;
         if watch.ending.is_some() && served {

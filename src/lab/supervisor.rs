@@ -1,7 +1,7 @@
 //! Starts a lab's processes, makes them go wrong, mends them, and ends all of them.
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -230,8 +230,14 @@ impl Supervisor {
 
     /// Thaws what is frozen, starts what is missing, connects a standby that was cut off.
     pub async fn heal(&mut self) -> anyhow::Result<String> {
-        let thawed = self.processes.thaw(&Who::All).await?;
-        let mut healed = format!("{} processes thawed", thawed.len());
+        let frozen = self
+            .processes
+            .look()?
+            .iter()
+            .filter(|seen| seen.stopped)
+            .count();
+        self.processes.thaw(&Who::All).await?;
+        let mut healed = format!("{frozen} processes thawed");
         self.start_missing()?;
         let sites = self.layout.sites.clone();
         for (own, other) in [(&sites[0], &sites[1]), (&sites[1], &sites[0])] {
@@ -280,6 +286,14 @@ impl Supervisor {
     pub fn controller_runs(&mut self) -> bool {
         self.processes.reap();
         self.processes.pid("controller").is_some()
+    }
+
+    /// How the controller ended, if it did since somebody last looked after the processes.
+    pub fn controller_ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        self.processes.look()?;
+        let ended = self.processes.reap().into_iter();
+        let mut controllers = ended.filter(|(name, _)| name == "controller");
+        Ok(controllers.next().map(|(_, status)| status))
     }
 
     /// Ends every process, in order where they let us, and leaves none behind.

@@ -13,3 +13,7 @@ mod postgres;
 mod rfc2136;
 mod route53;
 mod parts;
+mod stage;
+mod crash;
+mod drill;
+mod standing;

@@ -76,10 +76,12 @@ fn parse(pid: i32, stat: &str) -> Option<Process> {
         },
         parent: field(4)?.parse().ok()?,
         program: program.to_owned(),
-        state: match field(3)? {
-            "T" | "t" => State::Stopped,
-            "Z" | "X" => State::Dead,
-            _ => State::Alive,
+        state: match (field(3)?, field(20)?) {
+            ("T" | "t", _) => State::Stopped,
+            // Its first thread is a zombie as soon as that one has ended; while others end, files
+            // and locks are still held and nobody can wait for it.
+            ("Z", "0" | "1") | ("X", _) => State::Dead,
+            (_, _) => State::Alive,
         },
     })
 }
@@ -95,6 +97,15 @@ mod tests {
         assert_eq!((process.parent, process.state), (5, State::Dead));
         assert_eq!(process.program, "a) T (b");
         assert_eq!(process.id.began, 4711);
+    }
+
+    #[test]
+    fn a_process_is_dead_when_its_last_thread_is() {
+        let state = |threads: u32| {
+            let stat = format!("77 (a) Z 5 77 77 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 4711 0 0");
+            parse(77, &stat).unwrap().state
+        };
+        assert_eq!((state(2), state(1)), (State::Alive, State::Dead));
     }
 
     #[test]

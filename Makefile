@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh Debian or Ubuntu with Rust, as root or with sudo:
+#   make lab    installs what is missing, builds, and makes a real failover on this machine
+#   make test   installs what is missing and passes every test
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: lab test lint bench fuzz packages doubles
+
+lab: packages
+	$(CARGO) build --locked
+	$(TARGET_DIR)/debug/failover lab run $(LAB)
+
+test: packages doubles
+	INSTA_UPDATE=no $(CARGO) test --locked
+
+# What every change must keep.
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+# Medians and ratios of one run; optimised, so the first build takes some minutes.
+bench: packages
+	$(CARGO) bench --locked
+
+# Bad input from everywhere, for as long as wanted: make fuzz FUZZ_SECONDS=600
+FUZZ_SECONDS ?= 60
+fuzz:
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked --test fuzz -- --nocapture
+
+packages:
+	./tests/install-packages
+
+doubles:
+	./tests/install-doubles

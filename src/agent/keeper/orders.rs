@@ -1,0 +1,303 @@
+//! What the controller orders, and how it is obeyed. Each order may come twice: done twice is done
+//! once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Keeper, News, SQL};
+use crate::engine::lease::Holder;
+use crate::engine::topology::Role;
+use crate::engine::units::{Epoch, MonoTime};
+use crate::ports::{AgentMemory, EffectError, LocalDatabase, Workloads};
+use crate::wire::{Came, Order, OrderAnswer, What};
+
+#[derive(Debug)]
+pub(super) struct Promoting {
+    pub(super) epoch: Epoch,
+    /// After this the order is void: it is not begun any more.
+    until: MonoTime,
+    begun: bool,
+    waiting: Vec<oneshot::Sender<OrderAnswer>>,
+}
+
+impl Promoting {
+    /// Tells everybody who waits that it certainly did not happen.
+    fn give_up(self, why: &str) {
+        for waiting in self.waiting {
+            drop(waiting.send(Err(EffectError::Failed(why.to_owned()))));
+        }
+    }
+}
+
+impl Keeper {
+    pub(super) async fn ordered(&mut self, order: Order, answer: oneshot::Sender<OrderAnswer>) {
+        if let Err(refused) = self.check_order(&order) {
+            drop(answer.send(Err(refused)));
+            return;
+        }
+        if order.what == What::Promote && !order.check_only {
+            return self.promote(&order, answer).await;
+        }
+        if matches!(
+            order.what,
+            What::StartWorkloads | What::StopWorkloads | What::AwaitWorkloads
+        ) {
+            return self.workloads(&order, answer);
+        }
+        let came = self.obey(&order).await;
+        drop(answer.send(came));
+    }
+
+    fn check_order(&self, order: &Order) -> Result<(), EffectError> {
+        let refuse = |why: String| Err(EffectError::Refused(why));
+        if order.group != self.group || order.site != self.site {
+            refuse(format!(
+                "the order is for `{}` of `{}`",
+                order.site, order.group
+            ))
+        } else if order.expires < self.clock.wall() {
+            refuse(format!(
+                "the order expired at {}: compare the clocks",
+                order.expires
+            ))
+        } else if order.epoch < self.memory.epoch {
+            refuse(format!(
+                "the order is of epoch {}, this site is in {}",
+                order.epoch, self.memory.epoch
+            ))
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn obey(&mut self, order: &Order) -> OrderAnswer {
+        match order.what {
+            What::Fence => {
+                let said = self.fence(order.epoch, "ordered by the controller").await?;
+                Ok(Came::Fenced { said })
+            }
+            What::Unfence => {
+                let memory = AgentMemory {
+                    fenced: None,
+                    ..self.memory.clone()
+                };
+                self.kept(memory).await?;
+                Ok(Came::Done)
+            }
+            What::Sever => self.sever(order.epoch).await,
+            What::Reconnect => {
+                self.database.reconnect(SQL).await?;
+                let memory = AgentMemory {
+                    severed: None,
+                    ..self.memory.clone()
+                };
+                self.kept(memory).await?;
+                Ok(Came::Done)
+            }
+            What::Promote => {
+                if self.promoting.is_some() {
+                    return Err(EffectError::Unknown(
+                        "the promotion is under way".to_owned(),
+                    ));
+                }
+                match self.database.is_primary(SQL).await? {
+                    Some((timeline, position)) if self.memory.epoch == order.epoch => {
+                        // An agent that was killed right after the promotion did not get to it.
+                        self.database.write_epoch(order.epoch, SQL).await?;
+                        Ok(Came::Promoted {
+                            timeline,
+                            position,
+                            already: true,
+                        })
+                    }
+                    Some(_) | None => Ok(Came::NotDone),
+                }
+            }
+            What::StartWorkloads | What::StopWorkloads | What::AwaitWorkloads => Ok(Came::Done),
+        }
+    }
+
+    pub(super) async fn kept(&mut self, memory: AgentMemory) -> Result<(), EffectError> {
+        if self.remember(memory).await {
+            Ok(())
+        } else {
+            Err(EffectError::Failed(
+                "the agent's memory cannot be written".to_owned(),
+            ))
+        }
+    }
+
+    /// Severs. The word is durable before it is acted on: from then on the other site's agent is
+    /// told that it is superseded.
+    async fn sever(&mut self, epoch: Epoch) -> OrderAnswer {
+        if self.look.set_up_as == Role::Primary && self.memory.severed.is_none() {
+            return Err(EffectError::Refused(
+                "this site's database is no standby".to_owned(),
+            ));
+        }
+        let severed = self.memory.severed.max(Some(epoch));
+        self.kept(AgentMemory {
+            severed,
+            ..self.memory.clone()
+        })
+        .await?;
+        let (position, replayed) = self.database.sever(SQL).await?;
+        Ok(Came::Severed { position, replayed })
+    }
+
+    /// Runs beside the keeper: a host's supervisor may take its time, the right may not.
+    fn workloads(&mut self, order: &Order, answer: oneshot::Sender<OrderAnswer>) {
+        let Some(workloads) = self.workloads.clone() else {
+            drop(answer.send(Ok(Came::Done)));
+            return;
+        };
+        let (what, plan) = (order.what, order.plan);
+        let started_for_it = self.memory.started_for == Some(plan);
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            let came = match what {
+                What::StartWorkloads => start_workloads(workloads.as_ref(), plan, &sender).await,
+                // Only what was started for this plan is taken back.
+                What::StopWorkloads if started_for_it => {
+                    workloads.stop().await.map(|()| Came::Done)
+                }
+                What::AwaitWorkloads => workloads
+                    .ready()
+                    .await
+                    .map(|ready| if ready { Came::Done } else { Came::NotDone }),
+                What::StopWorkloads
+                | What::Fence
+                | What::Unfence
+                | What::Sever
+                | What::Reconnect
+                | What::Promote => Ok(Came::Done),
+            };
+            drop(answer.send(came));
+        });
+    }
+
+    /// Asks for the right in the plan's epoch; the promotion begins with its grant.
+    async fn promote(&mut self, order: &Order, answer: oneshot::Sender<OrderAnswer>) {
+        let waiting = self
+            .promoting
+            .take_if(|promoting| promoting.epoch < order.epoch && !promoting.begun);
+        if let Some(overtaken) = waiting {
+            overtaken.give_up("a later plan promotes");
+        }
+        if let Some(promoting) = &mut self.promoting {
+            promoting.waiting.push(answer);
+            return;
+        }
+        if self
+            .memory
+            .fenced
+            .is_some_and(|fenced| fenced >= order.epoch)
+        {
+            drop(answer.send(Err(EffectError::Refused("this site is fenced".to_owned()))));
+            return;
+        }
+        let memory = AgentMemory {
+            epoch: order.epoch,
+            ..self.memory.clone()
+        };
+        if let Err(error) = self.kept(memory).await {
+            drop(answer.send(Err(error)));
+            return;
+        }
+        let left = order.expires.since(self.clock.wall());
+        self.promoting = Some(Promoting {
+            epoch: order.epoch,
+            until: self.clock.now().plus(left),
+            begun: false,
+            waiting: vec![answer],
+        });
+        self.begin_promotion();
+    }
+
+    /// Promotes, if the right is there and somebody waits for it.
+    pub(super) fn begin_promotion(&mut self) {
+        let held = self.holder.as_ref().map(Holder::epoch);
+        let now = self.clock.now();
+        let Some(promoting) = self.promoting.as_mut().filter(|promoting| !promoting.begun) else {
+            return;
+        };
+        if held != Some(promoting.epoch) || now >= promoting.until {
+            return;
+        }
+        promoting.begun = true;
+        let (epoch, within) = (promoting.epoch, promoting.until.since(now));
+        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
+        tokio::spawn(async move {
+            let came = promote_and_mark(database.as_ref(), epoch, within).await;
+            // A keeper that is gone has nobody to tell.
+            drop(sender.send(News::Promoted(came)).await);
+        });
+    }
+
+    /// Gives a promotion up that has not begun and will not: its time is over, or the right in its
+    /// epoch is another site's.
+    pub(super) fn give_up_promotion(&mut self, elsewhere: bool) {
+        let now = self.clock.now();
+        let over = self
+            .promoting
+            .take_if(|promoting| !promoting.begun && (elsewhere || now >= promoting.until));
+        if let Some(promoting) = over {
+            promoting.give_up("the right to take writes was not granted");
+        }
+    }
+
+    pub(super) async fn promoted(&mut self, came: OrderAnswer) {
+        if came.is_ok() {
+            let memory = AgentMemory {
+                severed: None,
+                fenced: None,
+                ..self.memory.clone()
+            };
+            if !self.remember(memory).await {
+                tracing::error!("promoted, but the agent's memory still says severed");
+            }
+        }
+        tracing::info!(?came, "promotion");
+        for waiting in self
+            .promoting
+            .take()
+            .into_iter()
+            .flat_map(|promoting| promoting.waiting)
+        {
+            drop(waiting.send(came.clone()));
+        }
+        self.look().await;
+    }
+}
+
+async fn promote_and_mark(
+    database: &dyn LocalDatabase,
+    epoch: Epoch,
+    within: Duration,
+) -> OrderAnswer {
+    let already = database.is_primary(SQL).await?.is_some();
+    let (timeline, position) = database.promote(within).await?;
+    // From here the promotion has happened: whatever fails now leaves the outcome to be read.
+    let unknown = |error: EffectError| EffectError::Unknown(error.to_string());
+    database.write_epoch(epoch, SQL).await.map_err(unknown)?;
+    Ok(Came::Promoted {
+        timeline,
+        position,
+        already,
+    })
+}
+
+async fn start_workloads(
+    workloads: &dyn Workloads,
+    plan: u64,
+    keeper: &mpsc::Sender<News>,
+) -> OrderAnswer {
+    if !workloads.ready().await.unwrap_or(false) {
+        // A keeper that is gone remembers nothing; what is started then simply stays.
+        drop(keeper.send(News::StartingFor(plan)).await);
+        workloads.start().await?;
+    }
+    Ok(Came::Done)
+}

@@ -1,0 +1,157 @@
+//! A whole lab for a test: in a process of its own, one at a time, and ended with the test.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do; clippy sees only the test functions as such"
+)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use failover::adapters::files;
+use failover::engine::chain::{Body, Entry};
+use failover::engine::saga::Ending;
+use failover::engine::step::{Event, Fact, Step};
+use failover::lab::client::{Attempt, Outcome};
+use failover::lab::layout::Layout;
+use failover::lab::supervisor::Supervisor;
+use failover::wire::Status;
+
+/// The policy of these tests.
+pub(crate) const FAST: &str = include_str!("../../policies/fast.toml");
+/// How long a test on a lab may take.
+const TEST_WITHIN: Duration = Duration::from_secs(180);
+/// How long one thing that is waited for may take, on a machine that has other things to do.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// The right to have a lab: two at once would wait for each other's processors, and the lab's
+/// limits are those of production.
+pub(crate) fn one_lab() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a test on a steady lab. Whose descendants a lab ends is a property of a whole process, so
+/// the test has one of its own: this program again, with the one test.
+pub(crate) fn on_a_lab(test: &str, body: impl AsyncFnOnce(&mut Supervisor)) {
+    const ALONE: &str = "FAILOVER_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let _one = one_lab();
+        let done = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&done.stdout);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{text}{said}");
+        assert!(text.contains("1 passed"), "no test is called `{test}`");
+        return;
+    }
+    failover::adapters::tls::install_provider();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_failover"));
+    let mut lab = runtime.block_on(async {
+        let layout = Layout::create(dir.path(), program, None, FAST).await;
+        Supervisor::start(layout.unwrap()).await.unwrap()
+    });
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        let within = async { tokio::time::timeout(TEST_WITHIN, body(&mut lab)).await };
+        runtime.block_on(within).unwrap();
+    }));
+    let said = logs(dir.path());
+    runtime.block_on(lab.end()).unwrap();
+    // The panic itself has been shown; whoever looks into it needs what the processes said.
+    assert!(ran.is_ok(), "{said}");
+}
+
+/// The last that the processes of a lab said.
+fn logs(dir: &Path) -> String {
+    let mut all = String::new();
+    for name in ["controller.log", "aws/agent.log", "gcp/agent.log"] {
+        let text = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines.get(lines.len().saturating_sub(150)..).unwrap_or(&[]);
+        all += &format!("--- {name}\n{}\n", last.join("\n"));
+    }
+    all
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(WITHIN, wait)
+        .await
+        .unwrap_or_else(|_late| panic!("not within {WITHIN:?}: {what}"));
+}
+
+/// The same, for a test without a runtime.
+pub(crate) fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(until(what, async || so()));
+}
+
+/// Waits until the controller shows something, and returns the status that does.
+pub(crate) async fn until_status(
+    lab: &Supervisor,
+    what: &str,
+    so: impl Fn(&Status) -> bool,
+) -> Status {
+    let mut found = None;
+    until(what, async || {
+        found = lab.status().await.ok().filter(|status| so(status));
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
+}
+
+/// A decision log as it stands in its file.
+pub(crate) fn entries(log: &Path) -> Vec<Entry> {
+    let all = files::read(log, 1, usize::MAX).unwrap();
+    all.into_iter().map(|(_, entry)| entry).collect()
+}
+
+/// The endings of plans in a log.
+pub(crate) fn endings(entries: &[Entry]) -> Vec<Ending> {
+    let endings = entries.iter().filter_map(|entry| {
+        let Body::Outcome { ending, .. } = &entry.body else {
+            return None;
+        };
+        Some(ending.clone())
+    });
+    endings.collect()
+}
+
+/// What a step brought, each time that it was done.
+pub(crate) fn facts(entries: &[Entry], wanted: &Step) -> Vec<Fact> {
+    let facts = entries.iter().filter_map(|entry| {
+        let Body::Step { step, event, .. } = &entry.body else {
+            return None;
+        };
+        let Event::Done { fact } = event else {
+            return None;
+        };
+        (step == wanted).then(|| fact.clone())
+    });
+    facts.collect()
+}
+
+/// How many writes a site has acknowledged.
+pub(crate) fn written_at(attempts: &[Attempt], wanted: &str) -> usize {
+    let there = attempts.iter().filter(|attempt| {
+        matches!(&attempt.outcome, Outcome::Acknowledged { site, .. } if site.as_str() == wanted)
+    });
+    there.count()
+}
