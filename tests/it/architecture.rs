@@ -318,7 +318,7 @@ const FUNCTION_LIMIT: usize = 70;
 
 /// Files over the limit. A number may only fall; a file that is short enough leaves the list.
 const LONG_FILES: [(&str, usize); 4] = [
-    ("agent/keeper.rs", 785),
+    ("agent/keeper.rs", 550),
     ("app/steps.rs", 572),
     ("engine/document.rs", 630),
     ("engine/policy.rs", 547),

@@ -155,6 +155,8 @@ fn wrong(written: &Written) -> Option<String> {
     let shown = [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion];
     let fine = shown.contains(&error.kind()) || (open && missing.contains(&error.kind()));
     let said = error.to_string();
+    // A flag whose value is left out.
+    let fine = fine || (open && said.contains("a value is required for"));
     (!fine).then(|| said.lines().next().unwrap_or_default().to_owned())
 }
 

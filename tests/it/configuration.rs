@@ -135,3 +135,17 @@ fn every_key_of_a_file_is_in_its_schema() {
         }
     }
 }
+
+#[test]
+fn the_guide_makes_the_tables_that_the_code_makes() {
+    let plain = |text: &str| text.split_whitespace().collect::<String>();
+    let code = include_str!("../../src/adapters/postgres/prepare.rs");
+    let guide = plain(GUIDE);
+    let mut made = 0;
+    for table in code.split("CREATE TABLE").skip(1) {
+        let table = plain(table.split(';').next().unwrap());
+        assert!(guide.contains(&format!("CREATETABLE{table};")), "{table}");
+        made += 1;
+    }
+    assert_eq!(made, 2);
+}
