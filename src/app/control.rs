@@ -226,7 +226,6 @@ impl Control {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         self.brain
             .situation(&group, self.executor.is_some(), request, now, wall)
-            .in_whole_millis()
     }
 
     async fn decide(&mut self) -> Result<(), JournalError> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::detector::{Health, State};
 use super::observation::{DatabaseFacts, PositionHistory};
 use super::topology::{GroupName, SiteName, TargetKind};
-use super::units::{Bytes, Epoch, Lsn, MonoTime, WallTime, as_millis, millis};
+use super::units::{Bytes, Epoch, Lsn, MonoTime, WallTime, millis};
 
 /// What is known at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,59 +247,6 @@ pub struct Request {
 }
 
 impl Situation {
-    /// The same in whole milliseconds, as the decision log keeps it: what is decided on is exactly
-    /// what is logged, so that it replays to the same decision (invariant 11).
-    pub fn in_whole_millis(mut self) -> Self {
-        let whole =
-            |duration: &mut Duration| *duration = Duration::from_millis(as_millis(*duration));
-        whole(&mut self.controller.in_charge);
-        self.automation
-            .hold
-            .iter_mut()
-            .for_each(|hold| whole(&mut hold.left));
-        self.automation.last_failover.iter_mut().for_each(whole);
-        for site in self.sites.values_mut() {
-            for health in site.health.values_mut() {
-                whole(&mut health.since);
-                for vote in &mut health.votes {
-                    whole(&mut vote.since);
-                    whole(&mut vote.age);
-                }
-            }
-            if let Some(database) = &mut site.database {
-                whole(&mut database.age);
-                whole(&mut database.fact.apply_delay);
-                database.fact.write_took.iter_mut().for_each(whole);
-                let receiver = database.fact.receiver.iter_mut();
-                receiver
-                    .flat_map(|it| it.last_message.as_mut())
-                    .for_each(whole);
-            }
-            if let Some(agent) = &mut site.agent {
-                whole(&mut agent.age);
-                agent.fact.peer.iter_mut().for_each(whole);
-                match &mut agent.fact.database {
-                    LocalDatabase::Waiting { since } | LocalDatabase::Down { since, .. } => {
-                        whole(since);
-                    }
-                    LocalDatabase::Up => {}
-                }
-            }
-        }
-        let replication = &mut self.replication;
-        replication
-            .primary
-            .iter_mut()
-            .for_each(|read| whole(&mut read.age));
-        replication
-            .standby
-            .iter_mut()
-            .for_each(|read| whole(&mut read.age));
-        replication.covered.iter_mut().for_each(whole);
-        replication.advanced.iter_mut().for_each(whole);
-        self
-    }
-
     /// The active site's facts.
     pub fn active_site(&self) -> Option<&SiteFacts> {
         self.sites.get(&self.active)

@@ -142,7 +142,7 @@ fn the_timers_of_each_policy_are_told_in_words_and_in_json() {
 fn log(path: &Path) {
     let mut chain = Chain::default();
     let mut text = Vec::new();
-    let plan = Plan::failover(&well().0, &topology(), &well().1);
+    let plan = Plan::failover(&well().0, &topology(), &well().1, WallTime(0));
     let step = |index: usize, event| Body::Step {
         plan: 5,
         index,
@@ -381,7 +381,7 @@ fn status(group: &GroupState, wrong: impl FnOnce(&mut Earth)) -> String {
 /// A group whose plan has done its first steps, and of whose next step this is told.
 fn walking(done: usize, events: &[Event]) -> GroupState {
     let (situation, last) = well();
-    let plan = Plan::failover(&situation, &topology(), &last);
+    let plan = Plan::failover(&situation, &topology(), &last, WallTime(0));
     let mut group = GroupState::new(&topology());
     let mut happens = |happening: Happening<'_>| group.apply(7, AT, &happening).unwrap();
     happens(Happening::Planned(&plan));
