@@ -239,7 +239,7 @@ impl Executor {
                 EffectError::Unknown(_) => check = true,
                 EffectError::Failed(_) | EffectError::Refused(_) | EffectError::Conflict(_) => {}
             }
-            let left = deadline.since(self.clock.now());
+            let left = self.clock.now().until(deadline);
             self.clock.sleep(pause.min(left)).await;
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
         }

@@ -208,7 +208,7 @@ impl Steps {
         check_only: bool,
         deadline: MonoTime,
     ) -> OrderAnswer {
-        let left = deadline.since(self.clock.now());
+        let left = self.clock.now().until(deadline);
         let within = match what {
             What::Promote | What::Fence | What::Sever if !check_only => left,
             What::Promote
@@ -328,7 +328,7 @@ impl Steps {
             proof = told => proof,
             proof = self.wait_out(saga, severed, &last) => proof,
             proof = self.override_fence(saga) => proof,
-            () = self.clock.sleep(deadline.since(self.clock.now())) => {
+            () = self.clock.sleep(self.clock.now().until(deadline)) => {
                 return Err(EffectError::Refused("no proof in time that the old primary cannot write".to_owned()));
             }
         };
@@ -373,7 +373,7 @@ impl Steps {
                     granted_ago: now.since(last.granted),
                 };
             }
-            self.clock.sleep(until.since(now)).await;
+            self.clock.sleep(now.until(until)).await;
         }
     }
 
@@ -556,7 +556,7 @@ impl Steps {
             }
         }
         if let Some(front) = &self.world.front {
-            let within = deadline.since(self.clock.now()).min(SHORT_ORDER);
+            let within = self.clock.now().until(deadline).min(SHORT_ORDER);
             for (place, entered) in front.enter(to, within).await {
                 match entered {
                     Ok(site) if site == *to => drop(places.insert(place, site.to_string())),

@@ -190,6 +190,12 @@ impl MonoTime {
         Duration::from_millis(as_millis(self.0.saturating_sub(earlier.0)))
     }
 
+    /// How long it is from here until `later`, for waiting: exact, unlike an age. Zero where it is
+    /// past.
+    pub fn until(self, later: MonoTime) -> Duration {
+        later.0.saturating_sub(self.0)
+    }
+
     /// The moment `wait` later.
     #[must_use]
     pub fn plus(self, wait: Duration) -> MonoTime {

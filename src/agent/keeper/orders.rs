@@ -227,7 +227,7 @@ impl Keeper {
             return;
         }
         promoting.begun = true;
-        let (epoch, within) = (promoting.epoch, promoting.until.since(now));
+        let (epoch, within) = (promoting.epoch, now.until(promoting.until));
         let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
         tokio::spawn(async move {
             let came = promote_and_mark(database.as_ref(), epoch, within).await;
