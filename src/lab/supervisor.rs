@@ -54,6 +54,7 @@ impl Supervisor {
         let folder = layout.dir.join("dns");
         std::fs::create_dir_all(&folder)?;
         let name_server = NameServer::start(
+            layout.command("neutral", "knotd"),
             &folder,
             address.ip(),
             address.port(),
@@ -86,7 +87,12 @@ impl Supervisor {
         for site in self.layout.sites.clone() {
             let (agent, api) = (format!("{}-agent", site.name), format!("{}-api", site.name));
             if self.processes.pid(&agent).is_none() {
-                let command = failover(&self.layout, &["agent", "--config"], &site.agent_config());
+                let command = failover(
+                    &self.layout,
+                    site.name.as_str(),
+                    &["agent", "--config"],
+                    &site.agent_config(),
+                );
                 self.processes.spawn(
                     &agent,
                     site.name.as_str(),
@@ -97,6 +103,7 @@ impl Supervisor {
             if self.processes.pid(&api).is_none() && !api_answers(&site) {
                 let command = failover(
                     &self.layout,
+                    site.name.as_str(),
                     &["lab", "site-api", "run"],
                     &site.api_config(),
                 );
@@ -111,6 +118,7 @@ impl Supervisor {
         if self.processes.pid("controller").is_none() {
             let command = failover(
                 &self.layout,
+                "neutral",
                 &["run", "--config"],
                 &self.layout.controller_config(),
             );
@@ -264,6 +272,7 @@ impl Supervisor {
         self.processes.reap();
         let mut command = failover(
             &self.layout,
+            "neutral",
             &["run", "--config"],
             &self.layout.controller_config(),
         );
@@ -291,8 +300,9 @@ impl Supervisor {
     }
 }
 
-fn failover(layout: &Layout, words: &[&str], file: &std::path::Path) -> Command {
-    let mut command = Command::new(&layout.program);
+/// This program at a place.
+fn failover(layout: &Layout, place: &str, words: &[&str], file: &std::path::Path) -> Command {
+    let mut command = layout.command(place, &layout.program);
     command.args(words).arg(file);
     command
 }
