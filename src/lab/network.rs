@@ -260,11 +260,10 @@ fn run(mut command: Command, input: &str) -> anyhow::Result<()> {
             "ip" => "iproute2",
             _ => "util-linux",
         };
-        let hint = match cause.kind() {
-            ErrorKind::NotFound => {
-                format!("cannot find `{program}`: install the package `{package}`")
-            }
-            _ => format!("cannot start `{program}`"),
+        let hint = if cause.kind() == ErrorKind::NotFound {
+            format!("cannot find `{program}`: install the package `{package}`")
+        } else {
+            format!("cannot start `{program}`")
         };
         anyhow::Error::new(cause).context(hint)
     })?;

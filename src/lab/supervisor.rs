@@ -138,7 +138,7 @@ impl Supervisor {
     }
 
     /// Waits until the active site serves, the standby follows, and a failover would be possible.
-    async fn until_steady(&mut self) -> anyhow::Result<()> {
+    pub async fn until_steady(&mut self) -> anyhow::Result<()> {
         let deadline = self.clock.now().plus(STEADY_WITHIN);
         let mut last = String::from("the controller does not answer");
         while self.clock.now() < deadline {
@@ -212,6 +212,11 @@ impl Supervisor {
                     .kill9(&Who::Name("controller".to_owned()))
                     .await?
             }
+            Fault::FreezeController => {
+                self.processes
+                    .freeze(&Who::Name("controller".to_owned()))
+                    .await?
+            }
             Fault::StopReplication => {
                 sever(&layout.instance.local("app")?, SQL).await?;
                 Vec::new()
@@ -234,6 +239,12 @@ impl Supervisor {
         first
             .map(|seen| seen.id.pid)
             .with_context(|| format!("no PostgreSQL runs at `{site}`"))
+    }
+
+    /// Thaws what is frozen, and nothing else.
+    pub async fn thaw(&mut self) -> anyhow::Result<()> {
+        self.processes.thaw(&Who::All).await?;
+        Ok(())
     }
 
     /// Thaws what is frozen, starts what is missing, connects a standby that was cut off.

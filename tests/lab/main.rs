@@ -13,3 +13,4 @@ mod postgres;
 mod rfc2136;
 mod route53;
 mod parts;
+mod partitions;
