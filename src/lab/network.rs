@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Where `ip netns` keeps its names.
 const NAMES: &str = "/run/netns";
@@ -161,12 +162,15 @@ impl Namespaces {
         self.rules(RULES)
     }
 
+    /// Removes everything, with the processes that still run in there: whoever started them did
+    /// not come to end them.
     fn remove(self) -> anyhow::Result<()> {
         let mut failed = Ok(());
         let places = Place::ALL.map(Place::name);
         for place in places.into_iter().chain(["net"]) {
             let name = self.called(place);
             if Path::new(NAMES).join(&name).exists() {
+                failed = failed.and(end_processes(&name));
                 failed = failed.and(ip(&format!("netns del {name}")));
             }
         }
@@ -223,6 +227,30 @@ fn remove_stale() -> anyhow::Result<()> {
         if !lives || owner == std::process::id() {
             Namespaces::of(owner).remove()?;
         }
+    }
+    Ok(())
+}
+
+/// Kills what runs in a namespace, until nothing does: one may start another before it dies.
+fn end_processes(namespace: &str) -> anyhow::Result<()> {
+    for _round in 0..100 {
+        let seen = Command::new("ip")
+            .args(["netns", "pids", namespace])
+            .output()
+            .context("list the processes of a namespace")?;
+        let text = String::from_utf8_lossy(&seen.stdout).into_owned();
+        let pids: Vec<Pid> = text
+            .lines()
+            .filter_map(|line| Pid::from_raw(line.trim().parse().ok()?))
+            .collect();
+        if pids.is_empty() {
+            return Ok(());
+        }
+        for pid in pids {
+            // One that is gone by now needs no signal.
+            kill_process(pid, Signal::KILL).unwrap_or_default();
+        }
+        std::thread::yield_now();
     }
     Ok(())
 }

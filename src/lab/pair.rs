@@ -318,6 +318,8 @@ impl Instance {
              hot_standby = on\n\
              max_wal_senders = 10\n\
              wal_keep_size = '256MB'\n\
+             # A standby whose primary is not up yet asks again soon, not after 5 s.\n\
+             wal_retrieve_retry_interval = '250ms'\n\
              fsync = on\n\
              # Small, because it shares the machine.\n\
              shared_buffers = '16MB'\n\

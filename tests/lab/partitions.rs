@@ -42,6 +42,8 @@ enum Then {
     /// The controller is frozen while it waits for the fence, for longer than any lease, and
     /// thawed.
     ControllerFrozen,
+    /// All is mended, and the service comes back by itself, at whichever site.
+    Returns,
     /// What was frozen is thawed when the new site takes writes.
     Thawed,
 }
@@ -102,11 +104,6 @@ fn held() -> Vec<Row> {
             Code::OwnIsolation,
         ),
         hold(
-            "N–A, N–P and A–P down: everybody is alone",
-            &three([both(Neutral, Aws), both(Neutral, Gcp), both(Aws, Gcp)]),
-            Code::OwnIsolation,
-        ),
-        hold(
             "users do not reach A, all else is up",
             &both(Client, Aws),
             Code::Healthy,
@@ -121,6 +118,14 @@ fn held() -> Vec<Row> {
             Fault::HangDatabase,
             Code::ReplicationAdvancing,
         ),
+        Row {
+            then: Then::Returns,
+            ..hold(
+                "N–A, N–P and A–P down: everybody is alone, A fences itself",
+                &three([both(Neutral, Aws), both(Neutral, Gcp), both(Aws, Gcp)]),
+                Code::OwnIsolation,
+            )
+        },
     ]
 }
 
@@ -247,7 +252,10 @@ async fn round(network: Namespaces, rows: &[Row], all: &mut [Vec<Measured>]) {
             Expect::Hold(code) => lab.hold(row, code).await,
             Expect::FailOver => lab.fail_over(row).await,
         };
-        if matches!(row.expect, Expect::Hold(_)) && measured.problems.is_empty() {
+        if row.then == Then::Returns {
+            lab.returns(&mut measured).await;
+            lab.end(!measured.problems.is_empty()).await;
+        } else if matches!(row.expect, Expect::Hold(_)) && measured.problems.is_empty() {
             match lab.mend(&mut measured).await {
                 Ok(()) if measured.problems.is_empty() => standing = Some(lab),
                 Ok(()) => lab.end(true).await,

@@ -260,6 +260,54 @@ impl Lab {
         }
     }
 
+    /// After everything was mended, users must be served again, and what they were promised must
+    /// be there. Which site that is depends on how long the old database needs to recover.
+    pub(super) async fn returns(&mut self, measured: &mut Measured) {
+        let mended = SystemClock.wall();
+        self.network.mend_all().unwrap();
+        let deadline = now().plus(OVER_WITHIN);
+        let mut serving = None;
+        while now() < deadline && serving.is_none() {
+            let attempts = self.user.attempts();
+            let mut last = attempts
+                .iter()
+                .rev()
+                .take_while(|one| one.sent_ms > mended.0);
+            serving = last.find_map(|attempt| match &attempt.outcome {
+                Outcome::Acknowledged { site, .. } => Some(site.clone()),
+                Outcome::Unacknowledged(_) => None,
+            });
+            self.wait().await;
+        }
+        let Some(site) = serving else {
+            measured
+                .problems
+                .push("users are not served again".to_owned());
+            return;
+        };
+        let [old, new] = self.supervisor.layout.sites.clone();
+        let api = if site == old.name { old.api } else { new.api };
+        let mut attempts = self.attempts();
+        let report = Report::new(&attempts, &std::collections::BTreeSet::new());
+        if !report.by_old_after_new(&old.name, &new.name).is_empty() {
+            measured.problems.push("two sites took writes".to_owned());
+        }
+        attempts.retain(|attempt| attempt.ended_ms >= measured.at.0);
+        let present = present_numbers(api).await.unwrap();
+        let report = Report::new(&attempts, &present);
+        measured.acknowledged = report.acknowledged.len();
+        measured.lost = report.lost.len();
+        self.log.read();
+        let outside = window(&self.log.entries).map_or(report.lost.len(), |(from, until)| {
+            report.lost_outside(from.0, until.0).len()
+        });
+        if outside > 0 {
+            let problem = format!("{outside} writes lost outside the declared window");
+            measured.problems.push(problem);
+        }
+        measured.proof = Some(format!("served by {site}"));
+    }
+
     /// The other site must take over, and keep every promise.
     pub(super) async fn fail_over(&mut self, row: &Row) -> Measured {
         let before = self.log.read().len();
@@ -295,7 +343,11 @@ impl Lab {
                     self.supervisor.thaw().await.unwrap();
                     then = Then::Nothing;
                 }
-                Then::Nothing | Then::Thawed | Then::ControllerKilled | Then::ControllerFrozen => {}
+                Then::Nothing
+                | Then::Returns
+                | Then::Thawed
+                | Then::ControllerKilled
+                | Then::ControllerFrozen => {}
             }
             let served = self.user.attempts().iter().rev().take(20).any(|attempt| {
                 matches!(&attempt.outcome, Outcome::Acknowledged { site, .. } if *site == new.name)
