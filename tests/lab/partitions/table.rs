@@ -26,6 +26,8 @@ pub(super) struct Measured {
     pub(super) lost: usize,
     pub(super) lost_outside: usize,
     pub(super) by_old_after_new: usize,
+    /// How long a thawed site acknowledged writes; `None` where it acknowledged none.
+    pub(super) thawed_ms: Option<u64>,
     pub(super) problems: Vec<String>,
 }
 
@@ -65,6 +67,14 @@ fn span(values: impl Iterator<Item = usize> + Clone) -> String {
     }
 }
 
+fn old_after_new(all: &[Measured]) -> String {
+    let count = span(all.iter().map(|one| one.by_old_after_new));
+    match all.iter().filter_map(|one| one.thawed_ms).max() {
+        Some(late) => format!("{count}, within {late} ms of the thaw"),
+        None => count,
+    }
+}
+
 /// The whole page.
 pub(super) fn text(rows: &[Row], all: &[Vec<Measured>]) -> String {
     let walks = all.iter().map(Vec::len).max().unwrap_or_default();
@@ -100,7 +110,8 @@ pub(super) fn text(rows: &[Row], all: &[Vec<Measured>]) -> String {
          *Lost* are writes that were acknowledged and are not in the new primary; all of them must \
          lie in the window that was declared before the promotion. *Old after new* are writes that \
          the old primary acknowledged although they were sent after the new one's first \
-         acknowledgement.\n\n\
+         acknowledgement. A host that was frozen as a whole and thaws is the one exception: until \
+         its guard looks at the clock, what was on its way is still acknowledged.\n\n\
          | what is wrong | writable s | user writes again s | proof of the fence | acknowledged | lost | outside the window | old after new |\n\
          | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |\n";
     for (row, all) in rows.iter().zip(all) {
@@ -119,7 +130,7 @@ pub(super) fn text(rows: &[Row], all: &[Vec<Measured>]) -> String {
             span(all.iter().map(|one| one.acknowledged)),
             span(all.iter().map(|one| one.lost)),
             span(all.iter().map(|one| one.lost_outside)),
-            span(all.iter().map(|one| one.by_old_after_new)),
+            old_after_new(all),
         );
     }
     text
