@@ -111,7 +111,8 @@ pub(super) fn text(rows: &[Row], all: &[Vec<Measured>]) -> String {
          lie in the window that was declared before the promotion. *Old after new* are writes that \
          the old primary acknowledged although they were sent after the new one's first \
          acknowledgement. A host that was frozen as a whole and thaws is the one exception: until \
-         its guard looks at the clock, what was on its way is still acknowledged.\n\n\
+         its guard looks at the clock, what was on its way is still acknowledged. A walk that \
+         meets no such moment shows 0.\n\n\
          | what is wrong | writable s | user writes again s | proof of the fence | acknowledged | lost | outside the window | old after new |\n\
          | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |\n";
     for (row, all) in rows.iter().zip(all) {
