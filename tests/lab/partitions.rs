@@ -12,6 +12,7 @@
 )]
 
 mod lab;
+mod log;
 mod table;
 
 use std::process::{Command, Stdio};

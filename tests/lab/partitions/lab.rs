@@ -1,18 +1,15 @@
 //! A lab in a network of its own, with its clients and its decision log, and the two things that
 //! are done with it.
 
-use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
 use failover::adapters::clock::SystemClock;
 use failover::adapters::files;
-use failover::engine::chain::{Body, Entry, read_line};
+use failover::engine::chain::{Body, Entry};
 use failover::engine::decision::Verdict;
-use failover::engine::lease::FenceProof;
 use failover::engine::reason::Code;
-use failover::engine::saga::Ending;
-use failover::engine::step::{Event, Fact, Step};
+use failover::engine::step::{Event, Step};
 use failover::engine::units::{MonoTime, WallTime};
 use failover::lab::client::{
     Attempt, Client, ClientConfig, Outcome, Report, Route, present_numbers,
@@ -24,6 +21,7 @@ use failover::lab::supervisor::Supervisor;
 use failover::ports::Clock;
 use tempfile::TempDir;
 
+use super::log::{Log, decisions, from_log, milliseconds, window};
 use super::table::Measured;
 use super::{Row, Then};
 
@@ -49,33 +47,6 @@ pub(super) struct Lab {
     log: Log,
     looked: MonoTime,
     dir: TempDir,
-}
-
-/// The decision log, read as it grows.
-struct Log {
-    path: std::path::PathBuf,
-    read_to: u64,
-    entries: Vec<Entry>,
-}
-
-impl Log {
-    /// Takes in what is new.
-    fn read(&mut self) -> &[Entry] {
-        let mut file = std::fs::File::open(&self.path).unwrap();
-        file.seek(SeekFrom::Start(self.read_to)).unwrap();
-        let mut text = String::new();
-        file.read_to_string(&mut text).unwrap();
-        // A line without its end is being written.
-        for line in text
-            .split_inclusive('\n')
-            .filter(|line| line.ends_with('\n'))
-        {
-            self.read_to += u64::try_from(line.len()).unwrap();
-            let (_, entry) = read_line(line.trim_end().as_bytes()).unwrap();
-            self.entries.push(entry);
-        }
-        &self.entries
-    }
 }
 
 fn now() -> MonoTime {
@@ -442,68 +413,4 @@ impl Lab {
             eprintln!("kept in {}", kept.display());
         }
     }
-}
-
-fn milliseconds(from: WallTime, to: WallTime) -> u64 {
-    to.0.saturating_sub(from.0)
-}
-
-/// The window that was declared.
-fn window(entries: &[Entry]) -> Option<(WallTime, WallTime)> {
-    entries.iter().rev().find_map(|entry| match &entry.body {
-        Body::Step {
-            event: Event::Done {
-                fact: Fact::Declared { loss },
-            },
-            ..
-        } => Some((loss.from?, loss.until)),
-        _ => None,
-    })
-}
-
-fn from_log(entries: &[Entry], at: WallTime) -> Measured {
-    let mut measured = Measured::default();
-    for entry in entries {
-        match &entry.body {
-            Body::Step {
-                step: Step::VerifyWritable,
-                event: Event::Done { .. },
-                ..
-            } => measured.after_ms = Some(milliseconds(at, entry.at)),
-            Body::Step {
-                event:
-                    Event::Done {
-                        fact: Fact::Fenced { proof },
-                    },
-                ..
-            } => {
-                measured.proof = Some(
-                    match proof {
-                        FenceProof::Agent { relayed: true, .. } => "F1, relayed",
-                        FenceProof::Agent { .. } => "F1",
-                        FenceProof::WaitedOut { .. } => "F3",
-                        FenceProof::Override { .. } => "F4",
-                    }
-                    .to_owned(),
-                );
-            }
-            Body::Outcome { ending, .. } if *ending != Ending::Done => {
-                measured.problems.push(format!("the plan ended {ending:?}"));
-            }
-            _ => {}
-        }
-    }
-    measured
-}
-
-fn decisions(entries: &[Entry]) -> String {
-    let lines = entries.iter().filter_map(|entry| match &entry.body {
-        Body::Decision { decision, .. } => {
-            let reasons: Vec<_> = decision.reasons.iter().map(ToString::to_string).collect();
-            Some(format!("{} ({})", decision.verdict, reasons.join("; ")))
-        }
-        Body::Step { step, event, .. } => Some(format!("{step} {event:?}")),
-        _ => None,
-    });
-    lines.collect::<Vec<_>>().join("\n    ")
 }
