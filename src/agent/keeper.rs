@@ -303,6 +303,13 @@ impl Keeper {
             return;
         }
         let armed = self.look.right.is_some();
+        // The guard does it already: a fence of our own would be remembered as an order, and the
+        // database would not wait for its right to come back.
+        let being_fenced = self
+            .look
+            .fenced
+            .as_ref()
+            .is_some_and(|(epoch, _)| *epoch >= self.memory.epoch);
         if self.look.set_up_as == Role::Standby && (armed || self.holder.is_some()) {
             // A promotion did not come about: a standby needs no right, and must not be fenced
             // for the lack of one.
@@ -310,7 +317,11 @@ impl Keeper {
             if let Err(error) = self.database.release_right().await {
                 tracing::warn!(%error, "the guard's deadline is not disarmed");
             }
-        } else if self.look.set_up_as == Role::Primary && !armed && self.holder.is_none() {
+        } else if self.look.set_up_as == Role::Primary
+            && !armed
+            && self.holder.is_none()
+            && !being_fenced
+        {
             // Promoted or started by somebody else.
             let epoch = self.memory.epoch;
             if let Err(error) = self.fence(epoch, "primary without a right").await {

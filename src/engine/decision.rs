@@ -10,6 +10,7 @@ use super::policy::{ApiFailure, Policy};
 use super::reason::{Code, Reason};
 use super::situation::Situation;
 use super::topology::{SiteName, TargetKind};
+use super::units::Bytes;
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,11 +201,18 @@ fn trigger(situation: &Situation, policy: &Policy) -> Trigger {
         }
         State::Suspect if against > 0 => {
             let reason = Reason::vantages(Code::QuorumMissing, against, policy.detect.quorum);
-            Trigger::None(vec![
-                reason.at(active).since(health.since).because(&health.why),
-            ])
+            let reason = reason.at(active).since(health.since).because(&health.why);
+            Trigger::None(
+                own_isolation(situation)
+                    .into_iter()
+                    .chain([reason])
+                    .collect(),
+            )
         }
-        State::Unknown => Trigger::None(unknown_because(situation, policy, against)),
+        State::Unknown => Trigger::None(match own_isolation(situation) {
+            Some(isolated) => vec![isolated.since(health.since).because(&health.why)],
+            None => unknown_because(situation, policy, against),
+        }),
         State::Suspect | State::Healthy => well(situation, policy),
     }
 }
@@ -219,14 +227,7 @@ fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Ve
         return vec![Reason::word(Code::EvidenceMissing, "nothing", "evidence").at(active)];
     };
     let mute = health.votes.iter().any(|vote| vote.kind == VoteKind::Mute);
-    let reason = if situation.sites.values().all(|site| !site.reached) {
-        let anchors = situation.controller.anchors_reached;
-        Reason::word(
-            Code::OwnIsolation,
-            format!("0 sites, {anchors} anchors"),
-            "1 site and 1 anchor",
-        )
-    } else if against > 0 {
+    let reason = if against > 0 {
         Reason::vantages(Code::ObserverSideFault, against, policy.detect.quorum).at(active)
     } else if mute {
         Reason::word(Code::ProbeNotAuthorised, "not let in", "let in").at(active)
@@ -234,7 +235,61 @@ fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Ve
         let limit = policy.detect.stale_after;
         Reason::time(Code::EvidenceMissing, health.since, limit).at(active)
     };
-    vec![reason.since(health.since).because(&health.why)]
+    let reason = reason.since(health.since).because(&health.why);
+    // Where the standby gets nothing either, the link between the sites is what is broken.
+    let link = standby_trouble(situation, policy).filter(|_| against > 0);
+    link.into_iter().chain([reason]).collect()
+}
+
+/// A controller that reaches no site knows nothing of either (invariant 6).
+fn own_isolation(situation: &Situation) -> Option<Reason> {
+    let isolated = situation.sites.values().all(|site| !site.reached);
+    let anchors = situation.controller.anchors_reached;
+    isolated.then(|| {
+        let measured = format!("0 sites, {anchors} anchors");
+        Reason::word(Code::OwnIsolation, measured, "1 site and 1 anchor")
+    })
+}
+
+/// What is wrong with the standby, or with the way to it.
+fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
+    let limit = policy.detect.stale_after;
+    let site = situation.passive_site()?;
+    let trouble = |reason: Reason| Some(reason.at(&situation.passive));
+    let Some(facts) = site.database.as_ref().and_then(|seen| seen.within(limit)) else {
+        return trouble(Reason::word(
+            Code::StandbyUnreachable,
+            "no fresh answer",
+            "a fresh answer",
+        ));
+    };
+    if !site.reached {
+        // The other agent still sees it, but no order of ours would get there.
+        return trouble(Reason::word(
+            Code::StandbyUnreachable,
+            "seen by others only",
+            "a fresh answer",
+        ));
+    }
+    let streaming = facts
+        .receiver
+        .as_ref()
+        .filter(|receiver| receiver.is_streaming());
+    if streaming.is_none() {
+        let status = facts
+            .receiver
+            .as_ref()
+            .map_or("no receiver", |receiver| &receiver.status);
+        return trouble(Reason::word(Code::ReplicationBroken, status, "streaming"));
+    }
+    // A receiver on a dead line calls itself streaming for a minute: what counts is what arrives
+    // (POSTGRES.md row 10).
+    let replication = &situation.replication;
+    let behind = replication.lag() > Some(Bytes(0));
+    let quiet = replication
+        .advanced
+        .filter(|quiet| behind && *quiet > limit)?;
+    trouble(Reason::time(Code::ReplicationBroken, quiet, limit).since(quiet))
 }
 
 /// The active database is well: perhaps something else is not.
@@ -251,33 +306,7 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
             ApiFailure::Hold => Trigger::None(vec![reason]),
         };
     }
-    let mut reasons = Vec::new();
-    let standby = situation.passive_site();
-    let fresh = standby.and_then(|site| site.database.as_ref()?.within(policy.detect.stale_after));
-    match fresh {
-        None => {
-            let word = Reason::word(
-                Code::StandbyUnreachable,
-                "no fresh answer",
-                "a fresh answer",
-            );
-            reasons.push(word.at(&situation.passive));
-        }
-        Some(facts)
-            if !facts
-                .receiver
-                .as_ref()
-                .is_some_and(super::observation::ReceiverFacts::is_streaming) =>
-        {
-            let status = facts
-                .receiver
-                .as_ref()
-                .map_or("no receiver", |receiver| &receiver.status);
-            let reason = Reason::word(Code::ReplicationBroken, status, "streaming");
-            reasons.push(reason.at(&situation.passive));
-        }
-        Some(_) => {}
-    }
+    let mut reasons: Vec<Reason> = standby_trouble(situation, policy).into_iter().collect();
     for kind in [TargetKind::Api, TargetKind::Agent] {
         let health = site.and_then(|site| site.health.get(&kind));
         if let Some(health) = health.filter(|health| health.state != State::Healthy) {
@@ -303,7 +332,7 @@ mod tests {
     use super::super::situation::samples::{aws, gcp, healthy, seconds};
     use super::super::situation::{AutomationState, HoldFacts, LocalDatabase, OpenPlan};
     use super::super::topology::{Role, Vantage};
-    use super::super::units::{Bytes, Epoch, Lsn, SystemId, Timeline, WallTime};
+    use super::super::units::{Epoch, Lsn, SystemId, Timeline, WallTime};
     use super::*;
 
     fn policy() -> Policy {
@@ -361,6 +390,15 @@ mod tests {
             ("only one sees it fail", vote(1), Verdict::Hold, &[QuorumMissing]),
             ("the evidence is contradictory",
                 healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40)).vote(Vantage::Controller, VoteKind::Against), Verdict::Hold, &[ObserverSideFault]),
+            ("the evidence is contradictory, and the standby gets nothing",
+                healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40)).vote(Vantage::Agent(gcp()), VoteKind::Against)
+                    .change(|all| {
+                        all.replication.advanced = Some(seconds(40));
+                        all.replication.primary.as_mut().unwrap().fact = Lsn(2000);
+                    }), Verdict::Hold, &[ReplicationBroken, ObserverSideFault]),
+            ("only the controller sees it fail, and it sees nobody",
+                vote(1).with_site(aws(), |site| site.reached = false).with_site(gcp(), |site| site.reached = false),
+                Verdict::Hold, &[OwnIsolation, QuorumMissing]),
             ("we are not let in",
                 healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40)).vote(Vantage::Controller, VoteKind::Mute),
                 Verdict::Hold, &[ProbeNotAuthorised]),
@@ -412,6 +450,13 @@ mod tests {
                 lost().change(|all| all.replication.primary = None), Verdict::Hold, &[LossUnknown, ActiveSiteFailed]),
             ("lost, and no proof of a fence to be had",
                 lost().change(|all| all.can_wait_out = false), Verdict::Hold, &[FenceUnprovable, ActiveSiteFailed]),
+            ("lost, not to be waited out, but the other agent hears the one there",
+                lost().change(|all| all.can_wait_out = false)
+                    .with_site(gcp(), |site| site.agent.as_mut().unwrap().fact.peer = Some(seconds(1))), fail_over(), &[ActiveSiteFailed]),
+            ("lost, not to be waited out, and what the other agent heard is old",
+                lost().change(|all| all.can_wait_out = false)
+                    .with_site(gcp(), |site| { let agent = site.agent.as_mut().unwrap(); agent.age = seconds(6); agent.fact.peer = Some(seconds(5)); }),
+                Verdict::Hold, &[FenceUnprovable, ActiveSiteFailed]),
             ("a plan is open and walked", lost().change(|all| all.plan = Some(plan(false, true))), Verdict::Hold, &[PlanOpen]),
             ("a plan is open and nobody walks it",
                 healthy().change(|all| all.plan = Some(plan(false, false))), Verdict::Resume { plan: 12 }, &[PlanOpen]),
@@ -425,6 +470,15 @@ mod tests {
                 healthy().state(aws(), TargetKind::Api, State::Failed, seconds(90)), Verdict::Hold, &[ActiveApiFailed]),
             ("replication is broken",
                 healthy().with_database(gcp(), |facts| facts.receiver = None), Verdict::Hold, &[ReplicationBroken]),
+            ("replication is quiet, although the receiver calls itself streaming",
+                healthy().change(|all| {
+                    all.replication.advanced = Some(seconds(40));
+                    all.replication.primary.as_mut().unwrap().fact = Lsn(2000);
+                }), Verdict::Hold, &[ReplicationBroken]),
+            ("replication is quiet, and there is nothing to send",
+                healthy().change(|all| all.replication.advanced = Some(seconds(40))), Verdict::Hold, &[Healthy]),
+            ("the passive site is seen by the other agent only",
+                healthy().with_site(gcp(), |site| site.reached = false), Verdict::Hold, &[StandbyUnreachable]),
             ("the passive site is gone",
                 healthy().with_site(gcp(), |site| site.database.as_mut().unwrap().age = seconds(90)), Verdict::Hold, &[StandbyUnreachable]),
             ("the active agent is silent",

@@ -273,6 +273,8 @@ fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
     let agent = fresh_agent(situation, policy);
     let (way, open) = if agent.is_some_and(|agent| agent.guarded) {
         ("the agent's word (F1)", true)
+    } else if other_agent_hears_it(situation, policy) {
+        ("the agent's word, relayed (F1)", true)
     } else if situation.can_wait_out {
         ("waiting out the lease (F3)", true)
     } else if situation
@@ -292,6 +294,19 @@ fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
         open,
         Reason::word(Code::FenceUnprovable, way, limit).at(&situation.active),
     )
+}
+
+/// Whether the passive site's agent reported lately, and had an answer of the active one's lately:
+/// then it can relay the order to fence, and the word that it is done.
+fn other_agent_hears_it(situation: &Situation, policy: &Policy) -> bool {
+    let limit = policy.detect.stale_after;
+    let agent = situation
+        .passive_site()
+        .and_then(|site| site.agent.as_ref());
+    agent.is_some_and(|agent| {
+        let heard = agent.fact.peer;
+        heard.is_some_and(|heard| heard.saturating_add(agent.age) <= limit)
+    })
 }
 
 /// The active site's agent, if it reported lately.

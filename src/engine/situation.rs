@@ -407,6 +407,9 @@ pub(crate) mod samples {
                     site.database.as_mut().unwrap().age = minute;
                     site.agent.as_mut().unwrap().age = minute;
                 })
+                .with_site(gcp(), |site| {
+                    site.agent.as_mut().unwrap().fact.peer = Some(minute);
+                })
                 .change(|all| {
                     all.replication.primary.as_mut().unwrap().age = minute;
                     all.replication.covered = Some(seconds(61));

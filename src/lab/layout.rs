@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
 use data_encoding::BASE64;
 
 use super::name_server::free_port;
+use super::network::{Namespaces, Place, enter};
 use super::pair::{
     Instance, Passwords, PostgresTools, StopMode, create_primary, create_standby, stop,
 };
@@ -76,6 +78,8 @@ pub struct Layout {
     pub tools: PostgresTools,
     /// This program, which the lab runs many times.
     pub program: PathBuf,
+    /// The network it stands in; the loopback network where there is none.
+    pub namespaces: Option<Namespaces>,
     passwords: Passwords,
 }
 
@@ -91,36 +95,62 @@ fn password() -> anyhow::Result<Secret> {
     ))
 }
 
-/// A port that is free at two addresses: the service has the same one at both sites, because a
-/// name leads to an address and not to a port.
-fn shared_port(first: IpAddr, second: IpAddr) -> anyhow::Result<u16> {
-    for _ in 0..100 {
-        let port = free_port(first)?;
-        if std::net::TcpListener::bind((second, port)).is_ok() {
-            return Ok(port);
-        }
+/// Chooses ports. In a network of its own nothing else listens, and they are counted.
+struct Ports {
+    counted: Option<u16>,
+}
+
+impl Ports {
+    fn at(&mut self, ip: IpAddr) -> anyhow::Result<u16> {
+        let Some(last) = &mut self.counted else {
+            return Ok(free_port(ip)?);
+        };
+        *last = last.saturating_add(1);
+        Ok(*last)
     }
-    anyhow::bail!("no port is free at both `{first}` and `{second}`")
+
+    fn socket(&mut self, ip: IpAddr) -> anyhow::Result<SocketAddr> {
+        Ok(SocketAddr::new(ip, self.at(ip)?))
+    }
+
+    /// A port that is free at two addresses: the service has the same one at both sites, because
+    /// a name leads to an address and not to a port.
+    fn shared(&mut self, first: IpAddr, second: IpAddr) -> anyhow::Result<u16> {
+        for _ in 0..100 {
+            let port = self.at(first)?;
+            if self.counted.is_some() || std::net::TcpListener::bind((second, port)).is_ok() {
+                return Ok(port);
+            }
+        }
+        anyhow::bail!("no port is free at both `{first}` and `{second}`")
+    }
 }
 
 impl Layout {
     /// Chooses addresses and passwords, and makes everything in `dir`, which must be empty.
-    /// `program` is this program.
-    /// `addresses` are those of the two sites and of the neutral place; three of the loopback
-    /// network where none are given.
+    /// `program` is this program. Without namespaces the two sites and the neutral place have
+    /// addresses of the loopback network.
     pub async fn create(
         dir: &Path,
         program: &Path,
-        addresses: Option<[IpAddr; 3]>,
+        namespaces: Option<Namespaces>,
         policy: &str,
     ) -> anyhow::Result<Self> {
         let tools = PostgresTools::find()?;
         let [a, b] = random::<2>()?;
         let loopback = |last| IpAddr::V4(Ipv4Addr::new(127, 1 + a % 254, b, last));
-        let [first, second, neutral] = addresses.unwrap_or([1, 2, 3].map(loopback));
+        let [first, second, neutral] = match namespaces {
+            None => [1, 2, 3].map(loopback),
+            Some(network) => {
+                [Place::Aws, Place::Gcp, Place::Neutral].map(|place| network.address(place))
+            }
+        };
+        let mut ports = Ports {
+            counted: namespaces.map(|_| 5000),
+        };
         // The user that PostgreSQL runs as must get through to its own folder.
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))?;
-        let api = shared_port(first, second)?;
+        let api = ports.shared(first, second)?;
         let passwords = Passwords {
             replicator: password()?,
             failover: password()?,
@@ -132,22 +162,22 @@ impl Layout {
         };
         let group: GroupName = "shop".parse()?;
         let sites = [
-            site(dir, "aws", first, api)?,
-            site(dir, "gcp", second, api)?,
+            site(dir, "aws", first, api, &mut ports)?,
+            site(dir, "gcp", second, api, &mut ports)?,
         ];
-        let socket = |ip| -> anyhow::Result<SocketAddr> { Ok(SocketAddr::new(ip, free_port(ip)?)) };
         let operator = keys(dir, &group, &sites)?;
         let layout = Self {
             dir: dir.to_owned(),
             group,
-            controller: socket(neutral)?,
-            controller_plain: socket(neutral)?,
-            name_server: socket(neutral)?,
+            controller: ports.socket(neutral)?,
+            controller_plain: ports.socket(neutral)?,
+            name_server: ports.socket(neutral)?,
             sites,
             tsig,
             operator,
             tools,
             program: program.to_owned(),
+            namespaces,
             passwords,
         };
         layout.secrets()?;
@@ -192,6 +222,26 @@ impl Layout {
         self.sites.iter().find(|site| site.name == *name)
     }
 
+    /// A command that runs at a place.
+    pub fn command(&self, place: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        match self.namespace(place) {
+            Some(namespace) => enter(&namespace, program),
+            None => Command::new(program),
+        }
+    }
+
+    fn namespace(&self, place: &str) -> Option<PathBuf> {
+        Some(self.namespaces?.file(Place::named(place)?))
+    }
+
+    /// PostgreSQL's programs, run at a site.
+    fn tools_at(&self, site: &SiteLayout) -> PostgresTools {
+        match self.namespace(site.name.as_str()) {
+            Some(namespace) => self.tools.inside(namespace),
+            None => self.tools.clone(),
+        }
+    }
+
     fn secrets(&self) -> anyhow::Result<()> {
         let write = |name: &str, text: &str| write_secret(&self.dir.join(name), text.as_bytes());
         write("failover.password", self.passwords.failover.expose())?;
@@ -202,19 +252,20 @@ impl Layout {
 
     async fn databases(&self) -> anyhow::Result<()> {
         let [primary, standby] = &self.sites;
-        create_primary(&self.tools, &primary.instance, &self.passwords).await?;
+        let tools = self.tools_at(primary);
+        create_primary(&tools, &primary.instance, &self.passwords).await?;
         let opened = Database::open(&primary.instance.local("app")?, STATEMENT).await?;
         prepare_tables(&opened, STATEMENT).await?;
         write_epoch(&opened, Epoch(1), &primary.name, STATEMENT).await?;
         drop(opened);
         create_standby(
-            &self.tools,
+            &self.tools_at(standby),
             &primary.instance,
             &standby.instance,
             &self.passwords,
         )
         .await?;
-        stop(&self.tools, &primary.instance, StopMode::Fast).await?;
+        stop(&tools, &primary.instance, StopMode::Fast).await?;
         for site in &self.sites {
             self.write_passfile(site)?;
         }
@@ -360,21 +411,26 @@ impl SiteLayout {
     }
 }
 
-fn site(dir: &Path, name: &str, ip: IpAddr, api: u16) -> anyhow::Result<SiteLayout> {
+fn site(
+    dir: &Path,
+    name: &str,
+    ip: IpAddr,
+    api: u16,
+    ports: &mut Ports,
+) -> anyhow::Result<SiteLayout> {
     let name: SiteName = name.parse()?;
     let folder = dir.join(name.as_str());
     std::fs::create_dir_all(folder.join("state"))?;
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o711))?;
-    let port = || free_port(ip);
     Ok(SiteLayout {
         instance: Instance {
             site: name.clone(),
             dir: folder.join("pg"),
             listen: ip,
-            port: port()?,
+            port: ports.at(ip)?,
         },
-        agent: SocketAddr::new(ip, port()?),
-        agent_plain: SocketAddr::new(ip, port()?),
+        agent: ports.socket(ip)?,
+        agent_plain: ports.socket(ip)?,
         api: SocketAddr::new(ip, api),
         dir: folder,
         name,

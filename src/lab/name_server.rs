@@ -34,7 +34,10 @@ pub struct NameServer {
 impl NameServer {
     /// Starts a server for `zone` on one address, with all its files in `dir`, and returns when it
     /// answers. Whoever has `key` may update and transfer the zone; anybody may ask.
+    ///
+    /// `knotd` starts the program, wherever it is to run.
     pub async fn start(
+        knotd: std::process::Command,
         dir: &Path,
         ip: IpAddr,
         port: u16,
@@ -47,7 +50,7 @@ impl NameServer {
         std::fs::write(dir.join("zone"), zone_text(ip, zone)).context("write zone")?;
         let log = dir.join("knotd.log");
         let output = std::fs::File::create(&log).context("create log")?;
-        let process = Command::new(program())
+        let process = Command::from(knotd)
             .arg("-c")
             .arg(&config)
             .stdin(Stdio::null())
@@ -137,8 +140,8 @@ impl NameServer {
     }
 }
 
-/// Debian puts it where the `PATH` of a plain user does not look.
-fn program() -> &'static str {
+/// The program. Debian puts it where the `PATH` of a plain user does not look.
+pub fn program() -> &'static str {
     let packaged = "/usr/sbin/knotd";
     if Path::new(packaged).exists() {
         packaged

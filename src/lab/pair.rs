@@ -78,6 +78,8 @@ pub struct MissingTool {
 pub struct PostgresTools {
     bin: PathBuf,
     user: Option<OsUser>,
+    /// The network namespace that everything runs in; our own where none is named.
+    namespace: Option<PathBuf>,
 }
 
 /// A user of the operating system. PostgreSQL refuses to run as root.
@@ -124,7 +126,11 @@ impl PostgresTools {
         } else {
             None
         };
-        Ok(Self { bin, user })
+        Ok(Self {
+            bin,
+            user,
+            namespace: None,
+        })
     }
 
     /// The path of one program.
@@ -137,19 +143,44 @@ impl PostgresTools {
         self.user
     }
 
+    /// The same, run in a network namespace.
+    pub fn inside(&self, namespace: PathBuf) -> Self {
+        Self {
+            namespace: Some(namespace),
+            ..self.clone()
+        }
+    }
+
     fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(self.program(name));
+        let mut command = self.plain_command(&self.program(name));
         // Our own directory may be closed to the other user; our locale may not exist for it.
         command
             .current_dir("/")
             .env_clear()
-            .env("PATH", &self.bin)
+            .env("PATH", format!("{}:/usr/bin:/bin", self.bin.display()))
             .env("LC_ALL", "C.UTF-8")
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        command
+    }
+
+    /// A command as the other user. Only root may enter a namespace: whoever enters one changes
+    /// the user afterwards.
+    fn plain_command(&self, program: &Path) -> Command {
+        let Some(namespace) = &self.namespace else {
+            let mut command = Command::new(program);
+            if let Some(user) = self.user {
+                command.uid(user.uid).gid(user.gid);
+            }
+            return command;
+        };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", namespace.display()));
         if let Some(user) = self.user {
-            command.uid(user.uid).gid(user.gid);
+            command.arg(format!("--setuid={}", user.uid));
+            command.arg(format!("--setgid={}", user.gid));
         }
+        command.arg("--").arg(program);
         command
     }
 
@@ -287,6 +318,8 @@ impl Instance {
              hot_standby = on\n\
              max_wal_senders = 10\n\
              wal_keep_size = '256MB'\n\
+             # A standby whose primary is not up yet asks again soon, not after 5 s.\n\
+             wal_retrieve_retry_interval = '250ms'\n\
              fsync = on\n\
              # Small, because it shares the machine.\n\
              shared_buffers = '16MB'\n\

@@ -403,7 +403,12 @@ impl Processes {
         if !lives {
             self.reap();
         }
+        // Its first thread shows as dead before the others are: only then can it be reaped.
         lives
+            || self
+                .children
+                .values()
+                .any(|child| child.id().cast_signed() == id.pid)
     }
 
     fn until(&self, within: Duration) -> MonoTime {

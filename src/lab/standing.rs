@@ -49,6 +49,8 @@ pub enum Fault {
     StopReplication,
     /// Kill the controller (the site does not matter)
     KillController,
+    /// Freeze the controller (the site does not matter); `heal` thaws it
+    FreezeController,
 }
 
 impl std::fmt::Display for Fault {

@@ -50,6 +50,7 @@ impl Supervisor {
         let folder = layout.dir.join("dns");
         std::fs::create_dir_all(&folder)?;
         let name_server = NameServer::start(
+            layout.command("neutral", super::name_server::program()),
             &folder,
             address.ip(),
             address.port(),
@@ -82,7 +83,12 @@ impl Supervisor {
         for site in self.layout.sites.clone() {
             let (agent, api) = (format!("{}-agent", site.name), format!("{}-api", site.name));
             if self.processes.pid(&agent).is_none() {
-                let command = failover(&self.layout, &["agent", "--config"], &site.agent_config());
+                let command = failover(
+                    &self.layout,
+                    site.name.as_str(),
+                    &["agent", "--config"],
+                    &site.agent_config(),
+                );
                 self.processes.spawn(
                     &agent,
                     site.name.as_str(),
@@ -93,6 +99,7 @@ impl Supervisor {
             if self.processes.pid(&api).is_none() && !api_answers(&site) {
                 let command = failover(
                     &self.layout,
+                    site.name.as_str(),
                     &["lab", "site-api", "run"],
                     &site.api_config(),
                 );
@@ -107,6 +114,7 @@ impl Supervisor {
         if self.processes.pid("controller").is_none() {
             let command = failover(
                 &self.layout,
+                "neutral",
                 &["run", "--config"],
                 &self.layout.controller_config(),
             );
@@ -126,7 +134,7 @@ impl Supervisor {
     }
 
     /// Waits until the active site serves, the standby follows, and a failover would be possible.
-    async fn until_steady(&mut self) -> anyhow::Result<()> {
+    pub async fn until_steady(&mut self) -> anyhow::Result<()> {
         let deadline = self.clock.now().plus(STEADY_WITHIN);
         let mut last = String::from("the controller does not answer");
         while self.clock.now() < deadline {
@@ -200,6 +208,11 @@ impl Supervisor {
                     .kill9(&Who::Name("controller".to_owned()))
                     .await?
             }
+            Fault::FreezeController => {
+                self.processes
+                    .freeze(&Who::Name("controller".to_owned()))
+                    .await?
+            }
             Fault::StopReplication => {
                 sever(&layout.instance.local("app")?, SQL).await?;
                 Vec::new()
@@ -222,6 +235,12 @@ impl Supervisor {
         first
             .map(|seen| seen.id.pid)
             .with_context(|| format!("no PostgreSQL runs at `{site}`"))
+    }
+
+    /// Thaws what is frozen, and nothing else.
+    pub async fn thaw(&mut self) -> anyhow::Result<()> {
+        self.processes.thaw(&Who::All).await?;
+        Ok(())
     }
 
     /// Thaws what is frozen, starts what is missing, connects a standby that was cut off.
@@ -266,6 +285,7 @@ impl Supervisor {
         self.processes.reap();
         let mut command = failover(
             &self.layout,
+            "neutral",
             &["run", "--config"],
             &self.layout.controller_config(),
         );
@@ -301,8 +321,9 @@ impl Supervisor {
     }
 }
 
-fn failover(layout: &Layout, words: &[&str], file: &std::path::Path) -> Command {
-    let mut command = Command::new(&layout.program);
+/// This program at a place.
+fn failover(layout: &Layout, place: &str, words: &[&str], file: &std::path::Path) -> Command {
+    let mut command = layout.command(place, &layout.program);
     command.args(words).arg(file);
     command
 }

@@ -18,3 +18,4 @@ mod crash;
 mod drill;
 mod standing;
 mod bad_input;
+mod partitions;

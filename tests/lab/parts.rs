@@ -243,9 +243,16 @@ impl Names {
             secret: [7; 32].into(),
         };
         let port = free_port(ip).unwrap();
-        let server = NameServer::start(dir, ip, port, "shop.test", key)
-            .await
-            .unwrap();
+        let server = NameServer::start(
+            std::process::Command::new(failover::lab::name_server::program()),
+            dir,
+            ip,
+            port,
+            "shop.test",
+            key,
+        )
+        .await
+        .unwrap();
         let addresses = sites.map(|(name, ip)| (site(name), vec![ip]));
         let name = "users".parse().unwrap();
         let settings = server.settings(name, "app.shop.test", addresses.into());

@@ -50,9 +50,16 @@ fn site(name: &str) -> SiteName {
 async fn lab() -> Lab {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port(LOOPBACK).unwrap();
-    let server = NameServer::start(dir.path(), LOOPBACK, port, "shop.test", good_key())
-        .await
-        .unwrap();
+    let server = NameServer::start(
+        std::process::Command::new(failover::lab::name_server::program()),
+        dir.path(),
+        LOOPBACK,
+        port,
+        "shop.test",
+        good_key(),
+    )
+    .await
+    .unwrap();
     let addresses = ADDRESSES.map(|(name, list)| {
         (
             site(name),

@@ -462,9 +462,16 @@ async fn each_name_server_is_asked_and_every_site_that_it_answers_is_on() {
         secret: vec![7; 32],
     };
     let port = free_port(ip).unwrap();
-    let server = NameServer::start(dir.path(), ip, port, "shop.test", key)
-        .await
-        .unwrap();
+    let server = NameServer::start(
+        std::process::Command::new(failover::lab::name_server::program()),
+        dir.path(),
+        ip,
+        port,
+        "shop.test",
+        key,
+    )
+    .await
+    .unwrap();
     let addresses =
         [("aws", AWS), ("gcp", GCP)].map(|(name, ip)| (site(name), vec![ip.parse().unwrap()]));
     let zone = server.settings("zone".parse().unwrap(), RECORD, addresses.into());
