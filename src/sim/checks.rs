@@ -84,6 +84,8 @@ struct Acknowledged {
     site: SiteName,
     timeline: u32,
     number: u64,
+    /// By a host that had just thawed.
+    excused: bool,
 }
 
 /// How many events are kept for whoever looks for a cause.
@@ -197,6 +199,7 @@ impl Checks {
             site,
             timeline,
             number,
+            excused: machine.thawed.is_some() && self.excused(at, machine),
         });
     }
 
@@ -249,7 +252,9 @@ impl Checks {
             // The log counts in whole milliseconds.
             let after = WallTime(when.0.saturating_add(2));
             let inside = declared.from.is_none_or(|from| after >= from) && when <= declared.until;
-            if !inside && !self.vouched {
+            if !inside && write.excused {
+                self.after_thaw += 1;
+            } else if !inside && !self.vouched {
                 outside = Some((write.number, when));
             }
         }
