@@ -312,7 +312,9 @@ impl Checks {
                 let machine = machines.into_iter().find(|machine| machine.site == **site);
                 let fenced = machine.is_none_or(|machine| {
                     let marked = machine.marker.as_ref().map(|(epoch, _)| *epoch);
-                    marked.is_some() && marked >= answer.epoch
+                    // What an agent said may be as old as the policy lets evidence be.
+                    let known = at.saturating_sub(machine.marked) > self.policy.detect.stale_after;
+                    known && marked.is_some() && marked >= answer.epoch
                 });
                 fenced.then(|| format!("{site}, which is fenced"))
             }

@@ -117,7 +117,7 @@ fn a_lease_that_is_counted_too_long_makes_two_writers() {
 fn clocks_worse_than_the_policy_bears_make_two_writers() {
     finds(Invariant::OneWriter, |seed| {
         let mut setup = Setup::new(seed, minutes(3), policy());
-        setup.drift_ppm = Some(900_000);
+        setup.drift_ppm = Some(1_400_000);
         setup
     });
 }
