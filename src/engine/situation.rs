@@ -272,7 +272,7 @@ impl Situation {
                 database.fact.write_took.iter_mut().for_each(whole);
                 let receiver = database.fact.receiver.iter_mut();
                 receiver
-                    .flat_map(|it| it.last_message.as_mut())
+                    .filter_map(|it| it.last_message.as_mut())
                     .for_each(whole);
             }
             if let Some(agent) = &mut site.agent {

@@ -158,10 +158,7 @@ impl FrontDoor for SimFront {
         self.0.work(1, 30).await;
         let (link, site, serves) = self.0.world.with(|state, now| {
             let site = state.traffic.0.sites_on().next().cloned();
-            let node = site
-                .as_ref()
-                .map(|site| state.node(site))
-                .unwrap_or(Node::First);
+            let node = site.as_ref().map_or(Node::First, |site| state.node(site));
             let machine = state.machine(node);
             let serves = machine.answers() && machine.workloads.is_some_and(|at| at <= now);
             (state.link(Node::Neutral, node).up, site, serves)

@@ -1,6 +1,12 @@
 //! The simulator: seeds in which every invariant must hold, and mistakes that are planted to see
 //! each checker find what it is there for.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test's helpers fail the test"
+)]
+
 use std::time::Duration;
 
 use failover::engine::policy::Policy;

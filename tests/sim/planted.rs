@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use failover::engine::topology::{Answer, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use failover::ports::{
-    AgentLinks, AgentMemory, AgentStore, Agents, Clock, EffectError, LocalDatabase, LocalLook,
-    LocalRight, LogStore, OutsideView, StoreError, Traffic, Versioned, Way,
+    AgentMemory, AgentStore, Agents, Clock, EffectError, LocalDatabase, LocalLook, LocalRight,
+    LogStore, OutsideView, StoreError, Traffic, Versioned, Way,
 };
 use failover::sim::checks::Invariant;
 use failover::sim::processes::Plant;
@@ -291,20 +291,10 @@ fn a_window_that_does_not_hold_the_loss_is_seen() {
     });
 }
 
-/// An agent that cannot ask the other and whose reports are late, in a healthy pair.
-#[derive(Debug)]
-struct PlantNothing;
-
-impl Plant for PlantNothing {
-    fn links(&self, of: Arc<dyn AgentLinks>) -> Arc<dyn AgentLinks> {
-        of
-    }
-}
-
 #[test]
 fn a_site_that_is_not_replaced_in_time_is_seen() {
     finds(Invariant::Liveness, |seed| {
-        let mut setup = planted(seed, PlantNothing);
+        let mut setup = Setup::new(seed, minutes(3), policy());
         setup.course = Course::SiteLost;
         // Observes only: it never acts.
         setup.policy.mode = failover::engine::policy::Mode::Observe;

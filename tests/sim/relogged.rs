@@ -77,11 +77,13 @@ fn the_log_as_it_was_written_breaks_nothing() {
 #[test]
 fn a_decision_that_does_not_replay_is_seen() {
     let mut altered = entries();
-    let decision = altered.iter_mut().find_map(|entry| match &mut entry.body {
-        Body::Decision { decision, .. } => Some(decision),
-        _ => None,
+    let first = altered.iter_mut().find_map(|entry| {
+        if let Body::Decision { decision, .. } = &mut entry.body {
+            return Some(decision);
+        }
+        None
     });
-    decision.unwrap().verdict = Verdict::Escalate;
+    first.unwrap().verdict = Verdict::Escalate;
     assert_eq!(seen(altered, &REAL), [Invariant::SameDecision]);
 }
 
@@ -115,9 +117,11 @@ fn a_plan_without_cause_is_seen() {
 #[test]
 fn a_second_automatic_plan_by_disarmed_automation_is_seen() {
     let mut altered = entries();
-    let plan = altered.iter().find_map(|entry| match &entry.body {
-        Body::Plan { plan } => Some((entry.clone(), plan.clone())),
-        _ => None,
+    let plan = altered.iter().find_map(|entry| {
+        if let Body::Plan { plan } = &entry.body {
+            return Some((entry.clone(), plan.clone()));
+        }
+        None
     });
     let (mut again, mut plan) = plan.unwrap();
     plan.route.epoch = plan.route.epoch.next();
