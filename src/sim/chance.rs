@@ -10,12 +10,12 @@ impl Chance {
     /// The source of a seed.
     pub fn new(seed: u64) -> Self {
         let mut chance = Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        chance.draw();
+        chance.number();
         chance
     }
 
     /// The next number.
-    pub fn draw(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -25,7 +25,7 @@ impl Chance {
 
     /// A number below `limit`; zero where that is zero.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.draw().checked_rem(limit).unwrap_or(0)
+        self.number().checked_rem(limit).unwrap_or(0)
     }
 
     /// Whether something happens that does so in `percent` of all cases.

@@ -84,6 +84,8 @@ struct Acknowledged {
     site: SiteName,
     timeline: u32,
     number: u64,
+    /// By a host that had just thawed.
+    excused: bool,
 }
 
 /// How many events are kept for whoever looks for a cause.
@@ -197,6 +199,7 @@ impl Checks {
             site,
             timeline,
             number,
+            excused: machine.thawed.is_some() && self.excused(at, machine),
         });
     }
 
@@ -249,7 +252,9 @@ impl Checks {
             // The log counts in whole milliseconds.
             let after = WallTime(when.0.saturating_add(2));
             let inside = declared.from.is_none_or(|from| after >= from) && when <= declared.until;
-            if !inside && !self.vouched {
+            if !inside && write.excused {
+                self.after_thaw += 1;
+            } else if !inside && !self.vouched {
                 outside = Some((write.number, when));
             }
         }
@@ -307,7 +312,9 @@ impl Checks {
                 let machine = machines.into_iter().find(|machine| machine.site == **site);
                 let fenced = machine.is_none_or(|machine| {
                     let marked = machine.marker.as_ref().map(|(epoch, _)| *epoch);
-                    marked.is_some() && marked >= answer.epoch
+                    // What an agent said may be as old as the policy lets evidence be.
+                    let known = at.saturating_sub(machine.marked) > self.policy.detect.stale_after;
+                    known && marked.is_some() && marked >= answer.epoch
                 });
                 fenced.then(|| format!("{site}, which is fenced"))
             }

@@ -82,6 +82,8 @@ pub struct Machine {
     pub stages: FenceStages,
     /// The fence marker.
     pub marker: Option<(Epoch, String)>,
+    /// Since when it is marked.
+    pub marked: Truth,
     /// The highest epoch that the guard has seen.
     pub epoch: Epoch,
     /// The fence under way.
@@ -115,6 +117,7 @@ impl Machine {
             right: None,
             stages,
             marker: None,
+            marked: Duration::ZERO,
             epoch: Epoch(0),
             fence: None,
             awake: Duration::ZERO,
@@ -188,6 +191,9 @@ impl Machine {
         self.epoch = self.epoch.max(epoch);
         self.right = None;
         if self.marker.as_ref().is_none_or(|(old, _)| *old <= epoch) {
+            if self.marker.as_ref().is_none_or(|(old, _)| *old < epoch) {
+                self.marked = at;
+            }
             self.marker = Some((epoch, cause.to_owned()));
         }
         if let Some(fence) = &mut self.fence {

@@ -64,6 +64,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Every event that was kept, in one line each.
     pub events: Vec<String>,
+    /// The decision log, line by line.
+    pub log: Vec<Vec<u8>>,
     /// A digest of every event: equal for two runs of one seed.
     pub fingerprint: u64,
     /// Writes that were acknowledged, and how many of them are lost.
@@ -171,6 +173,7 @@ fn conclude(setup: &Setup, world: &World) -> Report {
         checks.audit(now, &log);
         let writable = judge(setup, checks, now);
         Report {
+            log,
             seed: setup.seed,
             violations: checks.violations.clone(),
             events: checks.last_events(usize::MAX),

@@ -136,7 +136,12 @@ impl Skew {
 
     /// When the monotonic clock shows this.
     pub fn truth(self, mono: MonoTime) -> Truth {
-        let nanos = i128::try_from(mono.0.saturating_sub(BOOT).as_nanos()).unwrap_or(i128::MAX);
+        self.lasting(mono.0.saturating_sub(BOOT))
+    }
+
+    /// How long something really lasts that lasts so long by this clock.
+    pub fn lasting(self, shown: Duration) -> Duration {
+        let nanos = i128::try_from(shown.as_nanos()).unwrap_or(i128::MAX);
         let truth = nanos.saturating_mul(1_000_000) / i128::from(1_000_000 + self.ppm);
         Duration::from_nanos(u64::try_from(truth).unwrap_or(0))
     }
@@ -412,9 +417,9 @@ impl Clock for SimClock {
     }
 
     async fn sleep(&self, wait: Duration) {
-        let ppm = self.world.with(|state, _| state.skew(self.node).ppm);
+        let skew = self.world.with(|state, _| state.skew(self.node));
         self.world.alive(&self.life).await;
-        tokio::time::sleep(scaled(wait, 1_000_000 - ppm)).await;
+        tokio::time::sleep(skew.lasting(wait)).await;
         self.world.alive(&self.life).await;
     }
 }

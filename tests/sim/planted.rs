@@ -1,0 +1,303 @@
+//! One mistake for each checker, planted through a port.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use failover::engine::topology::{Answer, TargetName};
+use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
+use failover::ports::{
+    AgentMemory, AgentStore, Agents, Clock, EffectError, LocalDatabase, LocalLook, LocalRight,
+    LogStore, OutsideView, StoreError, Traffic, Versioned, Way,
+};
+use failover::sim::checks::Invariant;
+use failover::sim::processes::Plant;
+use failover::sim::run::{Course, Setup};
+use failover::sim::world::{Node, World};
+use failover::wire::{Came, Order, OrderAnswer, What};
+
+use super::{finds, minutes, policy};
+
+fn planted(seed: u64, plant: impl Plant + 'static) -> Setup {
+    let mut setup = Setup::new(seed, minutes(3), policy());
+    setup.plant = Arc::new(plant);
+    setup
+}
+
+/// A guard that says it fenced, or holds a right for longer than it was told.
+#[derive(Debug)]
+struct Guard {
+    of: Arc<dyn LocalDatabase>,
+    lies: bool,
+    longer: Duration,
+}
+
+#[async_trait]
+impl LocalDatabase for Guard {
+    async fn look(&self) -> Result<LocalLook, EffectError> {
+        self.of.look().await
+    }
+    async fn start_standby(&self) -> Result<(), EffectError> {
+        self.of.start_standby().await
+    }
+    async fn start_primary(&self, right: &LocalRight) -> Result<(), EffectError> {
+        self.of.start_primary(right).await
+    }
+    async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError> {
+        let until = right.until.map(|until| until.plus(self.longer));
+        self.of.hold_right(&LocalRight { until, ..*right }).await
+    }
+    async fn release_right(&self) -> Result<(), EffectError> {
+        self.of.release_right().await
+    }
+    async fn fence(&self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
+        if self.lies {
+            return Ok("fenced, believe me".to_owned());
+        }
+        self.of.fence(epoch, cause).await
+    }
+    async fn unfence(&self, epoch: Epoch) -> Result<(), EffectError> {
+        self.of.unfence(epoch).await
+    }
+    async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError> {
+        self.of.sever(within).await
+    }
+    async fn reconnect(&self, within: Duration) -> Result<(), EffectError> {
+        self.of.reconnect(within).await
+    }
+    async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
+        self.of.is_primary(within).await
+    }
+    async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError> {
+        self.of.promote(within).await
+    }
+    async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError> {
+        self.of.write_epoch(epoch, within).await
+    }
+}
+
+#[derive(Debug)]
+struct PlantGuard {
+    lies: bool,
+    longer: Duration,
+}
+
+impl Plant for PlantGuard {
+    fn database(
+        &self,
+        of: Arc<dyn LocalDatabase>,
+        _world: &Arc<World>,
+        _node: Node,
+    ) -> Arc<dyn LocalDatabase> {
+        let (lies, longer) = (self.lies, self.longer);
+        Arc::new(Guard { of, lies, longer })
+    }
+}
+
+#[test]
+fn a_guard_that_only_says_it_fenced_is_seen() {
+    let plant = || PlantGuard {
+        lies: true,
+        longer: Duration::ZERO,
+    };
+    finds(Invariant::FenceBeforePromote, |seed| planted(seed, plant()));
+}
+
+#[test]
+fn a_lease_that_is_counted_too_long_makes_two_writers() {
+    let plant = || PlantGuard {
+        lies: false,
+        longer: Duration::from_secs(4),
+    };
+    finds(Invariant::OneWriter, |seed| planted(seed, plant()));
+}
+
+#[test]
+fn clocks_worse_than_the_policy_bears_make_two_writers() {
+    finds(Invariant::OneWriter, |seed| {
+        let mut setup = Setup::new(seed, minutes(3), policy());
+        setup.drift_ppm = Some(1_400_000);
+        setup
+    });
+}
+
+/// A way to the agents that answers `Fenced` for whoever is silent.
+#[derive(Debug)]
+struct FalseWord(Arc<dyn Agents>);
+
+#[async_trait]
+impl Agents for FalseWord {
+    async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer {
+        if order.what == What::Fence {
+            return Ok(Came::Fenced {
+                said: "false".to_owned(),
+            });
+        }
+        self.0.order(order, by, within).await
+    }
+}
+
+#[derive(Debug)]
+struct PlantFalseWord;
+
+impl Plant for PlantFalseWord {
+    fn agents(&self, of: Arc<dyn Agents>) -> Arc<dyn Agents> {
+        Arc::new(FalseWord(of))
+    }
+}
+
+#[test]
+fn a_false_word_that_the_old_side_is_fenced_is_seen() {
+    finds(Invariant::FenceBeforePromote, |seed| {
+        planted(seed, PlantFalseWord)
+    });
+}
+
+/// A disk that says durable and drops steps that began.
+#[derive(Debug)]
+struct Forgetful(Box<dyn LogStore>);
+
+#[async_trait]
+impl LogStore for Forgetful {
+    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+        let text = String::from_utf8_lossy(line);
+        if text.contains("\"event\":\"started\"") {
+            return Ok(());
+        }
+        self.0.append(line).await
+    }
+}
+
+#[derive(Debug)]
+struct PlantForgetful;
+
+impl Plant for PlantForgetful {
+    fn log(&self, of: Box<dyn LogStore>) -> Box<dyn LogStore> {
+        Box::new(Forgetful(of))
+    }
+}
+
+#[test]
+fn an_effect_before_its_entry_is_seen() {
+    finds(Invariant::WriteAhead, |seed| planted(seed, PlantForgetful));
+}
+
+#[test]
+fn a_log_with_a_hole_does_not_verify() {
+    finds(Invariant::LogVerifies, |seed| planted(seed, PlantForgetful));
+}
+
+/// A traffic target that switches both sites on.
+#[derive(Debug)]
+struct Both(Arc<dyn Traffic>);
+
+#[async_trait]
+impl Traffic for Both {
+    fn name(&self) -> &TargetName {
+        self.0.name()
+    }
+    async fn read(&self) -> Result<Versioned, EffectError> {
+        self.0.read().await
+    }
+    async fn apply(&self, from: &Versioned, to: &Answer, note: &str) -> Result<(), EffectError> {
+        let mut both = to.clone();
+        both.weights.values_mut().for_each(|weight| *weight = 50);
+        self.0.apply(from, &both, note).await
+    }
+    async fn verify_outside(&self) -> Vec<OutsideView> {
+        self.0.verify_outside().await
+    }
+}
+
+#[derive(Debug)]
+struct PlantBoth;
+
+impl Plant for PlantBoth {
+    fn traffic(&self, of: Arc<dyn Traffic>) -> Arc<dyn Traffic> {
+        Arc::new(Both(of))
+    }
+}
+
+#[test]
+fn an_answer_with_both_sites_on_is_seen() {
+    finds(Invariant::ForbiddenAnswer, |seed| planted(seed, PlantBoth));
+}
+
+/// A disk of an agent that forgets.
+#[derive(Debug)]
+struct Amnesia(Arc<dyn AgentStore>);
+
+#[async_trait]
+impl AgentStore for Amnesia {
+    async fn load(&self) -> Result<Option<AgentMemory>, StoreError> {
+        Ok(None)
+    }
+    async fn save(&self, memory: &AgentMemory) -> Result<(), StoreError> {
+        self.0.save(memory).await
+    }
+}
+
+#[derive(Debug)]
+struct PlantAmnesia;
+
+impl Plant for PlantAmnesia {
+    fn store(&self, of: Arc<dyn AgentStore>) -> Arc<dyn AgentStore> {
+        Arc::new(Amnesia(of))
+    }
+}
+
+#[test]
+fn an_epoch_that_falls_is_seen() {
+    finds(Invariant::EpochMonotone, |seed| planted(seed, PlantAmnesia));
+}
+
+/// A wall clock of the controller that jumps, so that windows are declared wrongly.
+#[derive(Debug)]
+struct Jumpy(Arc<dyn Clock>);
+
+#[async_trait]
+impl Clock for Jumpy {
+    fn now(&self) -> MonoTime {
+        self.0.now()
+    }
+    fn wall(&self) -> WallTime {
+        WallTime(self.0.wall().0.saturating_add(60_000))
+    }
+    async fn sleep(&self, wait: Duration) {
+        self.0.sleep(wait).await;
+    }
+}
+
+#[derive(Debug)]
+struct PlantJumpy;
+
+impl Plant for PlantJumpy {
+    fn clock(&self, of: Arc<dyn Clock>, node: Node) -> Arc<dyn Clock> {
+        if node == Node::Neutral {
+            Arc::new(Jumpy(of))
+        } else {
+            of
+        }
+    }
+}
+
+#[test]
+fn a_window_that_does_not_hold_the_loss_is_seen() {
+    finds(Invariant::DeclaredLoss, |seed| {
+        let mut setup = planted(seed, PlantJumpy);
+        setup.course = Course::SiteLost;
+        setup
+    });
+}
+
+#[test]
+fn a_site_that_is_not_replaced_in_time_is_seen() {
+    finds(Invariant::Liveness, |seed| {
+        let mut setup = Setup::new(seed, minutes(3), policy());
+        setup.course = Course::SiteLost;
+        // Observes only: it never acts.
+        setup.policy.mode = failover::engine::policy::Mode::Observe;
+        setup
+    });
+}
