@@ -145,6 +145,11 @@ fn a_controller_killed_at_every_moment_of_every_step_ends_its_plan_with_one_prom
             "promoted at the old site"
         );
 
+        // Its right outlived every restart of the controller.
+        let told = std::fs::read_to_string(gcp.dir.join("postgres.log")).unwrap();
+        assert!(told.contains("ready to accept connections"), "{told}");
+        assert!(!told.contains("shutdown request"), "{told}");
+
         // What users tell.
         let [Fact::Declared { loss }] = &facts(&entries, &Step::Freeze)[..] else {
             panic!("one declaration");
