@@ -5,14 +5,21 @@
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: lab test lint bench fuzz packages doubles
+.PHONY: lab test partitions lint bench fuzz packages doubles
 
 lab: packages
 	$(CARGO) build --locked
 	$(TARGET_DIR)/debug/failover lab run $(LAB)
 
+# Of the partitions on real networks these rows; `make partitions` walks the whole table.
+ROWS ?= N–A and N–P down: the controller is alone,the whole of A is killed
+
 test: packages doubles
-	INSTA_UPDATE=no $(CARGO) test --locked
+	INSTA_UPDATE=no PARTITION_ROWS="$(ROWS)" $(CARGO) test --locked
+
+# Every row, three times, into docs/partitions.md: most of half an hour.
+partitions: packages
+	PARTITION_REPEAT=3 UPDATE_DOCS=1 $(CARGO) test --locked --test lab partitions -- --nocapture
 
 # What every change must keep.
 lint:

@@ -180,7 +180,7 @@ impl HttpProber {
             status: status.as_u16(),
             headers: headers.iter().filter_map(kept).collect(),
             body,
-            took: self.clock.now().since(started),
+            took: started.until(self.clock.now()),
         })
     }
 
