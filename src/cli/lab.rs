@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::daemon::runtime;
 use super::exit::{Exit, Interrupted};
 use super::output::{Mood, Output};
 use crate::adapters::clock::SystemClock;
@@ -103,13 +104,6 @@ pub enum SiteApiVerb {
         /// Its configuration
         config: PathBuf,
     },
-}
-
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")
 }
 
 fn policy_text(file: Option<&PathBuf>) -> anyhow::Result<String> {
