@@ -1,6 +1,6 @@
 //! The agent's keeper with a scripted database.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use failover::adapters::clock::SystemClock;
 use failover::agent::keeper::{Keeper, News, Parts};
 use failover::engine::policy::Policy;
-use failover::engine::topology::Role;
+use failover::engine::synchrony::{ClosedWindow, RpoWindow, SyncLook};
+use failover::engine::topology::{Role, SiteName};
 use failover::engine::units::{Epoch, Lsn, Timeline};
 use failover::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
@@ -22,6 +23,8 @@ struct Database {
     running: Mutex<bool>,
     refuses: AtomicU32,
     written: Mutex<Vec<Epoch>>,
+    waits: AtomicBool,
+    stalls: AtomicBool,
 }
 
 #[async_trait]
@@ -86,22 +89,66 @@ impl LocalDatabase for Database {
     async fn promote(&self, _within: Duration) -> Result<(Timeline, Lsn), EffectError> {
         unexpected()
     }
+    async fn look_at_standby(
+        &self,
+        _standby: &SiteName,
+        _within: Duration,
+    ) -> Result<SyncLook, EffectError> {
+        Ok(SyncLook {
+            named: self.waits.load(Ordering::SeqCst),
+            position: Lsn(9),
+            flushed: (!self.stalls.load(Ordering::SeqCst)).then_some(Lsn(9)),
+            obstacle: None,
+        })
+    }
+    async fn wait_for_standby(
+        &self,
+        standby: &SiteName,
+        _within: Duration,
+    ) -> Result<Lsn, EffectError> {
+        assert_eq!(standby.as_str(), "gcp");
+        self.waits.store(true, Ordering::SeqCst);
+        Ok(Lsn(9))
+    }
+    async fn go_on_alone(&self, _within: Duration) -> Result<(), EffectError> {
+        self.waits.store(false, Ordering::SeqCst);
+        Ok(())
+    }
 }
+
+/// How an agent of this database closes the first window.
+const CLOSED: ClosedWindow = ClosedWindow {
+    entry: 1,
+    from: Lsn(9),
+};
 
 fn unexpected<T>() -> Result<T, EffectError> {
     panic!("nobody asks for this here")
 }
 
-#[derive(Debug)]
-struct NoMemory;
+#[derive(Debug, Default)]
+struct Memory(Mutex<Option<AgentMemory>>);
 
 #[async_trait]
-impl AgentStore for NoMemory {
+impl AgentStore for Memory {
     async fn load(&self) -> Result<Option<AgentMemory>, StoreError> {
-        Ok(None)
+        Ok(self.0.lock().unwrap().clone())
     }
-    async fn save(&self, _memory: &AgentMemory) -> Result<(), StoreError> {
+    async fn save(&self, memory: &AgentMemory) -> Result<(), StoreError> {
+        *self.0.lock().unwrap() = Some(memory.clone());
         Ok(())
+    }
+}
+
+fn parts(database: &Arc<Database>, memory: &Arc<Memory>) -> Parts {
+    Parts {
+        group: "shop".parse().unwrap(),
+        site: "aws".parse().unwrap(),
+        peer: "gcp".parse().unwrap(),
+        database: Arc::clone(database) as Arc<dyn LocalDatabase>,
+        workloads: None,
+        store: Arc::clone(memory) as Arc<dyn AgentStore>,
+        clock: Arc::new(SystemClock),
     }
 }
 
@@ -109,6 +156,7 @@ fn granted(epoch: u64) -> ReportAnswer {
     let text = include_str!("../../policies/standard.toml");
     let policy = Policy::read("standard.toml", text).unwrap();
     ReportAnswer {
+        window: None,
         epoch: Epoch(epoch),
         holder: Some("aws".parse().unwrap()),
         grant: Some(Ok(Grant {
@@ -125,15 +173,8 @@ fn granted(epoch: u64) -> ReportAnswer {
 async fn a_primary_that_is_handed_over_gets_schema_and_epoch_with_its_first_right() {
     let database = Arc::new(Database::default());
     database.refuses.store(1, Ordering::SeqCst);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let parts = Parts {
-        group: "shop".parse().unwrap(),
-        site: "aws".parse().unwrap(),
-        database: Arc::clone(&database) as Arc<dyn LocalDatabase>,
-        workloads: None,
-        store: Arc::new(NoMemory),
-        clock: Arc::clone(&clock),
-    };
+    let clock = SystemClock;
+    let parts = parts(&database, &Arc::default());
     let (keeper, news, _shown) = Keeper::begin(parts).await.unwrap();
     let keeping = tokio::spawn(keeper.run());
     for epoch in [1, 1, 4] {
@@ -158,4 +199,48 @@ async fn a_primary_that_is_handed_over_gets_schema_and_epoch_with_its_first_righ
         [Epoch(1), Epoch(4)],
         "once for each epoch, also after a refusal"
     );
+}
+
+#[tokio::test]
+async fn only_a_newer_permission_lets_commits_go_on_that_wait() {
+    let database = Arc::new(Database::default());
+    let memory = Arc::new(Memory::default());
+    let clock = SystemClock;
+    let told = |entry| {
+        let mut answer = Box::new(granted(1));
+        answer.window = Some(RpoWindow::Open { entry });
+        News::Answered(clock.now(), answer)
+    };
+    let waits = || database.waits.load(Ordering::SeqCst);
+
+    let parts_of_it = parts(&database, &memory);
+    let (keeper, news, mut shown) = Keeper::begin(parts_of_it).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    news.send(told(1)).await.unwrap();
+    let reported = shown.wait_for(|shown| {
+        let facts = shown.facts.synchrony.as_ref();
+        facts.and_then(|facts| facts.closed) == Some(CLOSED)
+    });
+    drop(reported.await.unwrap());
+    let kept = memory.0.lock().unwrap().clone().unwrap();
+    assert_eq!(kept.closed, Some(CLOSED), "durable before it is reported");
+    keeping.abort();
+
+    // The next agent's standby confirms nothing, and the old permission comes once more.
+    database.stalls.store(true, Ordering::SeqCst);
+    let parts_of_it = parts(&database, &memory);
+    let (keeper, news, mut shown) = Keeper::begin(parts_of_it).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    news.send(told(1)).await.unwrap();
+    let stalled = shown.wait_for(|shown| {
+        let facts = shown.facts.synchrony.as_ref();
+        facts.is_some_and(|facts| facts.stalled > Duration::from_millis(1300))
+    });
+    drop(stalled.await.unwrap());
+    assert!(waits(), "what was closed is closed");
+    news.send(told(5)).await.unwrap();
+    while waits() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    keeping.abort();
 }
