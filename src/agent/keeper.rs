@@ -291,12 +291,8 @@ impl Keeper {
             .as_ref()
             .is_some_and(|(epoch, _)| *epoch >= self.memory.epoch);
         if self.look.set_up_as == Role::Standby && (armed || self.holder.is_some()) {
-            // A promotion did not come about: a standby needs no right, and must not be fenced
-            // for the lack of one.
-            self.holder = None;
-            if let Err(error) = self.database.release_right().await {
-                tracing::warn!(%error, "the guard's deadline is not disarmed");
-            }
+            // A promotion did not come about.
+            self.renounce().await;
         } else if self.look.set_up_as == Role::Primary
             && !armed
             && self.holder.is_none()
@@ -307,6 +303,14 @@ impl Keeper {
             if let Err(error) = self.fence(epoch, "primary without a right").await {
                 tracing::error!(%error, "the fence is not proven");
             }
+        }
+    }
+
+    /// A standby needs no right, and must not be fenced for the lack of one.
+    async fn renounce(&mut self) {
+        self.holder = None;
+        if let Err(error) = self.database.release_right().await {
+            tracing::warn!(%error, "the guard's deadline is not disarmed");
         }
     }
 
@@ -411,6 +415,8 @@ impl Keeper {
                 Some(holder) => holder.renewed(grant.epoch, asked, answer.timers),
                 None => self.holder = Some(Holder::granted(grant.epoch, asked, answer.timers)),
             }
+            // One that was held up on its way may be over by now: nothing is begun under it.
+            self.drop_right_that_is_over();
             self.push_right().await;
             self.begin_promotion();
             self.look().await;

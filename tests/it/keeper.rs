@@ -14,7 +14,8 @@ use failover::engine::units::{Epoch, Lsn, Timeline};
 use failover::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
 };
-use failover::wire::{Grant, ReportAnswer};
+use failover::wire::{Came, Grant, Order, OrderAnswer, PeerQuestion, ReportAnswer, What};
+use tokio::sync::{mpsc, oneshot};
 
 /// A primary that is down until it is started under a right, and takes its first SQL badly.
 #[derive(Debug, Default)]
@@ -25,6 +26,9 @@ struct Database {
     written: Mutex<Vec<Epoch>>,
     waits: AtomicBool,
     stalls: AtomicBool,
+    standby: AtomicBool,
+    promotions: AtomicU32,
+    promotes_badly: AtomicBool,
 }
 
 #[async_trait]
@@ -32,7 +36,11 @@ impl LocalDatabase for Database {
     async fn look(&self) -> Result<LocalLook, EffectError> {
         let right = *self.right.lock().unwrap();
         Ok(LocalLook {
-            set_up_as: Role::Primary,
+            set_up_as: if self.standby.load(Ordering::SeqCst) {
+                Role::Standby
+            } else {
+                Role::Primary
+            },
             running: *self.running.lock().unwrap(),
             right: right.map(|right| (right.epoch, right.until.unwrap_or_default())),
             fenced: None,
@@ -69,13 +77,14 @@ impl LocalDatabase for Database {
         unexpected()
     }
     async fn release_right(&self) -> Result<(), EffectError> {
-        unexpected()
+        *self.right.lock().unwrap() = None;
+        Ok(())
     }
     async fn fence(&self, _epoch: Epoch, _cause: &str) -> Result<String, EffectError> {
         unexpected()
     }
     async fn unfence(&self, _epoch: Epoch) -> Result<(), EffectError> {
-        unexpected()
+        Ok(())
     }
     async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
         unexpected()
@@ -84,10 +93,16 @@ impl LocalDatabase for Database {
         unexpected()
     }
     async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
-        unexpected()
+        let primary = !self.standby.load(Ordering::SeqCst);
+        Ok(primary.then_some((Timeline(2), Lsn(9))))
     }
     async fn promote(&self, _within: Duration) -> Result<(Timeline, Lsn), EffectError> {
-        unexpected()
+        self.promotions.fetch_add(1, Ordering::SeqCst);
+        if self.promotes_badly.load(Ordering::SeqCst) {
+            return Err(EffectError::Failed("connection refused".to_owned()));
+        }
+        self.standby.store(false, Ordering::SeqCst);
+        Ok((Timeline(2), Lsn(9)))
     }
     async fn look_at_standby(
         &self,
@@ -243,4 +258,107 @@ async fn only_a_newer_permission_lets_commits_go_on_that_wait() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     keeping.abort();
+}
+
+/// A standby, running, that holds no right.
+fn standby() -> Arc<Database> {
+    let database = Database::default();
+    database.standby.store(true, Ordering::SeqCst);
+    *database.running.lock().unwrap() = true;
+    Arc::new(database)
+}
+
+async fn order(
+    news: &mpsc::Sender<News>,
+    what: What,
+    epoch: u64,
+) -> oneshot::Receiver<OrderAnswer> {
+    let expires = SystemClock.wall().0 + 60_000;
+    let order = Order {
+        plan: 7,
+        group: "shop".parse().unwrap(),
+        site: "aws".parse().unwrap(),
+        epoch: Epoch(epoch),
+        expires: failover::engine::units::WallTime(expires),
+        check_only: false,
+        what,
+    };
+    let (sender, answer) = oneshot::channel();
+    news.send(News::Ordered(Box::new(order), sender))
+        .await
+        .unwrap();
+    answer
+}
+
+/// Returns once everything that was sent before has been taken in.
+async fn taken_in(news: &mpsc::Sender<News>) {
+    let (sender, answer) = oneshot::channel();
+    let question = PeerQuestion {
+        site: "gcp".parse().unwrap(),
+        epoch: Epoch(1),
+    };
+    news.send(News::PeerAsks(question, sender)).await.unwrap();
+    answer.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_grant_that_is_over_when_it_is_taken_in_begins_no_promotion() {
+    let database = standby();
+    let (keeper, news, _shown) = Keeper::begin(parts(&database, &Arc::default()))
+        .await
+        .unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let answer = order(&news, What::Promote, 2).await;
+    let long_ago = SystemClock.now().minus(Duration::from_secs(60));
+    let held_up = News::Answered(long_ago, Box::new(granted(2)));
+    news.send(held_up).await.unwrap();
+    taken_in(&news).await;
+    assert_eq!(database.promotions.load(Ordering::SeqCst), 0);
+    let now = News::Answered(SystemClock.now(), Box::new(granted(2)));
+    news.send(now).await.unwrap();
+    let came = answer.await.unwrap().unwrap();
+    assert!(matches!(came, Came::Promoted { already: false, .. }));
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn a_promotion_that_failed_leaves_no_right_behind_when_that_is_said() {
+    let database = standby();
+    database.promotes_badly.store(true, Ordering::SeqCst);
+    let (keeper, news, shown) = Keeper::begin(parts(&database, &Arc::default()))
+        .await
+        .unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let answer = order(&news, What::Promote, 2).await;
+    let now = News::Answered(SystemClock.now(), Box::new(granted(2)));
+    news.send(now).await.unwrap();
+    let came = answer.await.unwrap();
+    assert!(matches!(came, Err(EffectError::Failed(_))), "{came:?}");
+    assert_eq!(*database.right.lock().unwrap(), None);
+    taken_in(&news).await;
+    assert_eq!(shown.borrow().right, None);
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn an_order_of_a_plan_before_the_one_that_severed_or_fenced_is_refused() {
+    for memory in [
+        AgentMemory {
+            severed: Some(Epoch(3)),
+            ..AgentMemory::default()
+        },
+        AgentMemory {
+            fenced: Some(Epoch(3)),
+            ..AgentMemory::default()
+        },
+    ] {
+        let kept = Arc::new(Memory(Mutex::new(Some(memory))));
+        let (keeper, news, _shown) = Keeper::begin(parts(&standby(), &kept)).await.unwrap();
+        let keeping = tokio::spawn(keeper.run());
+        for what in [What::Reconnect, What::Unfence] {
+            let came = order(&news, what, 2).await.await.unwrap();
+            assert!(matches!(came, Err(EffectError::Refused(_))), "{came:?}");
+        }
+        keeping.abort();
+    }
 }
