@@ -1,6 +1,7 @@
 //! The controller: looks, decides, acts, and answers the agents and the command line.
 
 pub mod config;
+pub mod leadership;
 pub mod journal;
 pub mod brain;
 pub mod control;

@@ -136,6 +136,14 @@ pub trait LogStore: Send + fmt::Debug {
     async fn append(&mut self, line: &[u8]) -> Result<(), StoreError>;
 }
 
+/// Which of several controllers leads.
+#[async_trait]
+pub trait LeaseStore: Send + Sync + fmt::Debug {
+    /// Begins to lead, or goes on, for so long from when the store hears of it, by its clock and
+    /// with the drift that the policy allows for added; `false`: another controller leads.
+    async fn lead(&self, lasting: Duration) -> Result<bool, StoreError>;
+}
+
 /// The database beside an agent: the guard that owns it, and SQL over its local socket.
 #[async_trait]
 pub trait LocalDatabase: Send + Sync + fmt::Debug {

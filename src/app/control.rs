@@ -162,6 +162,7 @@ impl Control {
     }
 
     async fn take(&mut self, input: Input) -> Result<(), JournalError> {
+        self.world.leadership.left()?;
         let now = self.clock.now();
         // Whoever asked may be gone by now: an answer that nobody waits for is no mistake.
         match input {
@@ -236,6 +237,7 @@ impl Control {
     }
 
     async fn decide(&mut self) -> Result<(), JournalError> {
+        self.world.leadership.left()?;
         let known_at = self.clock.wall();
         let situation = self.situation(None);
         self.rearm(&situation).await?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::control::Handle;
 use super::journal::{Journal, JournalError};
+use super::leadership::Leadership;
 use super::steps::Steps;
 use crate::engine::chain::Body;
 use crate::engine::policy::Policy;
@@ -28,6 +29,8 @@ pub struct World {
     pub traffic: Vec<Arc<dyn Traffic>>,
     /// The way users enter, if one is configured.
     pub front: Option<Arc<dyn FrontDoor>>,
+    /// Whether this controller may act.
+    pub leadership: Leadership,
     /// Where to end this process, for drills of a crash.
     pub crash: Option<Arc<dyn CrashDrill>>,
 }

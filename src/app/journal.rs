@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::leadership::NotLeading;
 use crate::engine::chain::{Body, Broken, Chain, Digest, Entry};
 use crate::engine::saga::GroupState;
 use crate::engine::topology::Topology;
@@ -29,6 +30,9 @@ pub enum JournalError {
     /// It could not be made durable. Nothing may be done any more: the process ends.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another controller may act by now.
+    #[error(transparent)]
+    NotLeading(#[from] NotLeading),
     /// The journal ended.
     #[error("the decision log is closed")]
     Closed,
@@ -157,7 +161,10 @@ impl Writer {
             let written = self.write(actor, body).await;
             let fatal = match &written {
                 Err(JournalError::Store(cause)) => Some(cause.clone()),
-                Ok(_) | Err(JournalError::Refused(_) | JournalError::Closed) => None,
+                Ok(_)
+                | Err(
+                    JournalError::Refused(_) | JournalError::NotLeading(_) | JournalError::Closed,
+                ) => None,
             };
             self.publish();
             // Whoever asked may be gone; the entry stands all the same.

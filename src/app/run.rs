@@ -17,6 +17,7 @@ use super::config::{Config, TrafficConfig, TrafficKind, read_tsig_secret};
 use super::control::{Control, Handle, Input};
 use super::executor::{CrashDrill, World};
 use super::journal::{Journal, Stamp};
+use super::leadership::Leadership;
 use super::prober::{Rhythm, look_for_ever};
 use crate::adapters::agents::SignedOrders;
 use crate::adapters::clock::SystemClock;
@@ -89,6 +90,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         probe: Arc::clone(&probe),
         traffic: make_traffic(&config, &clock).await?,
         front: make_front(&config, &clock)?,
+        leadership: Leadership::alone(Arc::clone(&clock)),
         crash,
     };
     let brain = Brain::new(

@@ -17,7 +17,8 @@ use crate::app::executor::{CrashDrill, Moment};
 use crate::engine::step::Step;
 use crate::engine::topology::{Answer, SiteName, TargetName};
 use crate::ports::{
-    Agents, EffectError, FrontDoor, LogStore, OutsideView, StoreError, Traffic, Versioned, Way,
+    Agents, EffectError, FrontDoor, LeaseStore, LogStore, OutsideView, StoreError, Traffic,
+    Versioned, Way,
 };
 use crate::wire::{Order, OrderAnswer};
 
@@ -175,32 +176,69 @@ impl FrontDoor for SimFront {
     }
 }
 
-/// The disk that holds the decision log.
+/// The store that says which controller leads, beside the log.
 #[derive(Debug)]
-pub struct SimLog(pub Place);
+pub struct SimLead {
+    /// Who asks.
+    pub place: Place,
+    /// Which of the controllers that is.
+    pub which: usize,
+}
+
+#[async_trait]
+impl LeaseStore for SimLead {
+    async fn lead(&self, lasting: Duration) -> Result<bool, StoreError> {
+        self.place.work(0, 8).await;
+        let leads = self.place.world.with(|state, now| {
+            let other = state
+                .leader
+                .is_some_and(|(who, until)| who != self.which && now < until);
+            if !other {
+                let lasting = self.place.world.policy.lease.with_drift(lasting);
+                state.leader = Some((self.which, now.saturating_add(lasting)));
+            }
+            !other
+        });
+        self.place.work(0, 8).await;
+        Ok(leads)
+    }
+}
+
+/// The store that holds the decision log: it takes only what follows on its end.
+#[derive(Debug)]
+pub struct SimLog {
+    /// Who writes.
+    pub place: Place,
+    /// How many lines there are, as far as the writer knows.
+    pub lines: usize,
+}
 
 #[async_trait]
 impl LogStore for SimLog {
     async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
-        self.0.world.alive(&self.0.life).await;
-        let took = self.0.world.with(|state, _| {
+        let place = &self.place;
+        place.world.alive(&place.life).await;
+        let took = place.world.with(|state, _| {
             let most = state.slow_disk;
             state.chance.millis(0, most)
         });
         tokio::time::sleep(took).await;
         // Who is killed before this has written nothing; who is killed after, without knowing.
-        self.0.world.alive(&self.0.life).await;
-        let full = self.0.world.with(|state, now| {
+        place.world.alive(&place.life).await;
+        let lines = self.lines;
+        place.world.with(|state, now| {
+            let refused = |why: &str| Err(StoreError(why.to_owned()));
             if now < state.disk_full {
-                return true;
+                return refused("no space left on device");
+            }
+            if state.log.len() != lines {
+                return refused("another controller has written");
             }
             log(state, now, line);
-            false
-        });
-        if full {
-            return Err(StoreError("no space left on device".to_owned()));
-        }
-        self.0.work(0, 2).await;
+            Ok(())
+        })?;
+        self.lines = lines.saturating_add(1);
+        self.place.work(0, 2).await;
         Ok(())
     }
 }

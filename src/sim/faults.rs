@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::machine::Written;
-use super::world::{Node, State, World};
+use super::world::{Life, Node, State, World};
 use crate::app::control::{Handle, Input};
 use crate::engine::topology::Role;
 use crate::engine::units::Bytes;
@@ -15,8 +15,8 @@ use crate::wire::{HoldAsk, PromoteAsk, ReleaseAsk};
 /// The ways to end processes.
 #[derive(Debug, Clone)]
 pub struct Kill {
-    /// Ends the controller for a while.
-    pub controller: mpsc::UnboundedSender<Duration>,
+    /// Ends a controller for a while.
+    pub controllers: [mpsc::UnboundedSender<Duration>; 2],
     /// Ends an agent for a while.
     pub agents: [mpsc::UnboundedSender<Duration>; 2],
 }
@@ -40,6 +40,8 @@ pub enum Fault {
     Power,
     /// The controller is killed.
     Controller,
+    /// A controller stands still.
+    ControllerFrozen,
     /// Messages are lost and repeated.
     Lossy,
     /// The log's disk is full.
@@ -55,7 +57,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    const OFTEN: [Fault; 20] = [
+    const OFTEN: [Fault; 22] = [
         Fault::Links,
         Fault::Links,
         Fault::Links,
@@ -68,6 +70,8 @@ impl Fault {
         Fault::Power,
         Fault::Controller,
         Fault::Controller,
+        Fault::ControllerFrozen,
+        Fault::ControllerFrozen,
         Fault::Lossy,
         Fault::DiskFull,
         Fault::Slow,
@@ -126,7 +130,17 @@ pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
         Fault::AgentFrozen => agent_frozen(&world, node, lasts).await,
         Fault::HostFrozen => host_frozen(&world, node, lasts).await,
         Fault::Power => power(&world, node, lasts).await,
-        Fault::Controller => kill.controller.send(lasts).unwrap_or_default(),
+        // Whichever runs.
+        Fault::Controller => {
+            for controller in &kill.controllers {
+                controller.send(lasts).unwrap_or_default();
+            }
+        }
+        Fault::ControllerFrozen => {
+            let door = world.with(|state, _| state.a_controller());
+            let life = door.map(|door| door.life);
+            frozen(&world, life, lasts).await;
+        }
         Fault::Lossy => {
             world.with(|state, _| state.lossy = state.chance.pick(&[2, 10, 30]).unwrap_or(2));
             tokio::time::sleep(lasts).await;
@@ -216,12 +230,16 @@ pub async fn isolation(world: &World, lasts: Duration) {
 }
 
 async fn agent_frozen(world: &World, node: Node, lasts: Duration) {
-    let Some(door) = world.with(|state, _| state.agent(node).clone()) else {
-        return;
-    };
-    door.life.freeze(true);
+    let door = world.with(|state, _| state.agent(node).clone());
+    frozen(world, door.map(|door| door.life), lasts).await;
+}
+
+/// A process stands still for a while.
+async fn frozen(world: &World, life: Option<Arc<Life>>, lasts: Duration) {
+    let Some(life) = life else { return };
+    life.freeze(true);
     tokio::time::sleep(lasts).await;
-    door.life.freeze(false);
+    life.freeze(false);
     world.changed();
 }
 
@@ -291,7 +309,7 @@ fn rebuild(world: &World, node: Node) {
 }
 
 async fn person(world: &World) {
-    let Some(door) = world.with(|state, _| state.controller.clone()) else {
+    let Some(door) = world.with(|state, _| state.a_controller()) else {
         return;
     };
     let (what, to, lasts) = world.with(|state, _| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::controller_ports::{SimAgents, SimCrash, SimFront, SimLog, SimTraffic};
+use super::controller_ports::{SimAgents, SimCrash, SimFront, SimLead, SimLog, SimTraffic};
 use super::database::SimDatabase;
 use super::network::Door;
 use super::site_ports::{Place, SimLinks, SimProbe, SimStore, SimWorkloads};
@@ -21,12 +21,13 @@ use crate::app::brain::Brain;
 use crate::app::control::{Control, Handle};
 use crate::app::executor::World as Outside;
 use crate::app::journal::{Journal, Stamp};
+use crate::app::leadership;
 use crate::app::prober::{Rhythm, look_for_ever};
 use crate::app::run::{forward, watch_anchors};
 use crate::engine::chain::{Chain, Digest};
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{
-    AgentLinks, AgentStore, Agents, Clock, LocalDatabase, LogStore, Probe, Traffic,
+    AgentLinks, AgentStore, Agents, Clock, LeaseStore, LocalDatabase, LogStore, Probe, Traffic,
 };
 
 /// Replaces ports by others: how a test plants a mistake and sees it found.
@@ -195,6 +196,7 @@ pub async fn start_agent(
 /// a step it is killed, counted from its start.
 pub async fn start_controller(
     world: &Arc<World>,
+    which: usize,
     plant: &Arc<dyn Plant>,
     crash_after: u64,
     killed: mpsc::UnboundedSender<()>,
@@ -202,6 +204,12 @@ pub async fn start_controller(
     let life = Arc::new(Life::default());
     let clock = clock(world, Node::Neutral, &life, plant.as_ref());
     let place = place(world, Node::Neutral, &life);
+    let store: Arc<dyn LeaseStore> = Arc::new(SimLead {
+        place: place.clone(),
+        which,
+    });
+    let timers = world.policy.lease.clone();
+    let (leadership, keeping) = leadership::seek(store, Arc::clone(&clock), timers).await;
     let lines = world.with(|state, _| state.log.clone());
     let mut chain = Chain::default();
     for line in &lines {
@@ -212,7 +220,10 @@ pub async fn start_controller(
         boot: "simulated".to_owned(),
         settings: Digest::ZERO,
     };
-    let store = plant.log(Box::new(SimLog(place.clone())));
+    let store = plant.log(Box::new(SimLog {
+        place: place.clone(),
+        lines: lines.len(),
+    }));
     let (journal, writer) =
         Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp).await?;
     let probe: Arc<dyn Probe> = Arc::new(SimProbe(place.clone()));
@@ -231,6 +242,7 @@ pub async fn start_controller(
         probe: Arc::clone(&probe),
         traffic: traffic.collect(),
         front: Some(Arc::new(SimFront(place.clone()))),
+        leadership,
         crash: Some(Arc::new(crash)),
     };
     let policy = world.policy.clone();
@@ -250,6 +262,7 @@ pub async fn start_controller(
         "simulated".to_owned(),
     );
     let mut tasks: Tasks = JoinSet::new();
+    tasks.spawn(async { ("lead", Err(keeping.run().await.into())) });
     tasks.spawn(async { ("decision log", writer.run().await.map_err(Into::into)) });
     tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
     let targets = topology.sites().into_iter().flat_map(|site| {
@@ -283,8 +296,8 @@ pub async fn start_controller(
         life: Arc::clone(&life),
         to: handle,
     };
-    world.with(|state, _| state.controller = Some(door));
-    world.trace(|| "N  controller starts".to_owned());
+    world.with(|state, _| state.controllers[which] = Some(door));
+    world.trace(|| format!("N  controller {which} leads"));
     Ok(Process { life, tasks })
 }
 

@@ -116,11 +116,12 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
         wall_ms: 200,
     };
     let world = World::new(setup.seed, setup.policy.clone(), topology, clocks);
-    let (controller, killed) = mpsc::unbounded_channel();
+    let (lead, lead_killed) = mpsc::unbounded_channel();
+    let (other, other_killed) = mpsc::unbounded_channel();
     let (first, first_killed) = mpsc::unbounded_channel();
     let (second, second_killed) = mpsc::unbounded_channel();
     let kill = Kill {
-        controller,
+        controllers: [lead, other],
         agents: [first, second],
     };
     let plant = &setup.plant;
@@ -137,12 +138,18 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
         Arc::clone(plant),
         second_killed,
     ));
-    tokio::spawn(keep_controller(
-        Arc::clone(&world),
-        Arc::clone(plant),
-        killed,
-        crashes,
-    ));
+    // A second controller stands by in some of the worlds in which things go wrong.
+    let two = crashes && world.with(|state, _| state.chance.percent(50));
+    let controllers = [lead_killed, other_killed].into_iter().enumerate();
+    for (which, killed) in controllers.take(if two { 2 } else { 1 }) {
+        tokio::spawn(keep_controller(
+            Arc::clone(&world),
+            which,
+            Arc::clone(plant),
+            killed,
+            crashes,
+        ));
+    }
     tokio::spawn(faults::clients(Arc::clone(&world)));
     match setup.course {
         Course::Faults => drop(tokio::spawn(faults::for_ever(
@@ -270,6 +277,7 @@ fn note_end(world: &World, node: Node, why: &str) {
 
 async fn keep_controller(
     world: Arc<World>,
+    which: usize,
     plant: Arc<dyn Plant>,
     mut killed: mpsc::UnboundedReceiver<Duration>,
     crashes: bool,
@@ -285,7 +293,16 @@ async fn keep_controller(
             }
         });
         let mut wait = RESTART;
-        match start_controller(&world, &plant, after, drilled).await {
+        let started = start_controller(&world, which, &plant, after, drilled);
+        let starting = tokio::select! {
+            biased;
+            started = started => started,
+            Some(asked) = killed.recv() => {
+                tokio::time::sleep(asked).await;
+                continue;
+            }
+        };
+        match starting {
             Ok(mut process) => {
                 let why = tokio::select! {
                     biased;
@@ -304,7 +321,7 @@ async fn keep_controller(
             }
             Err(error) => world.trace(|| format!("N  controller does not start: {error:#}")),
         }
-        world.with(|state, _| state.controller = None);
+        world.with(|state, _| state.controllers[which] = None);
         tokio::time::sleep(wait).await;
     }
 }

@@ -127,7 +127,7 @@ impl AgentLinks for SimLinks {
         let asked = move || {
             let (world, report) = (Arc::clone(&world), report.clone());
             async move {
-                let door = world.with(|state, _| state.controller.clone())?;
+                let door = world.with(|state, _| state.a_controller())?;
                 let asked = |answer| Input::Reported(Box::new(report), answer);
                 door.to.ask(asked).await.ok()
             }

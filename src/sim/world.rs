@@ -182,8 +182,10 @@ pub struct State {
     pub slow_promote: u64,
     /// Where agents are found.
     pub agents: [Option<Door<mpsc::Sender<News>>>; 2],
-    /// Where the controller is found.
-    pub controller: Option<Door<Handle>>,
+    /// Where controllers are found.
+    pub controllers: [Option<Door<Handle>>; 2],
+    /// Which of them leads, and until when.
+    pub leader: Option<(usize, Truth)>,
     /// Whether the last logged decision was to fail over, for cause.
     pub decided: Option<bool>,
     /// What watches.
@@ -209,6 +211,19 @@ impl State {
     /// A host's agent's disk.
     pub fn memory(&mut self, node: Node) -> &mut Option<AgentMemory> {
         &mut self.memories[usize::from(node == Node::Second)]
+    }
+
+    /// A controller as an agent, or a person, finds it: one of those that run.
+    pub fn a_controller(&mut self) -> Option<Door<Handle>> {
+        let running: Vec<usize> = [0, 1]
+            .into_iter()
+            .filter(|which| self.controllers[*which].is_some())
+            .collect();
+        let which = match running.as_slice() {
+            [only] => *only,
+            several => self.chance.pick(several)?,
+        };
+        self.controllers[which].clone()
     }
 
     /// Where a site's agent is found.
@@ -352,7 +367,8 @@ impl World {
             ambiguous: 0,
             slow_promote: 350,
             agents: [None, None],
-            controller: None,
+            controllers: [None, None],
+            leader: None,
             decided: None,
             checks: Checks::new(policy.clone()),
         };

@@ -36,6 +36,7 @@ impl Steps {
             return Ok(Fact::Moved { already: true });
         }
         self.not_fenced(&route.to).await?;
+        self.world.leadership.left()?;
         // The one guard, just before the wire, against what is true at this moment.
         let active = self.journal.state().active;
         guard_answer(&wanted, &self.topology, &active)

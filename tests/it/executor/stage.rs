@@ -10,6 +10,7 @@ use failover::app::brain::Brain;
 use failover::app::control::{Control, Handle, Input};
 use failover::app::executor::World;
 use failover::app::journal::{Journal, JournalError, Stamp};
+use failover::app::leadership::Leadership;
 use failover::engine::chain::{Body, Chain, Digest, Entry, read_line};
 use failover::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, ProbeFailure, ReceiverFacts, ReplayPause,
@@ -480,6 +481,7 @@ impl Stage {
             probe: self.clone(),
             traffic: vec![self.clone()],
             front: Some(self.clone()),
+            leadership: Leadership::alone(Arc::clone(&clock)),
             crash: None,
         };
         let brain = Brain::new(topology(), policy(), &journal.state(), clock.now());
