@@ -309,13 +309,18 @@ async fn a_server_with_another_agents_certificate_is_refused() {
 }
 
 #[tokio::test]
-async fn an_operators_certificate_does_not_make_a_server() {
+async fn a_certificate_of_an_operator_or_an_observer_does_not_make_a_server() {
     let house = House::new();
-    let person = "alice.operator.failover.internal";
-    let server = Server::start(&house.material(person)).await;
-    let client = server.client(&house.material(CONTROLLER), person);
-    let error = client.get::<Identity>("/who", SOON).await.unwrap_err();
-    assert!(matches!(error, CallError::Tls(_)), "{error:?}");
+    let controller = house.material(CONTROLLER);
+    for name in [
+        "alice.operator.failover.internal",
+        "paris.observer.shop.failover.internal",
+    ] {
+        let server = Server::start(&house.material(name)).await;
+        let client = server.client(&controller, name);
+        let error = client.get::<Identity>("/who", SOON).await.unwrap_err();
+        assert!(matches!(error, CallError::Tls(_)), "{error:?}");
+    }
 }
 
 #[tokio::test]

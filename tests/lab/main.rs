@@ -18,4 +18,5 @@ mod crash;
 mod drill;
 mod standing;
 mod bad_input;
+mod observers;
 mod partitions;
