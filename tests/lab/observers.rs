@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::process::Command;
 
 use failover::adapters::files;
@@ -15,9 +16,12 @@ use failover::wire::{
     Status,
 };
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::bad_input::{CALL, House, Running, address, agent, report, socket};
 use crate::pair::{Pair, site};
+use crate::stage::FAST;
 
 fn observer(name: &str) -> Identity {
     Identity::Observer {
@@ -26,11 +30,42 @@ fn observer(name: &str) -> Identity {
     }
 }
 
-/// Has the controller believe `paris`.
-fn name_paris(house: &House) {
+/// Has the controller believe `paris`, and answer probes. Where that is.
+fn name_paris(house: &House) -> SocketAddr {
     let path = house.file("failover.toml");
     let text = std::fs::read_to_string(&path).unwrap();
+    let plain = socket();
+    let listen = format!("[controller]\nlisten_plain = \"{plain}\"");
+    let text = text.replace("[controller]", &listen);
     std::fs::write(path, format!("{text}[[observers]]\nname = \"paris\"\n")).unwrap();
+    plain
+}
+
+/// A page of the controller in plain HTTP, with its head.
+async fn page(at: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// What `failover status` shows.
+fn shown(house: &House) -> String {
+    let file = |name: &str| house.file(name).display().to_string();
+    let done = Command::new(env!("CARGO_BIN_EXE_failover"))
+        .args(["status", "--controller", &house.listen.to_string()])
+        .args([
+            "--ca",
+            &file("ca.pem"),
+            "--key",
+            &file("alice.operator.key"),
+        ])
+        .args(["--certificate", &file("alice.operator.pem")])
+        .output()
+        .unwrap();
+    String::from_utf8(done.stdout).unwrap()
 }
 
 /// Starts the observer `paris`.
@@ -75,11 +110,16 @@ async fn an_observer_has_its_vote_and_one_that_falls_silent_is_missed() {
     let pair = Pair::new().await;
     let databases = [address(&pair.primary), address(pair.standby())];
     let house = House::with(databases, "watch");
-    name_paris(&house);
+    // Nobody reports for the sites here: two of three could speak, if the observer does.
+    let policy = FAST.replace("quorum = 2", "quorum = 3");
+    std::fs::write(house.file("policy.toml"), policy).unwrap();
+    let plain = name_paris(&house);
     let _controller = house.start().await;
     let status = house.until("it has decided", |_| true).await;
     let paris = "paris".parse().unwrap();
     assert_eq!(status.situation.observers[&paris].age, None);
+    assert!(shown(&house).contains("observer paris: never reported"));
+    assert!(!page(plain, "/metrics").await.contains("observer=\"paris\""));
 
     let observing = start_paris(&house);
     let status = house
@@ -102,6 +142,11 @@ async fn an_observer_has_its_vote_and_one_that_falls_silent_is_missed() {
             .all(|site| site.agent.is_none())
     );
 
+    assert!(shown(&house).contains("observer paris: last report "));
+    let metrics = page(plain, "/metrics").await;
+    let series = "failover_observer_report_age_milliseconds{group=\"shop\",observer=\"paris\"} ";
+    assert!(metrics.contains(series), "{metrics}");
+
     drop(observing);
     house
         .until("the observer is missed", |status| {
@@ -115,6 +160,9 @@ async fn an_observer_has_its_vote_and_one_that_falls_silent_is_missed() {
             status.decision.gates.iter().any(|gate| says(&gate.reason))
         })
         .await;
+    let ready = page(plain, "/readyz").await;
+    let missed = "observer-silent: 1 vantage points (limit 3 vantage points); `paris` silent for";
+    assert!(ready.contains(missed), "{ready}");
 }
 
 fn looks(name: &str, site_name: &str) -> ObserverReport {
