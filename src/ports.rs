@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::observation::Finding;
 use crate::engine::policy::{FenceStages, LeaseTimers};
+use crate::engine::synchrony::{ClosedWindow, SyncLook};
 use crate::engine::topology::{Answer, Role, SiteName, Target, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use crate::wire::{
@@ -167,6 +168,22 @@ pub trait LocalDatabase: Send + Sync + fmt::Debug {
     /// Writes the epoch into it and reads it back; whatever that and the probes need is made
     /// where it is missing. Done twice is done once.
     async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError>;
+    /// How far the standby of that name is, and whether commits wait for it.
+    async fn look_at_standby(
+        &self,
+        standby: &SiteName,
+        within: Duration,
+    ) -> Result<SyncLook, EffectError>;
+    /// Makes every commit wait for the standby of that name, and for nobody else: whatever is
+    /// acknowledged after this returned, and lies behind the position that it returns, is there.
+    /// Survives a restart.
+    async fn wait_for_standby(
+        &self,
+        standby: &SiteName,
+        within: Duration,
+    ) -> Result<Lsn, EffectError>;
+    /// Lets every commit go on without a standby, those that wait already too.
+    async fn go_on_alone(&self, within: Duration) -> Result<(), EffectError>;
 }
 
 /// How a database stands, as its guard sees it.
@@ -253,4 +270,6 @@ pub struct AgentMemory {
     pub started_for: Option<u64>,
     /// The timers of the last answer of the controller.
     pub timers: Option<LeaseTimers>,
+    /// The RPO window that it closed last: a permission no newer than that is void.
+    pub closed: Option<ClosedWindow>,
 }

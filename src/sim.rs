@@ -9,9 +9,11 @@
 pub mod chance;
 pub mod world;
 pub mod machine;
+pub mod entries;
 pub mod checks;
 pub mod network;
 pub mod site_ports;
+pub mod database;
 pub mod controller_ports;
 pub mod processes;
 pub mod observer;

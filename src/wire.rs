@@ -11,6 +11,7 @@ use crate::engine::observation::{Finding, Observation};
 use crate::engine::policy::LeaseTimers;
 use crate::engine::saga::{GroupState, OpenSaga};
 use crate::engine::situation::{AgentFacts, Request, Situation};
+use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::{GroupName, ObserverName, SiteName, Target, Vantage};
 use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, Timeline, WallTime, millis};
 use crate::ports::EffectError;
@@ -96,6 +97,9 @@ pub struct ReportAnswer {
     pub holder: Option<SiteName>,
     /// The right, if it was asked for and granted; or why not.
     pub grant: Option<Result<Grant, Refusal>>,
+    /// Whether commits must wait for the standby: an open window is the permission to go on
+    /// without. `None`: nothing is asked. A site that is not active is permitted nothing.
+    pub window: Option<RpoWindow>,
     /// The timers by which the agent counts, granted or not.
     pub timers: LeaseTimers,
     /// How often to look at each target, and how long one look may take.

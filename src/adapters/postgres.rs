@@ -8,6 +8,7 @@ mod prepare;
 mod history;
 mod sever;
 mod promote;
+mod synchronous;
 
 pub use connect::{Connect, ConnectError, Database, Secret};
 pub use facts::{HeartbeatWrite, facts, probe};
@@ -15,3 +16,4 @@ pub use history::{History, HistoryError, Switch, read_history};
 pub use prepare::{allow_monitoring, prepare, write_epoch};
 pub use promote::{Promoted, checkpoint, promote};
 pub use sever::{Severed, reconnect, sever};
+pub use synchronous::{go_on_alone, look_at_standby, wait_for_standby};

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::engine::lease::{Holder, is_superseded};
 use crate::engine::policy::FenceStages;
 use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState};
+use crate::engine::synchrony::Synchrony;
 use crate::engine::topology::{GroupName, Role, SiteName};
 use crate::engine::units::{Epoch, MonoTime};
 use crate::ports::{
@@ -18,8 +19,12 @@ use crate::ports::{
 };
 use crate::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, ReportAnswer};
 
+mod durability;
+mod marking;
 mod orders;
 
+use self::durability::{Step, Told};
+use self::marking::Marking;
 use self::orders::Promoting;
 
 /// How many messages may wait: reports and questions come one at a time, orders a few.
@@ -31,9 +36,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long a database that nobody failed over from stays down before it is started again, on top
 /// of the grace for a local restart.
 const NOBODY_TOOK_OVER: Duration = Duration::from_secs(5);
-
-/// How long to wait before the epoch is written again into a database that did not take it.
-const MARK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long one piece of local SQL may take.
 const SQL: Duration = Duration::from_secs(5);
@@ -57,6 +59,8 @@ pub enum News {
     StartingFor(u64),
     /// What came of writing this epoch into the database.
     Marked(Epoch, Result<(), EffectError>),
+    /// What came of a step to keep the standby synchronous.
+    Synchronised(Step),
 }
 
 /// What the rest of the agent sees of the keeper.
@@ -81,6 +85,7 @@ pub struct Shown {
 pub struct Keeper {
     group: GroupName,
     site: SiteName,
+    peer: SiteName,
     database: Arc<dyn LocalDatabase>,
     workloads: Option<Arc<dyn Workloads>>,
     store: Arc<dyn AgentStore>,
@@ -98,18 +103,14 @@ pub struct Keeper {
     /// Who waits for the promotion that runs beside.
     promoting: Option<Promoting>,
     marking: Marking,
+    synchrony: Synchrony,
+    /// What the controller last said of the RPO window; `None` before it said anything.
+    told: Option<Told>,
+    /// Whether a step to keep the standby synchronous runs beside.
+    synchronising: bool,
     news: mpsc::Receiver<News>,
     sender: mpsc::Sender<News>,
     shown: watch::Sender<Shown>,
-}
-
-/// Whether the database knows the epoch in which it takes writes.
-#[derive(Debug, PartialEq, Eq)]
-enum Marking {
-    /// Not before this moment.
-    Due(MonoTime),
-    UnderWay,
-    Done(Epoch),
 }
 
 /// What a keeper works with.
@@ -119,6 +120,8 @@ pub struct Parts {
     pub group: GroupName,
     /// Its site.
     pub site: SiteName,
+    /// The other one, whose database is the standby where ours is the primary.
+    pub peer: SiteName,
     /// Its database.
     pub database: Arc<dyn LocalDatabase>,
     /// Its workloads, if it looks after any.
@@ -149,6 +152,7 @@ impl Keeper {
         let mut keeper = Self {
             group: parts.group,
             site: parts.site,
+            peer: parts.peer,
             database: parts.database,
             workloads: parts.workloads,
             store: parts.store,
@@ -162,6 +166,9 @@ impl Keeper {
             peer_answered: None,
             promoting: None,
             marking: Marking::Due(now),
+            synchrony: Synchrony::default(),
+            told: None,
+            synchronising: false,
             news,
             sender: sender.clone(),
             shown: watch::Sender::new(Shown {
@@ -175,6 +182,7 @@ impl Keeper {
                     severed: None,
                     guarded: true,
                     peer: None,
+                    synchrony: None,
                 },
                 at: now,
             }),
@@ -224,11 +232,8 @@ impl Keeper {
                 })
                 .await;
             }
-            News::Marked(epoch, Ok(())) => self.marking = Marking::Done(epoch),
-            News::Marked(epoch, Err(error)) => {
-                tracing::warn!(epoch = epoch.0, %error, "schema, epoch and grants are not written yet");
-                self.marking = Marking::Due(self.clock.now().plus(MARK_AGAIN));
-            }
+            News::Marked(epoch, came) => self.marked(epoch, came),
+            News::Synchronised(step) => self.synchronised(step).await,
         }
     }
 
@@ -262,32 +267,7 @@ impl Keeper {
         let now = self.clock.now();
         self.start_again(now).await;
         self.mark(now);
-    }
-
-    /// Has schema, epoch and grants written into a primary that has the right to take writes,
-    /// until it is done: so a database that was just handed over needs no preparation by hand.
-    /// Runs beside, because a commit may hang.
-    fn mark(&mut self, now: MonoTime) {
-        let primary = self.look.set_up_as == Role::Primary && self.look.running;
-        let Some(holder) = self.holder.as_ref().filter(|_| primary) else {
-            return;
-        };
-        let epoch = holder.epoch();
-        let due = match self.marking {
-            Marking::Due(from) => now >= from,
-            Marking::UnderWay => false,
-            Marking::Done(written) => written != epoch,
-        };
-        if !due || self.promoting.is_some() {
-            return;
-        }
-        self.marking = Marking::UnderWay;
-        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
-        tokio::spawn(async move {
-            let came = database.write_epoch(epoch, SQL).await;
-            // A keeper that is gone has nobody to tell.
-            drop(sender.send(News::Marked(epoch, came)).await);
-        });
+        self.synchronise();
     }
 
     fn drop_right_that_is_over(&mut self) {
@@ -311,12 +291,8 @@ impl Keeper {
             .as_ref()
             .is_some_and(|(epoch, _)| *epoch >= self.memory.epoch);
         if self.look.set_up_as == Role::Standby && (armed || self.holder.is_some()) {
-            // A promotion did not come about: a standby needs no right, and must not be fenced
-            // for the lack of one.
-            self.holder = None;
-            if let Err(error) = self.database.release_right().await {
-                tracing::warn!(%error, "the guard's deadline is not disarmed");
-            }
+            // A promotion did not come about.
+            self.renounce().await;
         } else if self.look.set_up_as == Role::Primary
             && !armed
             && self.holder.is_none()
@@ -327,6 +303,14 @@ impl Keeper {
             if let Err(error) = self.fence(epoch, "primary without a right").await {
                 tracing::error!(%error, "the fence is not proven");
             }
+        }
+    }
+
+    /// A standby needs no right, and must not be fenced for the lack of one.
+    async fn renounce(&mut self) {
+        self.holder = None;
+        if let Err(error) = self.database.release_right().await {
+            tracing::warn!(%error, "the guard's deadline is not disarmed");
         }
     }
 
@@ -413,6 +397,7 @@ impl Keeper {
 
     async fn answered(&mut self, asked: MonoTime, answer: ReportAnswer) {
         self.restart_grace = answer.restart_grace;
+        self.told = Some(Told(answer.window));
         let mut memory = self.memory.clone();
         memory.timers = Some(answer.timers.clone());
         let ours = answer.holder.as_ref() == Some(&self.site);
@@ -430,6 +415,8 @@ impl Keeper {
                 Some(holder) => holder.renewed(grant.epoch, asked, answer.timers),
                 None => self.holder = Some(Holder::granted(grant.epoch, asked, answer.timers)),
             }
+            // One that was held up on its way may be over by now: nothing is begun under it.
+            self.drop_right_that_is_over();
             self.push_right().await;
             self.begin_promotion();
             self.look().await;
@@ -527,6 +514,7 @@ impl Keeper {
             severed: self.memory.severed,
             guarded: self.guarded,
             peer: self.peer_answered.map(|asked| now.since(asked)),
+            synchrony: self.shown_synchrony(now),
         };
         let asks = self.promoting.is_some() || (primary && self.memory.fenced.is_none());
         self.shown.send_replace(Shown {

@@ -10,6 +10,7 @@ use super::guard_protocol::{GuardStatus, Right, StartAs, StopTimes};
 use crate::adapters::postgres::{self, Connect, Secret};
 use crate::engine::observation::ProbeFailure;
 use crate::engine::policy::FenceStages;
+use crate::engine::synchrony::SyncLook;
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, as_millis};
 use crate::ports::{EffectError, LocalDatabase, LocalLook, LocalRight};
@@ -169,6 +170,26 @@ impl LocalDatabase for GuardedDatabase {
             );
         }
         Ok((promoted.timeline, promoted.position))
+    }
+
+    async fn look_at_standby(
+        &self,
+        standby: &SiteName,
+        within: Duration,
+    ) -> Result<SyncLook, EffectError> {
+        postgres::look_at_standby(&self.local, standby, within).await
+    }
+
+    async fn wait_for_standby(
+        &self,
+        standby: &SiteName,
+        within: Duration,
+    ) -> Result<Lsn, EffectError> {
+        postgres::wait_for_standby(&self.local, standby, within).await
+    }
+
+    async fn go_on_alone(&self, within: Duration) -> Result<(), EffectError> {
+        postgres::go_on_alone(&self.local, within).await
     }
 
     async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError> {

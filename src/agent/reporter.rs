@@ -166,6 +166,9 @@ impl Reporter {
 
 fn aged(mut facts: AgentFacts, age: Duration) -> AgentFacts {
     facts.peer = facts.peer.map(|peer| peer.saturating_add(age));
+    if let Some(synchrony) = &mut facts.synchrony {
+        synchrony.stalled = synchrony.stalled.saturating_add(age);
+    }
     match &mut facts.database {
         LocalDatabase::Down { since, .. } | LocalDatabase::Waiting { since } => {
             *since = since.saturating_add(age);

@@ -89,20 +89,12 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         // Both databases have the same roles, because one is a copy of the other.
         watcher: config.peer.database.connect()?.user().map(str::to_owned),
     };
-    let workloads = config.workloads.as_ref().map(|workloads| {
-        let workloads = CommandWorkloads {
-            start: workloads.start.clone(),
-            stop: workloads.stop.clone(),
-            ready: workloads.ready.clone(),
-            http: http.clone(),
-        };
-        Arc::new(workloads) as Arc<dyn Workloads>
-    });
     let parts = Parts {
         group: config.group.clone(),
         site: config.site.clone(),
+        peer: config.peer.site.clone(),
         database: Arc::new(database),
-        workloads,
+        workloads: workloads_of(&config, &http),
         store: Arc::new(FileStore::new(config.state_dir.clone())),
         clock: Arc::clone(&clock),
     };
@@ -221,6 +213,16 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let ended = until_stopped(&mut tasks).await;
     stop.send_replace(true);
     ended
+}
+
+fn workloads_of(config: &Config, http: &HttpProber) -> Option<Arc<dyn Workloads>> {
+    let workloads = config.workloads.as_ref()?;
+    Some(Arc::new(CommandWorkloads {
+        start: workloads.start.clone(),
+        stop: workloads.stop.clone(),
+        ready: workloads.ready.clone(),
+        http: http.clone(),
+    }))
 }
 
 fn guard_config(config: &Config) -> GuardConfig {

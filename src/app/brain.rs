@@ -9,17 +9,18 @@ use crate::engine::lease::{LastRight, LeaseBook, can_wait_out};
 use crate::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, PositionHistory, PositionSample,
 };
-use crate::engine::policy::Policy;
+use crate::engine::policy::{Durability, Policy};
 use crate::engine::saga::GroupState;
 use crate::engine::situation::{
     Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, ObserverFacts, OpenPlan,
     Replication, Request, SiteFacts, Situation,
 };
 use crate::engine::step::{DeclaredLoss, Step};
+use crate::engine::synchrony::{RpoWindow, WindowChange, window_change};
 use crate::engine::topology::{
     ObserverName, Role, SiteName, Target, TargetKind, Topology, Vantage,
 };
-use crate::engine::units::{Epoch, Lsn, MonoTime, WallTime};
+use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
 use crate::wire::{Grant, ObserverAnswer, ObserverReport, Report, ReportAnswer, Rhythm};
 
 /// What the controller knows.
@@ -152,6 +153,15 @@ impl Brain {
         });
     }
 
+    /// What is to be written about the RPO window, now that an agent reports; before it is answered.
+    pub fn window_change(&self, report: &Report, group: &GroupState) -> Option<WindowChange> {
+        if group.open.is_some() || report.site != group.active {
+            return None;
+        }
+        let facts = report.facts.synchrony.as_ref();
+        window_change(group.window, facts, &self.policy.data)
+    }
+
     /// Takes in an agent's report and answers it: the only place where the right to take writes is
     /// granted.
     pub fn report(&mut self, report: Report, group: &GroupState, now: MonoTime) -> ReportAnswer {
@@ -176,7 +186,17 @@ impl Brain {
             let epoch = report.epoch;
             self.book.grant(&site, epoch, now).map(|()| Grant { epoch })
         });
+        // Nothing is asked of an agent only once the log says that the window is open.
+        let asks_nothing =
+            self.policy.data.durability == Durability::Async && !group.window.is_closed();
+        // A site that was left must not go on without the new primary, whatever that one may do.
+        let permitted = if site == group.active {
+            group.window
+        } else {
+            RpoWindow::Closed
+        };
         ReportAnswer {
+            window: (!asks_nothing).then_some(permitted),
             epoch: self.book.epoch,
             holder: self.book.holder.clone(),
             grant,
@@ -270,6 +290,17 @@ impl Brain {
         now: MonoTime,
         wall: WallTime,
     ) -> DeclaredLoss {
+        if group.window == RpoWindow::Closed {
+            return DeclaredLoss {
+                from_lsn: position,
+                from: Some(wall),
+                until: wall,
+                window: Some(Duration::ZERO),
+                estimate: Some(Bytes(0)),
+                knowledge: Some(Duration::ZERO),
+                nothing: true,
+            };
+        }
         let standby = Some((now, position));
         let known = Replication::at(now, &self.readings, standby, None);
         let recorded = group
@@ -289,6 +320,7 @@ impl Brain {
             window: from.map(|from| wall.since(from)),
             estimate: known.loss_estimate().or(recorded_bytes),
             knowledge: known.primary.map(|primary| primary.age),
+            nothing: false,
         }
     }
 
@@ -336,6 +368,7 @@ impl Brain {
             sites,
             observers: self.observers_at(now),
             replication: Replication::at(now, &self.readings, standby, advanced),
+            window: group.window,
             can_wait_out: planned
                 || (last.site == group.active && can_wait_out(&self.policy.lease, &last)),
             request,

@@ -179,6 +179,13 @@ impl Control {
             Input::Anchors(reached, of) => self.brain.anchors(reached, of),
             Input::Reported(report, answer) => {
                 let group = self.journal.state();
+                if let Some(change) = self.brain.window_change(&report, &group) {
+                    tracing::warn!(%change, "durability");
+                    self.journal
+                        .append("controller", Body::Window { change })
+                        .await?;
+                }
+                let group = self.journal.state();
                 drop(answer.send(self.brain.report(*report, &group, now)));
             }
             Input::ObserverReported(report, answer) => {

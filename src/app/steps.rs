@@ -1,7 +1,6 @@
 //! What each step does, how it is checked, and how it is taken back. Every effect is safe to
 //! repeat; when and how often is the executor's business.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +8,15 @@ use super::control::{Ended, Handle, Input};
 use super::executor::World;
 use super::journal::Journal;
 use crate::engine::decision::{Verdict, decide};
-use crate::engine::gate::guard_answer;
 use crate::engine::lease::{FenceProof, LastRight, waited_out_at};
 use crate::engine::observation::{Facts, Finding};
 use crate::engine::policy::Policy;
 use crate::engine::reason::Code;
 use crate::engine::saga::OpenSaga;
 use crate::engine::step::{Fact, Step};
-use crate::engine::topology::{Answer, Role, SiteName, Target, TargetKind, TargetName, Topology};
+use crate::engine::topology::{Role, SiteName, Target, TargetKind, Topology};
 use crate::engine::units::{MonoTime, WallTime, as_millis};
-use crate::ports::{Clock, EffectError, Traffic, Way};
+use crate::ports::{Clock, EffectError, Way};
 use crate::wire::{Came, Order, OrderAnswer, What};
 
 impl From<Ended> for EffectError {
@@ -39,6 +37,8 @@ pub struct Steps {
     /// When this process had the sever confirmed.
     severed: Option<MonoTime>,
 }
+
+mod traffic;
 
 type Outcome = Result<Fact, EffectError>;
 
@@ -461,6 +461,10 @@ impl Steps {
                     not_yet("it is a standby".to_owned())
                 } else if facts.write_took.is_none() {
                     not_yet("it took no write".to_owned())
+                } else if let Some(names) = facts.waits_in_vain() {
+                    not_yet(format!(
+                        "its commits wait for {names}, and nobody of that name streams"
+                    ))
                 } else if facts.epoch != Some(epoch) {
                     not_yet(format!("its epoch row says {:?}, not {epoch}", facts.epoch))
                 } else {
@@ -468,107 +472,6 @@ impl Steps {
                 }
             }
             Finding::Good(Facts::Api | Facts::Agent) => not_yet("no database answered".to_owned()),
-        }
-    }
-
-    async fn move_traffic(&self, saga: &OpenSaga, name: &TargetName) -> Outcome {
-        let Some(target) = self
-            .world
-            .traffic
-            .iter()
-            .find(|target| target.name() == name)
-        else {
-            return Err(EffectError::Refused(format!(
-                "traffic target `{name}` is not configured any more"
-            )));
-        };
-        let route = &saga.plan.route;
-        let wanted = Answer::only(&route.to, &self.topology, route.epoch);
-        let found = target.read().await?;
-        if let Some(higher) = found.answer.epoch.filter(|epoch| *epoch > route.epoch) {
-            return Err(EffectError::Refused(format!(
-                "`{name}` is in epoch {higher} already, this plan is of {}",
-                route.epoch
-            )));
-        }
-        if found.answer.is_only(&route.to) && found.answer.epoch == Some(route.epoch) {
-            return Ok(Fact::Moved { already: true });
-        }
-        self.not_fenced(&route.to).await?;
-        // The one guard, just before the wire, against what is true at this moment.
-        let active = self.journal.state().active;
-        guard_answer(&wanted, &self.topology, &active)
-            .map_err(|forbidden| EffectError::Refused(forbidden.to_string()))?;
-        target
-            .apply(
-                &found,
-                &wanted,
-                &format!("failover plan {} epoch {}", saga.id, route.epoch),
-            )
-            .await?;
-        self.read_back(target.as_ref(), &wanted).await
-    }
-
-    /// Whether users may be sent to a site, by the fresh word of its agent: its right may have run
-    /// out since it was promoted.
-    async fn not_fenced(&self, site: &SiteName) -> Result<(), EffectError> {
-        let situation = self.control.ask(|answer| Input::Look(None, answer)).await?;
-        let agent = situation.sites.get(site).and_then(|facts| {
-            let agent = facts.agent.as_ref()?;
-            agent.within(self.policy.detect.stale_after)
-        });
-        match agent {
-            Some(agent) if agent.fenced.is_none() => Ok(()),
-            Some(_) => Err(EffectError::Failed(format!("site `{site}` is fenced"))),
-            None => Err(EffectError::Failed(format!(
-                "the agent of site `{site}` has not reported lately: it may be fenced"
-            ))),
-        }
-    }
-
-    async fn read_back(&self, target: &dyn Traffic, wanted: &Answer) -> Outcome {
-        let now = target.read().await?;
-        if now.answer == *wanted {
-            Ok(Fact::Moved { already: false })
-        } else {
-            Err(EffectError::Conflict(format!(
-                "written, but now it says {:?}",
-                now.answer
-            )))
-        }
-    }
-
-    async fn verify_outside(&self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
-        let to = &saga.plan.route.to;
-        let mut places = BTreeMap::new();
-        let mut wrong = Vec::new();
-        for target in &self.world.traffic {
-            for view in target.verify_outside().await {
-                let place = format!("{} {}", target.name(), view.place);
-                match view.answer {
-                    Ok(answer) if answer.is_only(to) => drop(places.insert(place, to.to_string())),
-                    Ok(answer) => {
-                        let on: Vec<String> = answer.sites_on().map(ToString::to_string).collect();
-                        wrong.push(format!("{place} answers {}", on.join(" and ")));
-                    }
-                    Err(why) => wrong.push(format!("{place}: {why}")),
-                }
-            }
-        }
-        if let Some(front) = &self.world.front {
-            let within = self.clock.now().until(deadline).min(SHORT_ORDER);
-            for (place, entered) in front.enter(to, within).await {
-                match entered {
-                    Ok(site) if site == *to => drop(places.insert(place, site.to_string())),
-                    Ok(site) => wrong.push(format!("{place} leads to {site}")),
-                    Err(why) => wrong.push(format!("{place}: {why}")),
-                }
-            }
-        }
-        if wrong.is_empty() {
-            Ok(Fact::Seen { places })
-        } else {
-            Err(EffectError::Failed(wrong.join("; ")))
         }
     }
 }

@@ -270,16 +270,7 @@ fn show_report(report: &LabReport, output: &Output) {
         writes.acknowledged, writes.lost, writes.lost_outside_declared_window, writes.by_old_after_new
     ));
     if let Some(declared) = &report.loss_declared {
-        let window = declared
-            .window_seconds
-            .map_or("unknown".to_owned(), |seconds| format!("{seconds:.3} s"));
-        let bytes = declared
-            .estimate_bytes
-            .map_or("unknown".to_owned(), |bytes| bytes.to_string());
-        output.text(format!(
-            "  declared before the promotion: a window of {window} after {}, about {bytes} of WAL",
-            declared.from_lsn
-        ));
+        output.text(format!("  declared before the promotion: {declared}"));
     }
     let log = &report.log;
     let verified = if log.verified {

@@ -13,7 +13,7 @@ use super::output::{Mood, Output, said};
 use crate::adapters::files;
 use crate::engine::chain::{Body, Digest, Entry, read_line};
 use crate::engine::saga::{Command, Ending};
-use crate::engine::step::{Event, Fact};
+use crate::engine::step::{DeclaredLoss, Event, Fact};
 use crate::wire::LogPart;
 
 /// `failover log`.
@@ -165,6 +165,7 @@ pub fn one_line(entry: &Entry) -> String {
                 format!("plan {plan} stuck: {why} (see runbooks/plan-stuck.md)")
             }
         },
+        Body::Window { change } => change.to_string(),
         Body::Note { code, text } => format!("note {code}: {text}"),
     };
     format!("{:>5} {} e{} {what}", entry.seq, entry.at, entry.epoch)
@@ -187,6 +188,26 @@ fn event_line(event: &Event) -> String {
         Event::Undone => "taken back".to_owned(),
         Event::Stuck { why } => format!("stuck: {why}"),
     }
+}
+
+/// What may be lost, with a colon before it.
+fn loss_line(loss: &DeclaredLoss) -> String {
+    if loss.nothing {
+        return format!(
+            ": loses nothing that was acknowledged: every commit waited for the standby, which has all up to {}",
+            loss.from_lsn
+        );
+    }
+    let bytes = loss
+        .estimate
+        .map_or("unknown".to_owned(), |bytes| format!("about {bytes}"));
+    let from = loss
+        .from
+        .map_or("unknown".to_owned(), |from| from.to_string());
+    format!(
+        ": may lose {bytes} of WAL after {}, acknowledged between {from} and {}",
+        loss.from_lsn, loss.until
+    )
 }
 
 /// What a step brought, with a colon before it; empty where that says nothing more.
@@ -230,18 +251,7 @@ pub fn fact_line(fact: &Fact) -> String {
         } => {
             format!(": on the word of {operator}: {reason} (F4)")
         }
-        Fact::Declared { loss } => {
-            let bytes = loss
-                .estimate
-                .map_or("unknown".to_owned(), |bytes| format!("about {bytes}"));
-            let from = loss
-                .from
-                .map_or("unknown".to_owned(), |from| from.to_string());
-            format!(
-                ": may lose {bytes} of WAL after {}, acknowledged between {from} and {}",
-                loss.from_lsn, loss.until
-            )
-        }
+        Fact::Declared { loss } => loss_line(loss),
         Fact::Promoted {
             timeline,
             position,

@@ -240,6 +240,7 @@ fn ended(entry: &Entry, plan: u64) -> Option<Exit> {
         | Body::Decision { .. }
         | Body::Plan { .. }
         | Body::Step { .. }
+        | Body::Window { .. }
         | Body::Note { .. } => None,
     }
 }

@@ -9,7 +9,8 @@ use serde_json::json;
 use super::exit::Exit;
 use super::output::{Mood, Output};
 use crate::engine::document::human;
-use crate::engine::policy::{Mode, Policy, Timer, timers};
+use crate::engine::policy::{Mode, Policy};
+use crate::engine::timers::{Timer, timers};
 use crate::engine::units::millis;
 
 /// `failover policy`.

@@ -14,6 +14,7 @@ use super::plan::Plan;
 use super::saga::{Command, Ending, GroupState, Happening, SagaError};
 use super::situation::Situation;
 use super::step::{Event, Step};
+use super::synchrony::WindowChange;
 use super::topology::{GroupName, Topology};
 use super::units::{Epoch, UnitError, WallTime, serde_as_text};
 
@@ -122,6 +123,11 @@ pub enum Body {
         /// How.
         ending: Ending,
     },
+    /// From here on the active site may, or may not, acknowledge what its standby does not have.
+    Window {
+        /// Which.
+        change: WindowChange,
+    },
     /// Something that people should find here later.
     Note {
         /// A stable word.
@@ -147,6 +153,7 @@ impl Body {
                 index: *index,
                 event,
             }),
+            Body::Window { change } => Some(Happening::Windowed(change)),
             Body::Outcome { plan, ending } => Some(Happening::Ended {
                 plan: *plan,
                 ending,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::detector::{State, VoteKind};
 use super::gate::{self, Gate, LossEstimate};
-use super::policy::{ApiFailure, Policy};
+use super::policy::{ApiFailure, Durability, Policy};
 use super::reason::{Code, Reason};
 use super::situation::Situation;
 use super::topology::{SiteName, TargetKind};
@@ -293,6 +293,25 @@ fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     trouble(Reason::time(Code::ReplicationBroken, quiet, limit).since(quiet))
 }
 
+/// What is wrong with a standby that commits are to wait for.
+fn synchrony_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
+    if policy.data.durability == Durability::Async {
+        return None;
+    }
+    let limit = policy.detect.stale_after;
+    let agent = situation.active_site()?.agent.as_ref()?.within(limit)?;
+    let facts = agent.synchrony.as_ref();
+    let obstacle = facts.and_then(|facts| facts.obstacle.as_deref());
+    if !situation.window.is_closed() {
+        let why = obstacle.unwrap_or("the standby is not complete yet");
+        let open = Reason::word(Code::RpoWindowOpen, "open", "closed");
+        return Some(open.at(&situation.active).because(why));
+    }
+    let stalled = facts?.stalled;
+    let reason = Reason::time(Code::CommitsStalled, stalled, limit).since(stalled);
+    (stalled > limit).then(|| reason.at(&situation.active))
+}
+
 /// The active database is well: perhaps something else is not.
 fn well(situation: &Situation, policy: &Policy) -> Trigger {
     let active = &situation.active;
@@ -308,6 +327,7 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
         };
     }
     let mut reasons: Vec<Reason> = standby_trouble(situation, policy).into_iter().collect();
+    reasons.extend(synchrony_trouble(situation, policy));
     for kind in [TargetKind::Api, TargetKind::Agent] {
         let health = site.and_then(|site| site.health.get(&kind));
         if let Some(health) = health.filter(|health| health.state != State::Healthy) {
@@ -333,6 +353,7 @@ mod tests {
     use super::super::policy::Policy;
     use super::super::situation::samples::{aws, gcp, healthy, seconds};
     use super::super::situation::{AutomationState, HoldFacts, LocalDatabase, OpenPlan};
+    use super::super::synchrony::{RpoWindow, SyncFacts};
     use super::super::topology::{Role, Vantage};
     use super::super::units::{Epoch, Lsn, SystemId, Timeline, WallTime};
     use super::*;
@@ -443,6 +464,9 @@ mod tests {
                 lost().with_database(gcp(), |facts| facts.apply_delay = seconds(3600)), Verdict::Hold, &[StandbyApplyDelayed, ActiveSiteFailed]),
             ("lost, other major version",
                 lost().with_database(gcp(), |facts| facts.version = 160_001), Verdict::Hold, &[VersionDiffers, ActiveSiteFailed]),
+            ("lost, too much behind, but every commit waited",
+                lost().change(|all| { all.replication.primary.as_mut().unwrap().fact = Lsn(100 << 20); all.window = RpoWindow::Closed; }),
+                fail_over(), &[ActiveSiteFailed]),
             ("lost, too much behind",
                 lost().change(|all| all.replication.primary.as_mut().unwrap().fact = Lsn(100 << 20)),
                 Verdict::Hold, &[LossOverLimit, ActiveSiteFailed]),
@@ -567,6 +591,8 @@ mod tests {
                 seen(silent(healthy()), &both, FOR), 3, Some(false), Verdict::Hold, &[ObserverSilent]),
             ("the active site's own agent would be lost with it, and counts for nothing",
                 seen(silent(healthy()), &with_own, FOR), 3, Some(false), Verdict::Hold, &[ObserverSilent]),
+            ("the agent's word counts while a restart is tried",
+                seen(silent(database_dead(healthy(), seconds(3))), &both, FOR), 3, Some(true), Verdict::Prepare, &[ActiveDatabaseDown]),
             ("the agent's word needs no observer",
                 seen(silent(database_dead(healthy(), seconds(21))), &both, FOR), 3, Some(true), fail_over(), &[ActiveDatabaseDown]),
             ("nor does a person", seen(silent(healthy()).asked(gcp()), &both, FOR), 3, None, fail_over(), &[OperatorRequest]),
@@ -631,6 +657,34 @@ mod tests {
             site.agent.as_mut().unwrap().fact.fenced = Some(Epoch(2));
         });
         assert_ne!(decide(&fenced, &policy()).verdict, Verdict::Escalate);
+    }
+
+    #[test]
+    fn where_commits_are_to_wait_it_says_when_they_do_not_or_wait_in_vain() {
+        let mut sync = policy();
+        sync.data.durability = Durability::Sync;
+        let stalled = |window, stalled| {
+            healthy()
+                .change(|all| all.window = window)
+                .with_site(aws(), |site| {
+                    site.agent.as_mut().unwrap().fact.synchrony = Some(SyncFacts {
+                        closed: None,
+                        waiting: true,
+                        stalled: seconds(stalled),
+                        obstacle: None,
+                    });
+                })
+        };
+        let open = RpoWindow::Open { entry: 1 };
+        for (situation, policy, code) in [
+            (stalled(open, 0), &policy(), Code::Healthy),
+            (stalled(open, 0), &sync, Code::RpoWindowOpen),
+            (stalled(RpoWindow::Closed, 1), &sync, Code::Healthy),
+            (stalled(RpoWindow::Closed, 11), &sync, Code::CommitsStalled),
+        ] {
+            let decision = decide(&situation, policy);
+            assert_eq!(decision.reasons.first().unwrap().code, code);
+        }
     }
 
     #[test]

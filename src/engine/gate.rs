@@ -135,7 +135,7 @@ fn witness_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
         return None;
     }
     // The agent's word needs no quorum.
-    let beside_the_point = active_database_is_down(situation, policy);
+    let beside_the_point = database_down_for(situation, policy).is_some();
     let witnesses = witnesses(situation, policy);
     let quorum = usize::try_from(policy.detect.quorum).unwrap_or(usize::MAX);
     let reason = Reason::vantages(Code::ObserverSilent, witnesses, policy.detect.quorum);
@@ -307,13 +307,13 @@ fn same_pair(site: &SiteName, standby: &DatabaseFacts, primary: &DatabaseFacts) 
 
 /// Whether the loss that would be declared is known and small enough (invariant 5).
 fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
-    let replication = &situation.replication;
     let accepted = situation
         .request
         .as_ref()
         .and_then(|request| request.accept_data_loss);
     let limit = accepted.unwrap_or(policy.data.max_loss);
-    let (Some(estimate), Some(covered)) = (replication.loss_estimate(), replication.covered) else {
+    let loss = LossEstimate::of(situation);
+    let (Some(estimate), Some(covered)) = (loss.bytes, loss.window) else {
         // A person who names an amount accepts that nothing better is known.
         let reason = Reason::word(Code::LossUnknown, "unknown", "known");
         return vec![gate(accepted.is_some(), reason.at(&situation.passive))];
@@ -473,6 +473,12 @@ pub struct LossEstimate {
 impl LossEstimate {
     /// What a promotion at this moment would lose.
     pub fn of(situation: &Situation) -> Self {
+        if situation.window.is_closed() {
+            return Self {
+                bytes: Some(Bytes(0)),
+                window: Some(Duration::ZERO),
+            };
+        }
         Self {
             bytes: situation.replication.loss_estimate(),
             window: situation.replication.covered,

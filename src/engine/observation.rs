@@ -143,6 +143,17 @@ pub struct DatabaseFacts {
     pub write_took: Option<Duration>,
 }
 
+impl DatabaseFacts {
+    /// The names that commits wait for although nobody of that name streams (POSTGRES.md row 20).
+    /// Heartbeats do not wait, and so do not tell.
+    pub fn waits_in_vain(&self) -> Option<&str> {
+        let kept = ["sync", "quorum"];
+        let confirmed = |sender: &SenderFacts| kept.contains(&sender.sync_state.as_str());
+        let waits = !self.synchronous_names.is_empty();
+        (waits && !self.senders.iter().any(confirmed)).then_some(&self.synchronous_names)
+    }
+}
+
 /// The WAL receiver of a standby (POSTGRES.md row 10).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiverFacts {

@@ -70,6 +70,8 @@ codes! {
     LossOverLimit = "loss-over-limit": "The estimated loss is larger than the policy allows.",
     LossWindowOverLimit = "loss-window-over-limit": "What the standby is known to have is older than the policy allows.",
     FenceUnprovable = "fence-unprovable": "There is no way to prove that the old primary cannot write.",
+    RpoWindowOpen = "rpo-window-open": "Commits do not wait for the standby, although the policy wants them to: a failover now could lose some.",
+    CommitsStalled = "commits-stalled": "Commits wait for a standby that does not confirm them.",
     ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",
 }
 

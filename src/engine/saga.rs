@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::Plan;
 use super::situation::Request;
 use super::step::{Event, Fact, IllegalTransition, Kind, Step, StepState};
+use super::synchrony::{RpoWindow, WindowChange};
 use super::topology::{SiteName, Topology};
 use super::units::{Bytes, Epoch, WallTime};
 
@@ -72,6 +73,8 @@ pub enum Happening<'e> {
         /// What happened to it.
         event: &'e Event,
     },
+    /// The RPO window opened or closed.
+    Windowed(&'e WindowChange),
     /// It ended.
     Ended {
         /// The plan.
@@ -96,6 +99,12 @@ pub enum SagaError {
     /// A step cannot change like this.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
+    /// A plan declared what may be lost: until its promotion that must stay true.
+    #[error("the RPO window is opened while plan {0} is open")]
+    WindowInPlan(u64),
+    /// About a window that is not open.
+    #[error("the RPO window of entry {0} is closed, which is not open")]
+    NoSuchWindow(u64),
     /// The plan's epoch does not follow on the group's.
     #[error("the plan's epoch is {0}, but the group is in {1}")]
     EpochGap(Epoch, Epoch),
@@ -127,6 +136,8 @@ pub struct GroupState {
     pub disarmed: bool,
     /// When the last plan ended.
     pub last_plan: Option<WallTime>,
+    /// Whether the active site may acknowledge what its standby does not have.
+    pub window: RpoWindow,
 }
 
 /// An open plan and where its steps stand.
@@ -177,6 +188,7 @@ impl GroupState {
             hold: None,
             disarmed: false,
             last_plan: None,
+            window: RpoWindow::Open { entry: 1 },
         }
     }
 
@@ -193,7 +205,8 @@ impl GroupState {
                 Ok(())
             }
             Happening::Planned(plan) => self.open(number, at, plan),
-            Happening::Stepped { plan, index, event } => self.step(*plan, *index, event),
+            Happening::Stepped { plan, index, event } => self.step(number, *plan, *index, event),
+            Happening::Windowed(change) => self.windowed(number, change),
             Happening::Ended { plan, ending } => self.end(*plan, at, ending),
         }
     }
@@ -240,7 +253,24 @@ impl GroupState {
         Ok(())
     }
 
-    fn step(&mut self, id: u64, index: usize, event: &Event) -> Result<(), SagaError> {
+    fn windowed(&mut self, number: u64, change: &WindowChange) -> Result<(), SagaError> {
+        match (change, self.window, &self.open) {
+            (WindowChange::Opened { .. }, _, Some(open)) => Err(SagaError::WindowInPlan(open.id)),
+            (WindowChange::Opened { .. }, _, None) => {
+                self.window = RpoWindow::Open { entry: number };
+                Ok(())
+            }
+            (WindowChange::Closed { entry: closed, .. }, RpoWindow::Open { entry }, _)
+                if *closed == entry =>
+            {
+                self.window = RpoWindow::Closed;
+                Ok(())
+            }
+            (WindowChange::Closed { entry, .. }, _, _) => Err(SagaError::NoSuchWindow(*entry)),
+        }
+    }
+
+    fn step(&mut self, number: u64, id: u64, index: usize, event: &Event) -> Result<(), SagaError> {
         let saga = self.saga(id)?;
         let state = saga
             .states
@@ -259,6 +289,8 @@ impl GroupState {
         match (step, event) {
             // From the moment it is written down, whatever became of the rest.
             (Step::RaiseEpoch, Event::Started) => self.epoch = epoch,
+            // A new primary has no standby yet.
+            (Step::Promote, Event::Started) => self.window = RpoWindow::Open { entry: number },
             (Step::Promote, Event::Done { .. }) => self.active = to,
             _ => {}
         }
@@ -581,6 +613,39 @@ mod tests {
         let mut log = Log::opened();
         let second = log.0.apply(9, WallTime(0), &Happening::Planned(&plan()));
         assert_eq!(second, Err(SagaError::SecondPlan(9, 7)));
+    }
+
+    #[test]
+    fn the_window_stays_as_it_is_in_a_plan_until_the_promotion_opens_it() {
+        let from = crate::engine::units::Lsn(9);
+        let closed = WindowChange::Closed { entry: 1, from };
+        let opened = WindowChange::Opened { why: "it".into() };
+        let mut state = GroupState::new(&topology());
+        let say = |state: &mut GroupState, number, change| {
+            state.apply(number, WallTime(0), &Happening::Windowed(change))
+        };
+        assert_eq!(say(&mut state, 2, &closed), Ok(()));
+        assert_eq!(state.window, RpoWindow::Closed);
+        let again = say(&mut state, 3, &closed);
+        assert_eq!(again, Err(SagaError::NoSuchWindow(1)));
+        assert_eq!(say(&mut state, 4, &opened), Ok(()));
+        assert_eq!(state.window, RpoWindow::Open { entry: 4 });
+        let old = say(&mut state, 5, &closed);
+        assert_eq!(old, Err(SagaError::NoSuchWindow(1)));
+        let right = WindowChange::Closed { entry: 4, from };
+        say(&mut state, 6, &right).unwrap();
+        state
+            .apply(7, WallTime(0), &Happening::Planned(&plan()))
+            .unwrap();
+        let mut log = Log(state);
+        let in_plan = say(&mut log.0, 8, &opened);
+        assert_eq!(in_plan, Err(SagaError::WindowInPlan(7)));
+        for index in 0..PROMOTE {
+            log.done(index);
+        }
+        assert_eq!(log.0.window, RpoWindow::Closed);
+        log.event(PROMOTE, &Event::Started);
+        assert_eq!(log.0.window, RpoWindow::Open { entry: 8 });
     }
 
     #[test]

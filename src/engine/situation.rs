@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::detector::{Health, State};
 use super::observation::{DatabaseFacts, PositionHistory};
+use super::synchrony::{RpoWindow, SyncFacts};
 use super::topology::{GroupName, ObserverName, SiteName, TargetKind};
 use super::units::{Bytes, Epoch, Lsn, MonoTime, WallTime, millis};
 
@@ -35,6 +36,8 @@ pub struct Situation {
     pub observers: BTreeMap<ObserverName, ObserverFacts>,
     /// What is known of the way from the active database to the standby.
     pub replication: Replication,
+    /// Whether the active site may acknowledge what its standby does not have.
+    pub window: RpoWindow,
     /// Whether the old primary's last right can be waited out (F3).
     pub can_wait_out: bool,
     /// What a person asked for.
@@ -145,6 +148,8 @@ pub struct AgentFacts {
     /// How old the newest answer of the other agent is.
     #[serde(rename = "peer_ms", with = "millis::option")]
     pub peer: Option<Duration>,
+    /// How it keeps commits waiting for the standby, where that is asked of it.
+    pub synchrony: Option<SyncFacts>,
 }
 
 /// A database, as the process that owns it sees it.
@@ -346,6 +351,7 @@ pub(crate) mod samples {
                     severed: None,
                     guarded: true,
                     peer: Some(seconds(0)),
+                    synchrony: None,
                 },
             }),
         }
@@ -380,6 +386,7 @@ pub(crate) mod samples {
                 advanced: Some(seconds(0)),
                 rate: Bytes(100),
             },
+            window: RpoWindow::Open { entry: 1 },
             can_wait_out: true,
             request: None,
         }

@@ -181,6 +181,8 @@ pub struct DeclaredLoss {
     /// How old the last knowledge of the old primary's position was.
     #[serde(rename = "knowledge_ms", with = "millis::option")]
     pub knowledge: Option<Duration>,
+    /// Certainly nothing is lost: every commit waited for the standby.
+    pub nothing: bool,
 }
 
 /// What happened to a step.

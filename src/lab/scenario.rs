@@ -2,6 +2,7 @@
 //! held against what the controller declared.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,6 +77,33 @@ pub struct Declared {
     pub window_seconds: Option<f64>,
     /// An estimate of what it holds.
     pub estimate_bytes: Option<Bytes>,
+    /// Certainly nothing was lost: every commit waited for the standby.
+    pub nothing: bool,
+}
+
+impl From<&DeclaredLoss> for Declared {
+    fn from(loss: &DeclaredLoss) -> Self {
+        Self {
+            from_lsn: loss.from_lsn,
+            window_seconds: loss.window.map(seconds),
+            estimate_bytes: loss.estimate,
+            nothing: loss.nothing,
+        }
+    }
+}
+
+impl fmt::Display for Declared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = self.from_lsn;
+        if self.nothing {
+            return write!(f, "nothing is lost, the standby has all up to {from}");
+        }
+        let seconds = self.window_seconds;
+        let window = seconds.map_or("unknown".to_owned(), |seconds| format!("{seconds:.3} s"));
+        let bytes = self.estimate_bytes;
+        let bytes = bytes.map_or("unknown".to_owned(), |bytes| bytes.to_string());
+        write!(f, "a window of {window} after {from}, about {bytes} of WAL")
+    }
 }
 
 /// Seconds after the fault.
@@ -211,6 +239,7 @@ impl Watch<'_> {
             | Body::Command { .. }
             | Body::Plan { .. }
             | Body::Step { .. }
+            | Body::Window { .. }
             | Body::Note { .. } => {}
         }
     }
@@ -392,11 +421,7 @@ async fn report(
             by_old_after_new: by_old,
             longest_gap: seconds(Duration::from_millis(gap)),
         },
-        loss_declared: declared.map(|loss| Declared {
-            from_lsn: loss.from_lsn,
-            window_seconds: loss.window.map(seconds),
-            estimate_bytes: loss.estimate,
-        }),
+        loss_declared: declared.map(Declared::from),
         timeline: watch.timeline.clone(),
         log: LogReport {
             path: kept,

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
+use super::entries;
 use super::machine::{Machine, Truth, Written};
 use super::world::{Link, Skew};
 use crate::engine::chain::{Body, Chain, Digest, Entry};
-use crate::engine::decision::{Verdict, decide};
+use crate::engine::decision::decide;
 use crate::engine::lease::FenceProof;
 use crate::engine::policy::{GUARD_TICK, Policy};
 use crate::engine::saga::{Command, Ending};
-use crate::engine::situation::Situation;
 use crate::engine::step::{DeclaredLoss, Event, Fact, Step};
 use crate::engine::topology::{Answer, SiteName};
 use crate::engine::units::{Epoch, WallTime};
@@ -174,14 +174,16 @@ impl Checks {
         (self.acknowledged.len(), self.lost.len())
     }
 
-    /// A client's write was acknowledged.
-    pub fn acknowledged(&mut self, at: Truth, machine: &Machine, number: u64) {
+    /// A client's write was acknowledged. `other` is the other host.
+    pub fn acknowledged(&mut self, at: Truth, machine: &Machine, other: &Machine, number: u64) {
         let (site, timeline) = (machine.site.clone(), machine.timeline);
         let newest = self.newest.clone();
         let second = newest
             .is_some_and(|(top, holder)| timeline < top || (timeline == top && holder != site));
+        // What waited for the standby is there: hearing of it late takes nothing from anybody.
+        let second = second && !(machine.synchronous && other.has_row(number));
         if second {
-            if self.excused(at, machine) {
+            if self.excused(at, machine) && !self.loses_nothing() {
                 self.after_thaw += 1;
             } else {
                 let what = format!(
@@ -191,7 +193,7 @@ impl Checks {
                 self.violated(Invariant::OneWriter, at, what);
             }
             self.lost.insert(number);
-        } else {
+        } else if self.newest.as_ref().is_none_or(|(top, _)| *top <= timeline) {
             self.newest = Some((timeline, site.clone()));
         }
         self.acknowledged.push(Acknowledged {
@@ -219,6 +221,12 @@ impl Checks {
             self.violated(Invariant::FenceBeforePromote, at, what);
         }
         self.check_loss(at, new, neutral);
+    }
+
+    /// Whether the last plan said that nothing is lost: then nothing is excused either.
+    fn loses_nothing(&self) -> bool {
+        let declared = self.declared.as_ref();
+        declared.is_some_and(|declared| declared.nothing)
     }
 
     /// Whether a host is frozen, or thawed so lately that its guard may not be through: the one
@@ -252,7 +260,7 @@ impl Checks {
             // The log counts in whole milliseconds.
             let after = WallTime(when.0.saturating_add(2));
             let inside = declared.from.is_none_or(|from| after >= from) && when <= declared.until;
-            if !inside && write.excused {
+            if !inside && write.excused && !declared.nothing {
                 self.after_thaw += 1;
             } else if !inside && !self.vouched {
                 outside = Some((write.number, when));
@@ -357,7 +365,7 @@ impl Checks {
             self.violated(Invariant::EpochMonotone, at, what);
         }
         self.epoch = entry.epoch;
-        self.trace(at, shown(&entry));
+        self.trace(at, entries::shown(&entry));
         match &entry.body {
             Body::Decision {
                 decision,
@@ -399,7 +407,10 @@ impl Checks {
             Body::Command {
                 command: Command::Release { .. },
             } => self.disarmed = false,
-            Body::Opened { .. } | Body::Command { .. } | Body::Note { .. } => {}
+            Body::Opened { .. }
+            | Body::Command { .. }
+            | Body::Window { .. }
+            | Body::Note { .. } => {}
         }
     }
 
@@ -545,67 +556,6 @@ impl Checks {
     pub fn chain(&self) -> Chain {
         self.chain.clone()
     }
-}
-
-/// The verdict in a decision's entry, whether the active site itself gives the cause.
-pub fn fails_over(body: &Body) -> Option<bool> {
-    match body {
-        Body::Decision {
-            decision,
-            situation,
-        } => Some(matches!(decision.verdict, Verdict::FailOver { .. }) && gives_cause(situation)),
-        Body::Opened { .. }
-        | Body::Command { .. }
-        | Body::Plan { .. }
-        | Body::Step { .. }
-        | Body::Outcome { .. }
-        | Body::Note { .. } => None,
-    }
-}
-
-fn gives_cause(situation: &Situation) -> bool {
-    use crate::engine::detector::State;
-    use crate::engine::situation::LocalDatabase;
-    situation.active_site().is_some_and(|site| {
-        site.health
-            .values()
-            .any(|health| health.state == State::Failed)
-            || site
-                .agent
-                .as_ref()
-                .is_some_and(|agent| matches!(agent.fact.database, LocalDatabase::Down { .. }))
-    })
-}
-
-/// An entry in one line.
-fn shown(entry: &Entry) -> String {
-    let what = match &entry.body {
-        Body::Opened { .. } => "opened".to_owned(),
-        Body::Command { command } => format!("command {command:?}"),
-        Body::Decision { decision, .. } => {
-            let codes = decision
-                .reasons
-                .iter()
-                .map(|reason| reason.code.to_string());
-            format!(
-                "{} ({})",
-                decision.verdict,
-                codes.collect::<Vec<_>>().join(", ")
-            )
-        }
-        Body::Plan { plan } => format!("plan to {} in epoch {}", plan.route.to, plan.route.epoch),
-        Body::Step { step, event, .. } => match event {
-            Event::Done { fact } => format!("{step} done {fact:?}"),
-            Event::Failed { why } => format!("{step} failed: {why}"),
-            Event::Stuck { why } => format!("{step} stuck: {why}"),
-            Event::Started | Event::UndoStarted | Event::Undone => {
-                format!("{step} {}", event.name())
-            }
-        },
-        Body::Outcome { ending, .. } => format!("outcome {ending:?}"),
-        Body::Note { code, text } => format!("note {code}: {text}"),
-    };
-    format!("log {:>4} e{}  {what}", entry.seq, entry.epoch)
 }
 
 /// How long an overlap after a thaw may last at most.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::checks::{Truths, fails_over};
+use super::checks::Truths;
+use super::entries::fails_over;
 use super::machine::Truth;
 use super::network::{NoAnswer, ask};
 use super::site_ports::{Place, take_order};

@@ -361,9 +361,11 @@ pub async fn clients(world: Arc<World>) {
                     state.link(Node::Clients, node).up && state.link(node, Node::Clients).up;
                 number = number.saturating_add(1);
                 let machine = state.machine(node);
-                if reaches && machine.commit(now, Written::Row(number)).is_some() {
-                    let ([machine, _], checks) = state.watched(node);
-                    checks.acknowledged(now, machine, number);
+                let end = reaches.then(|| machine.commit(now, Written::Row(number)));
+                match end.flatten() {
+                    Some(end) if machine.synchronous => machine.waiting.push((end, number)),
+                    Some(_) => state.acknowledge(now, node, number),
+                    None => {}
                 }
             }
         });

@@ -1,5 +1,5 @@
 //! A host with its database and the guard that owns it: a PostgreSQL reduced to what a failover
-//! turns on, with asynchronous WAL, and the guard's rules as in `agent/guard.rs`.
+//! turns on, with asynchronous and synchronous WAL, and the guard's rules as in `agent/guard.rs`.
 //!
 //! Nothing here runs: each look at a host first settles what happened to it until now.
 
@@ -8,6 +8,9 @@ use std::time::Duration;
 use crate::engine::policy::{FenceStages, GUARD_TICK};
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::Epoch;
+
+/// How many records back a row is looked for that was committed a moment ago.
+const LOOK_BACK: usize = 10_000;
 
 /// Virtual time since the world began, the same everywhere. No process under test sees it.
 pub type Truth = Duration;
@@ -76,6 +79,14 @@ pub struct Machine {
     pub connected: bool,
     /// When the last message of the primary arrived.
     pub heard: Option<Truth>,
+    /// Whether commits wait for the standby.
+    pub synchronous: bool,
+    /// Rows whose commits wait, with where each ends.
+    pub waiting: Vec<(u64, u64)>,
+    /// How far the standby has confirmed.
+    pub confirmed: u64,
+    /// What the standby has confirmed and is on its way here, with when it arrives.
+    pub confirming: Vec<(Truth, u64)>,
     /// The right that the guard has armed, and when it ends.
     pub right: Option<(Epoch, Option<Truth>)>,
     /// The stages of a fence.
@@ -114,6 +125,10 @@ impl Machine {
             epoch_row: None,
             connected: role == Role::Standby,
             heard: None,
+            synchronous: false,
+            waiting: Vec::new(),
+            confirmed: 0,
+            confirming: Vec::new(),
             right: None,
             stages,
             marker: None,
@@ -129,6 +144,14 @@ impl Machine {
     /// The end of its WAL.
     pub fn position(&self) -> u64 {
         self.wal.last().map_or(0x0100_0000, |record| record.end)
+    }
+
+    /// Whether a client's row is in its WAL.
+    pub fn has_row(&self, number: u64) -> bool {
+        let newest_first = self.wal.iter().rev();
+        newest_first
+            .take(LOOK_BACK)
+            .any(|record| record.what == Written::Row(number))
     }
 
     /// Whether anybody could have a write acknowledged, if not for a freeze.
@@ -181,8 +204,7 @@ impl Machine {
         }
         let over = |fence: &mut Fence| now >= fence.ends;
         if self.fence.take_if(over).is_some() && self.running {
-            self.running = false;
-            self.ended = Some("clean".to_owned());
+            self.stop("clean");
         }
     }
 
@@ -267,9 +289,30 @@ impl Machine {
     /// PostgreSQL ends, not in order.
     pub fn crash(&mut self, how: &str) {
         if self.running {
-            self.running = false;
-            self.ended = Some(how.to_owned());
+            self.stop(how);
         }
+    }
+
+    /// The sessions end with it: whoever waits for a commit never hears of it.
+    fn stop(&mut self, how: &str) {
+        self.running = false;
+        self.ended = Some(how.to_owned());
+        self.waiting.clear();
+        self.confirming.clear();
+        self.confirmed = 0;
+    }
+
+    /// The rows whose commits need not wait any longer.
+    pub fn released(&mut self, now: Truth) -> Vec<u64> {
+        if self.waiting.is_empty() || self.frozen || !self.could_write(now) {
+            return Vec::new();
+        }
+        let (free, confirmed) = (!self.synchronous, self.confirmed);
+        let over = |(end, _): &mut (u64, u64)| free || *end <= confirmed;
+        self.waiting
+            .extract_if(.., over)
+            .map(|(_, row)| row)
+            .collect()
     }
 
     /// Power is back: a new guard, which reads the marker.
@@ -288,16 +331,29 @@ impl Machine {
         self.timeline = other.timeline;
         self.role = Role::Standby;
         self.connected = true;
+        self.synchronous = false;
         self.right = None;
         self.running = false;
         self.ready = now;
     }
 }
 
-/// WAL flows from a primary to its standby over a link that is up in both directions.
-pub fn stream(primary: &Machine, standby: &mut Machine, now: Truth, way: Duration) {
-    let flows = primary.answers()
-        && standby.answers()
+/// WAL flows from a primary to its standby over a link that is up in both directions, and the
+/// standby confirms what it has.
+pub fn stream(
+    primary: &mut Machine,
+    standby: &mut Machine,
+    now: Truth,
+    [way, back]: [Duration; 2],
+) {
+    if !primary.answers() {
+        return;
+    }
+    let here = |(at, _): &mut (Truth, u64)| *at <= now;
+    for (_, end) in primary.confirming.extract_if(.., here) {
+        primary.confirmed = primary.confirmed.max(end);
+    }
+    let flows = standby.answers()
         && primary.could_write(now)
         && standby.running
         && standby.role == Role::Standby
@@ -321,5 +377,13 @@ pub fn stream(primary: &Machine, standby: &mut Machine, now: Truth, way: Duratio
         .collect();
     for record in arrived {
         standby.write(record);
+    }
+    let has = standby.position();
+    let told = primary
+        .confirming
+        .last()
+        .map_or(primary.confirmed, |(_, end)| *end);
+    if has > told {
+        primary.confirming.push((now.saturating_add(back), has));
     }
 }

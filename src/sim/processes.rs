@@ -10,8 +10,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::controller_ports::{SimAgents, SimCrash, SimFront, SimLog, SimTraffic};
+use super::database::SimDatabase;
 use super::network::Door;
-use super::site_ports::{Place, SimDatabase, SimLinks, SimProbe, SimStore, SimWorkloads};
+use super::site_ports::{Place, SimLinks, SimProbe, SimStore, SimWorkloads};
 use super::world::{Life, Node, SimClock, World};
 use crate::agent::keeper::{Keeper, Parts};
 use crate::agent::reporter::{Pace, Reporter};
@@ -129,6 +130,7 @@ pub async fn start_agent(
     let parts = Parts {
         group: world.topology.group.clone(),
         site: site.clone(),
+        peer: peer.clone(),
         database,
         workloads: Some(Arc::new(SimWorkloads(place.clone()))),
         store: plant.store(Arc::new(SimStore(place.clone()))),
@@ -144,16 +146,15 @@ pub async fn start_agent(
     tasks.spawn(ring_on_change(shown.clone(), Arc::clone(&urgent)));
     let (pace, paced) = watch::channel(Pace::default());
     let (seen, observations) = mpsc::channel(WAITING);
-    let target = |site, kind| Target { site, kind };
-    let targets = vec![
-        target(peer.clone(), TargetKind::Api),
-        target(peer, TargetKind::Database),
-        target(site.clone(), TargetKind::Database),
-        target(site.clone(), TargetKind::Api),
-    ];
+    let targets = [&peer, &site].into_iter().flat_map(|site| {
+        [TargetKind::Api, TargetKind::Database].map(|kind| Target {
+            site: site.clone(),
+            kind,
+        })
+    });
     let looking = look_for_ever(
         Arc::new(SimProbe(place.clone())),
-        targets,
+        targets.collect(),
         Vantage::Agent(site.clone()),
         Arc::clone(&clock),
         rhythm_of(paced, &mut tasks),

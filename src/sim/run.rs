@@ -222,7 +222,7 @@ fn judge(setup: &Setup, checks: &mut super::checks::Checks, now: Duration) -> Op
                 .promoted
                 .first()
                 .map(|(at, ..)| at.saturating_sub(lost));
-            let worst = crate::engine::policy::timers(&setup.policy);
+            let worst = crate::engine::timers::timers(&setup.policy);
             let worst = worst.first().and_then(|timer| timer.worst);
             // The ways of messages are the world's, not the policy's.
             let worst = worst.map(|worst| worst.saturating_add(Duration::from_millis(500)));

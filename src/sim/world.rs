@@ -244,17 +244,35 @@ impl State {
         }
         let there = self.link(Node::First, Node::Second);
         let back = self.link(Node::Second, Node::First);
-        if !there.up || !back.up {
-            return;
-        }
         let [first, second] = &mut self.machines;
-        stream(first, second, now, there.way);
-        stream(second, first, now, back.way);
+        if there.up && back.up {
+            stream(first, second, now, [there.way, back.way]);
+            stream(second, first, now, [back.way, there.way]);
+        }
+        for node in Node::SITES {
+            let reaches = self.link(node, Node::Clients).up;
+            for row in self.machine(node).released(now) {
+                if reaches {
+                    self.acknowledge(now, node, row);
+                }
+            }
+        }
+    }
+
+    /// A client hears that its row is committed.
+    pub fn acknowledge(&mut self, now: Truth, node: Node, row: u64) {
+        let ([machine, other], checks) = self.watched(node);
+        checks.acknowledged(now, machine, other, row);
     }
 
     /// Puts a link up or down. What is on its way is lost.
     pub fn set_link(&mut self, now: Truth, from: Node, to: Node, up: bool) {
         self.settle(now);
+        for machine in &mut self.machines {
+            if !up {
+                machine.confirming.clear();
+            }
+        }
         let link = &mut self.links[from.index()][to.index()];
         if link.up != up {
             link.up = up;

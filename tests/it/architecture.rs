@@ -329,25 +329,21 @@ const FILE_LIMIT: usize = 500;
 const FUNCTION_LIMIT: usize = 70;
 
 /// Files over the limit. A number may only fall; a file that is short enough leaves the list.
-const LONG_FILES: [(&str, usize); 7] = [
-    ("agent/keeper.rs", 553),
-    ("app/steps.rs", 590),
-    ("cli/lab.rs", 502),
+const LONG_FILES: &[(&str, usize)] = &[
+    ("agent/keeper.rs", 535),
     ("engine/document.rs", 630),
-    ("engine/policy.rs", 547),
-    ("sim/checks.rs", 614),
-    ("sim/site_ports.rs", 537),
+    ("engine/policy.rs", 509),
+    ("sim/checks.rs", 564),
 ];
 
 /// Functions over the limit. A number may only fall; a function that is short enough leaves the
 /// list.
-const LONG_FUNCTIONS: [(&str, usize); 8] = [
-    ("agent/run.rs run", 154),
+const LONG_FUNCTIONS: &[(&str, usize)] = &[
+    ("agent/run.rs run", 146),
     ("app/api.rs metrics", 75),
     ("app/run.rs run", 155),
     ("cli/simulate.rs run", 83),
     ("lab/layout.rs create", 72),
-    ("lab/scenario.rs report", 74),
     ("sim/processes.rs start_agent", 75),
     ("sim/processes.rs start_controller", 90),
 ];
@@ -423,7 +419,7 @@ fn files_stay_short() {
     let lengths = sources()
         .into_iter()
         .map(|source| (source.path, source.lines.len()));
-    ratchet(FILE_LIMIT, &lengths.collect(), &LONG_FILES);
+    ratchet(FILE_LIMIT, &lengths.collect(), LONG_FILES);
 }
 
 #[test]
@@ -442,7 +438,7 @@ fn functions_fit_a_screen() {
         "only {} functions were found",
         lengths.len()
     );
-    ratchet(FUNCTION_LIMIT, &lengths, &LONG_FUNCTIONS);
+    ratchet(FUNCTION_LIMIT, &lengths, LONG_FUNCTIONS);
 }
 
 #[test]

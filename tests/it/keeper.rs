@@ -1,6 +1,6 @@
 //! The agent's keeper with a scripted database.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,12 +8,14 @@ use async_trait::async_trait;
 use failover::adapters::clock::SystemClock;
 use failover::agent::keeper::{Keeper, News, Parts};
 use failover::engine::policy::Policy;
-use failover::engine::topology::Role;
+use failover::engine::synchrony::{ClosedWindow, RpoWindow, SyncLook};
+use failover::engine::topology::{Role, SiteName};
 use failover::engine::units::{Epoch, Lsn, Timeline};
 use failover::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
 };
-use failover::wire::{Grant, ReportAnswer};
+use failover::wire::{Came, Grant, Order, OrderAnswer, PeerQuestion, ReportAnswer, What};
+use tokio::sync::{mpsc, oneshot};
 
 /// A primary that is down until it is started under a right, and takes its first SQL badly.
 #[derive(Debug, Default)]
@@ -22,6 +24,11 @@ struct Database {
     running: Mutex<bool>,
     refuses: AtomicU32,
     written: Mutex<Vec<Epoch>>,
+    waits: AtomicBool,
+    stalls: AtomicBool,
+    standby: AtomicBool,
+    promotions: AtomicU32,
+    promotes_badly: AtomicBool,
 }
 
 #[async_trait]
@@ -29,7 +36,11 @@ impl LocalDatabase for Database {
     async fn look(&self) -> Result<LocalLook, EffectError> {
         let right = *self.right.lock().unwrap();
         Ok(LocalLook {
-            set_up_as: Role::Primary,
+            set_up_as: if self.standby.load(Ordering::SeqCst) {
+                Role::Standby
+            } else {
+                Role::Primary
+            },
             running: *self.running.lock().unwrap(),
             right: right.map(|right| (right.epoch, right.until.unwrap_or_default())),
             fenced: None,
@@ -66,13 +77,14 @@ impl LocalDatabase for Database {
         unexpected()
     }
     async fn release_right(&self) -> Result<(), EffectError> {
-        unexpected()
+        *self.right.lock().unwrap() = None;
+        Ok(())
     }
     async fn fence(&self, _epoch: Epoch, _cause: &str) -> Result<String, EffectError> {
         unexpected()
     }
     async fn unfence(&self, _epoch: Epoch) -> Result<(), EffectError> {
-        unexpected()
+        Ok(())
     }
     async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
         unexpected()
@@ -81,27 +93,77 @@ impl LocalDatabase for Database {
         unexpected()
     }
     async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
-        unexpected()
+        let primary = !self.standby.load(Ordering::SeqCst);
+        Ok(primary.then_some((Timeline(2), Lsn(9))))
     }
     async fn promote(&self, _within: Duration) -> Result<(Timeline, Lsn), EffectError> {
-        unexpected()
+        self.promotions.fetch_add(1, Ordering::SeqCst);
+        if self.promotes_badly.load(Ordering::SeqCst) {
+            return Err(EffectError::Failed("connection refused".to_owned()));
+        }
+        self.standby.store(false, Ordering::SeqCst);
+        Ok((Timeline(2), Lsn(9)))
+    }
+    async fn look_at_standby(
+        &self,
+        _standby: &SiteName,
+        _within: Duration,
+    ) -> Result<SyncLook, EffectError> {
+        Ok(SyncLook {
+            named: self.waits.load(Ordering::SeqCst),
+            position: Lsn(9),
+            flushed: (!self.stalls.load(Ordering::SeqCst)).then_some(Lsn(9)),
+            obstacle: None,
+        })
+    }
+    async fn wait_for_standby(
+        &self,
+        standby: &SiteName,
+        _within: Duration,
+    ) -> Result<Lsn, EffectError> {
+        assert_eq!(standby.as_str(), "gcp");
+        self.waits.store(true, Ordering::SeqCst);
+        Ok(Lsn(9))
+    }
+    async fn go_on_alone(&self, _within: Duration) -> Result<(), EffectError> {
+        self.waits.store(false, Ordering::SeqCst);
+        Ok(())
     }
 }
+
+/// How an agent of this database closes the first window.
+const CLOSED: ClosedWindow = ClosedWindow {
+    entry: 1,
+    from: Lsn(9),
+};
 
 fn unexpected<T>() -> Result<T, EffectError> {
     panic!("nobody asks for this here")
 }
 
-#[derive(Debug)]
-struct NoMemory;
+#[derive(Debug, Default)]
+struct Memory(Mutex<Option<AgentMemory>>);
 
 #[async_trait]
-impl AgentStore for NoMemory {
+impl AgentStore for Memory {
     async fn load(&self) -> Result<Option<AgentMemory>, StoreError> {
-        Ok(None)
+        Ok(self.0.lock().unwrap().clone())
     }
-    async fn save(&self, _memory: &AgentMemory) -> Result<(), StoreError> {
+    async fn save(&self, memory: &AgentMemory) -> Result<(), StoreError> {
+        *self.0.lock().unwrap() = Some(memory.clone());
         Ok(())
+    }
+}
+
+fn parts(database: &Arc<Database>, memory: &Arc<Memory>) -> Parts {
+    Parts {
+        group: "shop".parse().unwrap(),
+        site: "aws".parse().unwrap(),
+        peer: "gcp".parse().unwrap(),
+        database: Arc::clone(database) as Arc<dyn LocalDatabase>,
+        workloads: None,
+        store: Arc::clone(memory) as Arc<dyn AgentStore>,
+        clock: Arc::new(SystemClock),
     }
 }
 
@@ -109,6 +171,7 @@ fn granted(epoch: u64) -> ReportAnswer {
     let text = include_str!("../../policies/standard.toml");
     let policy = Policy::read("standard.toml", text).unwrap();
     ReportAnswer {
+        window: None,
         epoch: Epoch(epoch),
         holder: Some("aws".parse().unwrap()),
         grant: Some(Ok(Grant {
@@ -125,15 +188,8 @@ fn granted(epoch: u64) -> ReportAnswer {
 async fn a_primary_that_is_handed_over_gets_schema_and_epoch_with_its_first_right() {
     let database = Arc::new(Database::default());
     database.refuses.store(1, Ordering::SeqCst);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let parts = Parts {
-        group: "shop".parse().unwrap(),
-        site: "aws".parse().unwrap(),
-        database: Arc::clone(&database) as Arc<dyn LocalDatabase>,
-        workloads: None,
-        store: Arc::new(NoMemory),
-        clock: Arc::clone(&clock),
-    };
+    let clock = SystemClock;
+    let parts = parts(&database, &Arc::default());
     let (keeper, news, _shown) = Keeper::begin(parts).await.unwrap();
     let keeping = tokio::spawn(keeper.run());
     for epoch in [1, 1, 4] {
@@ -158,4 +214,151 @@ async fn a_primary_that_is_handed_over_gets_schema_and_epoch_with_its_first_righ
         [Epoch(1), Epoch(4)],
         "once for each epoch, also after a refusal"
     );
+}
+
+#[tokio::test]
+async fn only_a_newer_permission_lets_commits_go_on_that_wait() {
+    let database = Arc::new(Database::default());
+    let memory = Arc::new(Memory::default());
+    let clock = SystemClock;
+    let told = |entry| {
+        let mut answer = Box::new(granted(1));
+        answer.window = Some(RpoWindow::Open { entry });
+        News::Answered(clock.now(), answer)
+    };
+    let waits = || database.waits.load(Ordering::SeqCst);
+
+    let parts_of_it = parts(&database, &memory);
+    let (keeper, news, mut shown) = Keeper::begin(parts_of_it).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    news.send(told(1)).await.unwrap();
+    let reported = shown.wait_for(|shown| {
+        let facts = shown.facts.synchrony.as_ref();
+        facts.and_then(|facts| facts.closed) == Some(CLOSED)
+    });
+    drop(reported.await.unwrap());
+    let kept = memory.0.lock().unwrap().clone().unwrap();
+    assert_eq!(kept.closed, Some(CLOSED), "durable before it is reported");
+    keeping.abort();
+
+    // The next agent's standby confirms nothing, and the old permission comes once more.
+    database.stalls.store(true, Ordering::SeqCst);
+    let parts_of_it = parts(&database, &memory);
+    let (keeper, news, mut shown) = Keeper::begin(parts_of_it).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    news.send(told(1)).await.unwrap();
+    let stalled = shown.wait_for(|shown| {
+        let facts = shown.facts.synchrony.as_ref();
+        facts.is_some_and(|facts| facts.stalled > Duration::from_millis(1300))
+    });
+    drop(stalled.await.unwrap());
+    assert!(waits(), "what was closed is closed");
+    news.send(told(5)).await.unwrap();
+    while waits() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    keeping.abort();
+}
+
+/// A standby, running, that holds no right.
+fn standby() -> Arc<Database> {
+    let database = Database::default();
+    database.standby.store(true, Ordering::SeqCst);
+    *database.running.lock().unwrap() = true;
+    Arc::new(database)
+}
+
+async fn order(
+    news: &mpsc::Sender<News>,
+    what: What,
+    epoch: u64,
+) -> oneshot::Receiver<OrderAnswer> {
+    let expires = SystemClock.wall().0 + 60_000;
+    let order = Order {
+        plan: 7,
+        group: "shop".parse().unwrap(),
+        site: "aws".parse().unwrap(),
+        epoch: Epoch(epoch),
+        expires: failover::engine::units::WallTime(expires),
+        check_only: false,
+        what,
+    };
+    let (sender, answer) = oneshot::channel();
+    news.send(News::Ordered(Box::new(order), sender))
+        .await
+        .unwrap();
+    answer
+}
+
+/// Returns once everything that was sent before has been taken in.
+async fn taken_in(news: &mpsc::Sender<News>) {
+    let (sender, answer) = oneshot::channel();
+    let question = PeerQuestion {
+        site: "gcp".parse().unwrap(),
+        epoch: Epoch(1),
+    };
+    news.send(News::PeerAsks(question, sender)).await.unwrap();
+    answer.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_grant_that_is_over_when_it_is_taken_in_begins_no_promotion() {
+    let database = standby();
+    let (keeper, news, _shown) = Keeper::begin(parts(&database, &Arc::default()))
+        .await
+        .unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let answer = order(&news, What::Promote, 2).await;
+    let long_ago = SystemClock.now().minus(Duration::from_secs(60));
+    let held_up = News::Answered(long_ago, Box::new(granted(2)));
+    news.send(held_up).await.unwrap();
+    taken_in(&news).await;
+    assert_eq!(database.promotions.load(Ordering::SeqCst), 0);
+    let now = News::Answered(SystemClock.now(), Box::new(granted(2)));
+    news.send(now).await.unwrap();
+    let came = answer.await.unwrap().unwrap();
+    assert!(matches!(came, Came::Promoted { already: false, .. }));
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn a_promotion_that_failed_leaves_no_right_behind_when_that_is_said() {
+    let database = standby();
+    database.promotes_badly.store(true, Ordering::SeqCst);
+    let (keeper, news, shown) = Keeper::begin(parts(&database, &Arc::default()))
+        .await
+        .unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let answer = order(&news, What::Promote, 2).await;
+    let now = News::Answered(SystemClock.now(), Box::new(granted(2)));
+    news.send(now).await.unwrap();
+    let came = answer.await.unwrap();
+    assert!(matches!(came, Err(EffectError::Failed(_))), "{came:?}");
+    assert_eq!(*database.right.lock().unwrap(), None);
+    taken_in(&news).await;
+    assert_eq!(shown.borrow().right, None);
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn an_order_of_a_plan_before_the_one_that_severed_or_fenced_is_refused() {
+    for memory in [
+        AgentMemory {
+            severed: Some(Epoch(3)),
+            ..AgentMemory::default()
+        },
+        AgentMemory {
+            fenced: Some(Epoch(3)),
+            ..AgentMemory::default()
+        },
+    ] {
+        let kept = Arc::new(Memory(Mutex::new(Some(memory))));
+        let (keeper, news, _shown) = Keeper::begin(parts(&standby(), &kept)).await.unwrap();
+        let keeping = tokio::spawn(keeper.run());
+        for what in [What::Reconnect, What::Unfence] {
+            let came = order(&news, what, 2).await.await.unwrap();
+            assert!(matches!(came, Err(EffectError::Refused(_))), "{came:?}");
+        }
+        keeping.abort();
+    }
 }

@@ -197,6 +197,7 @@ fn agent_api(house: &House, material: &TlsMaterial) -> (Router, mpsc::Receiver<N
         severed: None,
         guarded: true,
         peer: None,
+        synchrony: None,
     };
     let shown = Shown {
         epoch: Epoch(1),

@@ -216,6 +216,7 @@ pub(crate) fn report(name: &str) -> Report {
         epoch: Epoch(1),
         asks: true,
         facts: AgentFacts {
+            synchrony: None,
             database: LocalDatabase::Up,
             fenced: None,
             severed: None,

@@ -10,6 +10,7 @@ mod clock;
 mod guard;
 mod pair;
 mod postgres;
+mod synchronous;
 mod rfc2136;
 mod route53;
 mod parts;

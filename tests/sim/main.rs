@@ -16,6 +16,7 @@ use failover::sim::run::{Course, Report, Setup, run};
 
 mod planted;
 mod relogged;
+mod zero_loss;
 
 const FAST: &str = include_str!("../../policies/fast.toml");
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use failover::engine::topology::{Answer, TargetName};
+use failover::engine::synchrony::SyncLook;
+use failover::engine::topology::{Answer, SiteName, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use failover::ports::{
     AgentMemory, AgentStore, Agents, Clock, EffectError, LocalDatabase, LocalLook, LocalRight,
@@ -25,12 +26,12 @@ fn planted(seed: u64, plant: impl Plant + 'static) -> Setup {
     setup
 }
 
-/// A guard that says it fenced, or holds a right for longer than it was told.
+/// A guard that says it fenced, or holds a right for longer than it was told; a database whose
+/// commits only seem to wait.
 #[derive(Debug)]
 struct Guard {
     of: Arc<dyn LocalDatabase>,
-    lies: bool,
-    longer: Duration,
+    plant: PlantGuard,
 }
 
 #[async_trait]
@@ -45,14 +46,14 @@ impl LocalDatabase for Guard {
         self.of.start_primary(right).await
     }
     async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError> {
-        let until = right.until.map(|until| until.plus(self.longer));
+        let until = right.until.map(|until| until.plus(self.plant.longer));
         self.of.hold_right(&LocalRight { until, ..*right }).await
     }
     async fn release_right(&self) -> Result<(), EffectError> {
         self.of.release_right().await
     }
     async fn fence(&self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
-        if self.lies {
+        if self.plant.lies {
             return Ok("fenced, believe me".to_owned());
         }
         self.of.fence(epoch, cause).await
@@ -75,12 +76,45 @@ impl LocalDatabase for Guard {
     async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError> {
         self.of.write_epoch(epoch, within).await
     }
+    async fn look_at_standby(
+        &self,
+        standby: &SiteName,
+        within: Duration,
+    ) -> Result<SyncLook, EffectError> {
+        let mut look = self.of.look_at_standby(standby, within).await?;
+        look.named |= self.plant.pretends_to_wait;
+        Ok(look)
+    }
+    async fn wait_for_standby(
+        &self,
+        standby: &SiteName,
+        within: Duration,
+    ) -> Result<Lsn, EffectError> {
+        if self.plant.pretends_to_wait {
+            return Ok(Lsn(0));
+        }
+        self.of.wait_for_standby(standby, within).await
+    }
+    async fn go_on_alone(&self, within: Duration) -> Result<(), EffectError> {
+        self.of.go_on_alone(within).await
+    }
 }
 
-#[derive(Debug)]
-struct PlantGuard {
-    lies: bool,
-    longer: Duration,
+#[derive(Debug, Clone)]
+pub(crate) struct PlantGuard {
+    pub(crate) lies: bool,
+    pub(crate) longer: Duration,
+    pub(crate) pretends_to_wait: bool,
+}
+
+impl PlantGuard {
+    pub(crate) fn honest() -> Self {
+        Self {
+            lies: false,
+            longer: Duration::ZERO,
+            pretends_to_wait: false,
+        }
+    }
 }
 
 impl Plant for PlantGuard {
@@ -90,8 +124,8 @@ impl Plant for PlantGuard {
         _world: &Arc<World>,
         _node: Node,
     ) -> Arc<dyn LocalDatabase> {
-        let (lies, longer) = (self.lies, self.longer);
-        Arc::new(Guard { of, lies, longer })
+        let plant = self.clone();
+        Arc::new(Guard { of, plant })
     }
 }
 
@@ -99,7 +133,7 @@ impl Plant for PlantGuard {
 fn a_guard_that_only_says_it_fenced_is_seen() {
     let plant = || PlantGuard {
         lies: true,
-        longer: Duration::ZERO,
+        ..PlantGuard::honest()
     };
     finds(Invariant::FenceBeforePromote, |seed| planted(seed, plant()));
 }
@@ -107,8 +141,8 @@ fn a_guard_that_only_says_it_fenced_is_seen() {
 #[test]
 fn a_lease_that_is_counted_too_long_makes_two_writers() {
     let plant = || PlantGuard {
-        lies: false,
         longer: Duration::from_secs(4),
+        ..PlantGuard::honest()
     };
     finds(Invariant::OneWriter, |seed| planted(seed, plant()));
 }

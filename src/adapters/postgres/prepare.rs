@@ -10,6 +10,9 @@ use crate::engine::topology::SiteName;
 use crate::engine::units::Epoch;
 use crate::ports::EffectError;
 
+/// What we write promises nobody anything: it must not wait for a synchronous standby that stalls.
+const DO_NOT_WAIT: &str = "SET synchronous_commit = local";
+
 /// The lock keeps two agents that prepare at once from failing each other.
 const SCHEMA: &str = "
 SELECT pg_advisory_xact_lock(hashtext('failover.prepare'));
@@ -31,6 +34,7 @@ CREATE TABLE IF NOT EXISTS failover.epoch (
 /// Creates the schema `failover` with its two tables where they are missing. Needs a role that
 /// may create schemas in the database, and a primary.
 pub async fn prepare(database: &Database, timeout: Duration) -> Result<(), EffectError> {
+    database.run(DO_NOT_WAIT, timeout).await?;
     Ok(database.run(SCHEMA, timeout).await?)
 }
 
@@ -49,6 +53,7 @@ pub async fn allow_monitoring(
           || CASE WHEN current_setting('server_version_num')::int >= 160000
              THEN format('GRANT pg_use_reserved_connections TO %I;', $1) ELSE '' END)::text";
     let deadline = Deadline::after(timeout);
+    database.run(DO_NOT_WAIT, timeout).await?;
     let grants: String = database
         .read(GRANTS, &[(&role, Type::TEXT)], timeout)
         .await?;
@@ -58,7 +63,7 @@ pub async fn allow_monitoring(
 /// Writes the epoch and reads it back. Only raises it: the same epoch of the same site is done
 /// already, anything newer is a `Conflict`.
 ///
-/// A commit that hangs (POSTGRES.md row 20) ends as `Unknown` after `timeout`.
+/// A commit that hangs ends as `Unknown` after `timeout`.
 pub async fn write_epoch(
     database: &Database,
     epoch: Epoch,
@@ -85,6 +90,7 @@ pub async fn write_epoch(
     let deadline = Deadline::after(timeout);
     let number = i64::try_from(epoch.0)
         .map_err(|_cause| EffectError::Refused(format!("epoch {epoch} does not fit a `bigint`")))?;
+    database.run(DO_NOT_WAIT, timeout).await?;
     let _raised: u64 = database
         .read(
             RAISE,

@@ -52,6 +52,16 @@ impl Keeper {
 
     fn check_order(&self, order: &Order) -> Result<(), EffectError> {
         let refuse = |why: String| Err(EffectError::Refused(why));
+        // A plan makes itself known by any of its orders: none of an earlier one counts any more.
+        let AgentMemory {
+            epoch,
+            severed,
+            fenced,
+            ..
+        } = self.memory;
+        let known = epoch
+            .max(severed.unwrap_or_default())
+            .max(fenced.unwrap_or_default());
         if order.group != self.group || order.site != self.site {
             refuse(format!(
                 "the order is for `{}` of `{}`",
@@ -62,10 +72,10 @@ impl Keeper {
                 "the order expired at {}: compare the clocks",
                 order.expires
             ))
-        } else if order.epoch < self.memory.epoch {
+        } else if order.epoch < known {
             refuse(format!(
-                "the order is of epoch {}, this site is in {}",
-                order.epoch, self.memory.epoch
+                "the order is of epoch {}, this site is in {known}",
+                order.epoch
             ))
         } else {
             Ok(())
@@ -263,6 +273,10 @@ impl Keeper {
             if let Err(error) = self.database.unfence(self.memory.epoch).await {
                 tracing::error!(%error, "promoted, but the old fence marker stays");
             }
+        }
+        // Whoever hears that it failed may give the right back to the other site at once.
+        if matches!(came, Err(EffectError::Failed(_) | EffectError::Refused(_))) {
+            self.renounce().await;
         }
         tracing::info!(?came, "promotion");
         for waiting in self

@@ -278,6 +278,7 @@ impl Earth {
             epoch: state.epoch,
             asks: state.asks && state.primary && !state.fenced,
             facts: AgentFacts {
+                synchrony: None,
                 database,
                 fenced: state.fenced.then_some(state.epoch),
                 severed: state.severed.then_some(Epoch(2)),
@@ -446,6 +447,7 @@ impl Stage {
             | Body::Command { .. }
             | Body::Decision { .. }
             | Body::Plan { .. }
+            | Body::Window { .. }
             | Body::Note { .. } => None,
         };
         self.entries().iter().filter_map(tell).collect()

@@ -1,0 +1,112 @@
+//! Keeps the standby synchronous where the controller asks for it. The rules are the engine's
+//! (`engine/synchrony.rs`); here each step runs beside the keeper, because SQL may hang.
+
+use std::sync::Arc;
+
+use super::{Keeper, News, SQL};
+use crate::engine::synchrony::{RpoWindow, SyncFacts, SyncLook, SyncMove};
+use crate::engine::topology::Role;
+use crate::engine::units::{Lsn, MonoTime};
+use crate::ports::{AgentMemory, EffectError};
+
+/// What the controller says of the RPO window; nothing where it asks for nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told(pub(super) Option<RpoWindow>);
+
+/// What came of a step.
+#[derive(Debug)]
+pub enum Step {
+    /// Of a look that began at this moment.
+    Looked(MonoTime, Result<SyncLook, EffectError>),
+    /// Of making commits wait.
+    Waits(Result<Lsn, EffectError>),
+    /// Of letting them go on.
+    GoesOn(Result<(), EffectError>),
+}
+
+impl Keeper {
+    /// Has a look taken at the standby, unless a step runs already.
+    pub(super) fn synchronise(&mut self) {
+        let primary = self.look.set_up_as == Role::Primary && self.look.running;
+        let Some(Told(window)) = self.told else {
+            return;
+        };
+        let concerned = window.is_some() || self.memory.closed.is_some();
+        let free = !self.synchronising && self.promoting.is_none();
+        if !(primary && concerned && free && self.holder.is_some()) {
+            return;
+        }
+        self.synchronising = true;
+        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
+        let (peer, began) = (self.peer.clone(), self.clock.now());
+        tokio::spawn(async move {
+            let looked = database.look_at_standby(&peer, SQL).await;
+            // A keeper that is gone has nobody to tell.
+            let step = Step::Looked(began, looked);
+            drop(sender.send(News::Synchronised(step)).await);
+        });
+    }
+
+    /// A step is over: the next one follows from what it saw.
+    pub(super) async fn synchronised(&mut self, step: Step) {
+        self.synchronising = false;
+        match step {
+            Step::Looked(began, Ok(look)) => {
+                let closed = self.memory.closed;
+                let told = self.told.and_then(|told| told.0);
+                let next = self.synchrony.seen(began, look, told, closed);
+                self.make(next).await;
+            }
+            Step::Looked(_, Err(error)) => {
+                tracing::debug!(%error, "the standby is not seen from its primary");
+            }
+            Step::Waits(Ok(from)) => {
+                tracing::info!(%from, "commits wait for the standby");
+                self.synchrony.waits_from(from);
+            }
+            Step::Waits(Err(error)) => tracing::warn!(%error, "commits do not wait yet"),
+            Step::GoesOn(Ok(())) => tracing::warn!("commits go on without the standby"),
+            Step::GoesOn(Err(error)) => tracing::error!(%error, "commits may still wait"),
+        }
+    }
+
+    async fn make(&mut self, next: SyncMove) {
+        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
+        let peer = self.peer.clone();
+        match next {
+            SyncMove::Nothing => {}
+            SyncMove::Wait => {
+                self.synchronising = true;
+                tokio::spawn(async move {
+                    let step = Step::Waits(database.wait_for_standby(&peer, SQL).await);
+                    drop(sender.send(News::Synchronised(step)).await);
+                });
+            }
+            SyncMove::GoOn => {
+                self.synchronising = true;
+                tokio::spawn(async move {
+                    let step = Step::GoesOn(database.go_on_alone(SQL).await);
+                    drop(sender.send(News::Synchronised(step)).await);
+                });
+            }
+            SyncMove::Close(window) => {
+                // Durable before it is reported: from here on the old permission is void.
+                let closed = Some(window);
+                self.remember(AgentMemory {
+                    closed,
+                    ..self.memory.clone()
+                })
+                .await;
+            }
+        }
+    }
+
+    /// What is reported of it: only by a primary that is asked for it.
+    pub(super) fn shown_synchrony(&self, now: MonoTime) -> Option<SyncFacts> {
+        self.told?.0?;
+        if self.look.set_up_as == Role::Standby {
+            return None;
+        }
+        self.synchrony.facts(now, self.memory.closed)
+    }
+}

@@ -1,0 +1,59 @@
+//! Writes the epoch, and what probes need, into a database that takes writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Keeper, News, SQL};
+use crate::engine::topology::Role;
+use crate::engine::units::{Epoch, MonoTime};
+use crate::ports::EffectError;
+
+/// How long to wait before the epoch is written again into a database that did not take it.
+const MARK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Whether the database knows the epoch in which it takes writes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Marking {
+    /// Not before this moment.
+    Due(MonoTime),
+    UnderWay,
+    Done(Epoch),
+}
+
+impl Keeper {
+    /// Has schema, epoch and grants written into a primary that has the right to take writes,
+    /// until it is done: so a database that was just handed over needs no preparation by hand.
+    /// Runs beside, because a commit may hang.
+    pub(super) fn mark(&mut self, now: MonoTime) {
+        let primary = self.look.set_up_as == Role::Primary && self.look.running;
+        let Some(holder) = self.holder.as_ref().filter(|_| primary) else {
+            return;
+        };
+        let epoch = holder.epoch();
+        let due = match self.marking {
+            Marking::Due(from) => now >= from,
+            Marking::UnderWay => false,
+            Marking::Done(written) => written != epoch,
+        };
+        if !due || self.promoting.is_some() {
+            return;
+        }
+        self.marking = Marking::UnderWay;
+        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
+        tokio::spawn(async move {
+            let came = database.write_epoch(epoch, SQL).await;
+            // A keeper that is gone has nobody to tell.
+            drop(sender.send(News::Marked(epoch, came)).await);
+        });
+    }
+
+    pub(super) fn marked(&mut self, epoch: Epoch, came: Result<(), EffectError>) {
+        self.marking = match came {
+            Ok(()) => Marking::Done(epoch),
+            Err(error) => {
+                tracing::warn!(epoch = epoch.0, %error, "schema, epoch and grants are not written yet");
+                Marking::Due(self.clock.now().plus(MARK_AGAIN))
+            }
+        };
+    }
+}

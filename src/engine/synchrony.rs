@@ -1,0 +1,433 @@
+//! Zero-loss mode (`durability = "sync"`): whether the active site may acknowledge what its standby
+//! does not have, as the log has it, as the controller decides it and as the agent keeps it.
+//!
+//! The RPO window is open from the first entry of a log, and at each promotion, because nothing is
+//! known of a standby then. The agent closes it, by making every commit wait for the standby and
+//! seeing that the standby has all that was committed before. Only the controller opens it again, in
+//! the log first; so an open window is always known, and whatever is acknowledged while it is
+//! closed is at the standby.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::observation::{PositionHistory, PositionSample};
+use super::policy::{Data, Durability, OnStall};
+use super::units::{Lsn, MonoTime, millis};
+
+/// Whether the active site may acknowledge what its standby does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "window")]
+pub enum RpoWindow {
+    /// It may: a failover could lose some of it.
+    Open {
+        /// The log's entry that opened it, by which a permission is told from the one before.
+        entry: u64,
+    },
+    /// It may not: a failover loses nothing that was acknowledged.
+    Closed,
+}
+
+impl RpoWindow {
+    /// Whether a failover certainly loses nothing.
+    pub fn is_closed(self) -> bool {
+        self == RpoWindow::Closed
+    }
+}
+
+/// How the window changed. The decision log carries these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "change")]
+pub enum WindowChange {
+    /// Durable before the agent hears that it may go on without the standby.
+    #[serde(rename = "rpo-window-opened")]
+    Opened {
+        /// Why.
+        why: String,
+    },
+    /// The agent said that the standby is complete, and that commits wait for it.
+    #[serde(rename = "rpo-window-closed")]
+    Closed {
+        /// The entry that had opened it.
+        entry: u64,
+        /// From which position on commits wait.
+        from: Lsn,
+    },
+}
+
+impl fmt::Display for WindowChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WindowChange::Opened { why } => write!(f, "rpo-window-opened: {why}"),
+            WindowChange::Closed { entry, from } => write!(
+                f,
+                "rpo-window-closed: that of entry {entry}, commits wait from {from} on"
+            ),
+        }
+    }
+}
+
+/// What the active site's agent reports of how commits are kept waiting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncFacts {
+    /// The window that it closed last: it never again makes use of that permission.
+    pub closed: Option<ClosedWindow>,
+    /// Whether commits wait for the standby, as far as settings say.
+    pub waiting: bool,
+    /// For how long the standby has not had what was written then.
+    #[serde(rename = "stalled_ms", with = "millis")]
+    pub stalled: Duration,
+    /// What stands in the way of that.
+    pub obstacle: Option<String>,
+}
+
+/// A window that an agent closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedWindow {
+    /// The log's entry that had opened it.
+    pub entry: u64,
+    /// From which position on commits wait.
+    pub from: Lsn,
+}
+
+/// What the controller is to write about the window when the active site's agent has reported and
+/// no plan is open; `None` where nothing changes.
+///
+/// A plan keeps the window as it is until its promotion opens it: what was declared must stay true.
+pub fn window_change(
+    window: RpoWindow,
+    facts: Option<&SyncFacts>,
+    data: &Data,
+) -> Option<WindowChange> {
+    let opened = |why: String| Some(WindowChange::Opened { why });
+    match (data.durability, window) {
+        (Durability::Async, RpoWindow::Open { .. }) => None,
+        (Durability::Async, RpoWindow::Closed) => {
+            opened("the policy says `durability = \"async\"`".to_owned())
+        }
+        (Durability::Sync, RpoWindow::Open { entry }) => {
+            let facts = facts.filter(|facts| facts.waiting)?;
+            let closed = facts.closed.filter(|closed| closed.entry == entry)?;
+            Some(WindowChange::Closed {
+                entry,
+                from: closed.from,
+            })
+        }
+        (Durability::Sync, RpoWindow::Closed) => {
+            let facts = facts?;
+            if !facts.waiting {
+                let why = facts.obstacle.clone();
+                return opened(why.unwrap_or_else(|| "commits do not wait any more".to_owned()));
+            }
+            match data.on_stall {
+                OnStall::ReleaseAfter { after } if facts.stalled >= after => opened(format!(
+                    "the standby has stalled for {} ms",
+                    super::units::as_millis(facts.stalled)
+                )),
+                OnStall::ReleaseAfter { .. } | OnStall::Block => None,
+            }
+        }
+    }
+}
+
+/// What an agent saw of its primary, and of the standby that follows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncLook {
+    /// Whether `synchronous_standby_names` names the standby and nobody else.
+    pub named: bool,
+    /// The primary's position, read before the standby's.
+    pub position: Lsn,
+    /// How far the standby has flushed, where exactly one of its name streams.
+    pub flushed: Option<Lsn>,
+    /// What makes commits not wait in spite of the names.
+    pub obstacle: Option<String>,
+}
+
+/// What the agent is to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncMove {
+    /// Nothing.
+    Nothing,
+    /// Make every commit wait for the standby from here on.
+    Wait,
+    /// Let commits go on without it.
+    GoOn,
+    /// Remember that the window is closed, and report it.
+    Close(ClosedWindow),
+}
+
+/// How long a standby that commits wait for may stay behind before a permission to go on without it
+/// is made use of: some looks of the agent, so that no single slow one counts.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long after commits were let go on the next attempt waits. Longer than that statement may
+/// take in the server, so that it cannot come into force after the attempt; and each attempt costs
+/// the commits of its time up to [`PATIENCE`].
+const NEXT_ATTEMPT: Duration = Duration::from_secs(10);
+
+/// How much the standby may lack for an attempt to begin, in bytes of WAL: what a line between two
+/// clouds carries within [`PATIENCE`].
+const NEARLY: u64 = 1 << 20;
+
+/// How an active site's agent keeps its standby synchronous.
+#[derive(Debug, Clone, Default)]
+pub struct Synchrony {
+    history: PositionHistory,
+    /// The latest moment of which the standby is known to have everything.
+    caught_up: Option<MonoTime>,
+    /// From where on commits wait, where this process saw to it.
+    from: Option<Lsn>,
+    last: Option<SyncLook>,
+    next_attempt: MonoTime,
+}
+
+impl Synchrony {
+    /// Takes a look in that began at `began`, and says what is to be done.
+    ///
+    /// `told` is what the controller last said of the window; `None` where it asks for nothing.
+    /// `closed` is the window that was closed last: a permission no newer than that is void,
+    /// however late it arrives.
+    pub fn seen(
+        &mut self,
+        began: MonoTime,
+        look: SyncLook,
+        told: Option<RpoWindow>,
+        closed: Option<ClosedWindow>,
+    ) -> SyncMove {
+        self.history.add(PositionSample {
+            began,
+            position: look.position,
+        });
+        let covered = look
+            .flushed
+            .and_then(|flushed| self.history.covered_by(flushed));
+        self.caught_up = self
+            .caught_up
+            .max(covered.map(|sample| sample.began))
+            .or(Some(began));
+        if !look.named {
+            self.from = None;
+        }
+        let next = self.next(began, &look, told, closed);
+        if next == SyncMove::GoOn {
+            self.from = None;
+            self.next_attempt = began.plus(NEXT_ATTEMPT);
+        }
+        self.last = Some(look);
+        next
+    }
+
+    fn next(
+        &self,
+        now: MonoTime,
+        look: &SyncLook,
+        told: Option<RpoWindow>,
+        closed: Option<ClosedWindow>,
+    ) -> SyncMove {
+        let permitted = match told {
+            None if look.named && closed.is_some() => return SyncMove::GoOn,
+            // Names that are not ours are not ours to take away.
+            None | Some(RpoWindow::Closed) => return SyncMove::Nothing,
+            Some(RpoWindow::Open { entry }) => entry,
+        };
+        if closed.is_some_and(|closed| permitted <= closed.entry) {
+            return SyncMove::Nothing;
+        }
+        let stalled = self.stalled(now) >= PATIENCE;
+        match (look.named, self.from) {
+            (true, _) if stalled => SyncMove::GoOn,
+            (true, Some(from)) if look.flushed >= Some(from) && look.obstacle.is_none() => {
+                SyncMove::Close(ClosedWindow {
+                    entry: permitted,
+                    from,
+                })
+            }
+            (_, None) => {
+                let behind = look
+                    .flushed
+                    .map(|flushed| look.position.bytes_since(flushed));
+                let near = behind.is_some_and(|behind| behind.0 <= NEARLY);
+                if near && look.obstacle.is_none() && now >= self.next_attempt {
+                    SyncMove::Wait
+                } else {
+                    SyncMove::Nothing
+                }
+            }
+            (_, Some(_)) => SyncMove::Nothing,
+        }
+    }
+
+    /// Commits have waited since this position at the latest.
+    pub fn waits_from(&mut self, from: Lsn) {
+        self.from = Some(from);
+    }
+
+    /// For how long the standby has not had what was written then.
+    fn stalled(&self, now: MonoTime) -> Duration {
+        self.caught_up
+            .map_or(Duration::ZERO, |caught| now.since(caught))
+    }
+
+    /// What is to be reported; `None` before the first look.
+    pub fn facts(&self, now: MonoTime, closed: Option<ClosedWindow>) -> Option<SyncFacts> {
+        let last = self.last.as_ref()?;
+        Some(SyncFacts {
+            closed,
+            waiting: last.named && last.obstacle.is_none(),
+            stalled: self.stalled(now),
+            obstacle: last.obstacle.clone().or_else(|| {
+                let unnamed = || "`synchronous_standby_names` does not name the standby".to_owned();
+                (!last.named).then(unnamed)
+            }),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::policy::Policy;
+    use super::*;
+
+    const OPEN: RpoWindow = RpoWindow::Open { entry: 7 };
+
+    fn data(durability: Durability, on_stall: OnStall) -> Data {
+        let fast = Policy::read("fast", include_str!("../../policies/fast.toml")).unwrap();
+        Data {
+            durability,
+            on_stall,
+            ..fast.data
+        }
+    }
+
+    fn facts(closed: Option<u64>, stalled: u64) -> SyncFacts {
+        SyncFacts {
+            closed: closed.map(|entry| ClosedWindow {
+                entry,
+                from: Lsn(100),
+            }),
+            waiting: true,
+            stalled: Duration::from_millis(stalled),
+            obstacle: None,
+        }
+    }
+
+    #[test]
+    fn the_controller_opens_and_closes_by_the_agents_facts() {
+        let after = Duration::from_secs(5);
+        let release = data(Durability::Sync, OnStall::ReleaseAfter { after });
+        let block = data(Durability::Sync, OnStall::Block);
+        let none = data(Durability::Async, OnStall::Block);
+        let undone = SyncFacts {
+            waiting: false,
+            ..facts(Some(7), 0)
+        };
+        let closed = RpoWindow::Closed;
+        #[rustfmt::skip]
+        let table: Vec<(&str, RpoWindow, Option<SyncFacts>, &Data, &str)> = vec![
+            ("nothing is known", OPEN, None, &release, ""),
+            ("the agent closed it", OPEN, Some(facts(Some(7), 0)), &release, "rpo-window-closed"),
+            ("it closed the one before", OPEN, Some(facts(Some(6), 0)), &release, ""),
+            ("it closed it, and somebody undid that", OPEN, Some(undone.clone()), &release, ""),
+            ("all is well", closed, Some(facts(Some(7), 0)), &release, ""),
+            ("closed, and the agent is silent", closed, None, &release, ""),
+            ("a stumble", closed, Some(facts(Some(7), 4999)), &release, ""),
+            ("a stall", closed, Some(facts(Some(7), 5000)), &release, "rpo-window-opened: the standby has stalled for 5000 ms"),
+            ("a stall, and the policy blocks", closed, Some(facts(Some(7), 60_000)), &block, ""),
+            ("somebody undid it", closed, Some(undone), &block, "rpo-window-opened: commits do not wait any more"),
+            ("the policy changed", closed, None, &none, "rpo-window-opened: the policy says"),
+            ("asynchronous from the start", OPEN, None, &none, ""),
+        ];
+        for (name, window, facts, data, said) in table {
+            let change = window_change(window, facts.as_ref(), data);
+            let found = change.map(|change| change.to_string()).unwrap_or_default();
+            assert!(found.starts_with(said), "{name}: {found}");
+            assert_eq!(found.is_empty(), said.is_empty(), "{name}: {found}");
+        }
+    }
+
+    fn at(ms: u64) -> MonoTime {
+        MonoTime(Duration::from_millis(ms))
+    }
+
+    fn look(named: bool, position: u64, flushed: Option<u64>) -> SyncLook {
+        SyncLook {
+            named,
+            position: Lsn(position),
+            flushed: flushed.map(Lsn),
+            obstacle: None,
+        }
+    }
+
+    #[test]
+    fn an_agent_makes_commits_wait_and_closes_the_window_once_the_standby_is_complete() {
+        let mut synchrony = Synchrony::default();
+        let told = Some(OPEN);
+        let next = synchrony.seen(at(0), look(false, 5 << 20, Some(0)), told, None);
+        assert_eq!(next, SyncMove::Nothing, "the standby is far behind");
+        let next = synchrony.seen(at(200), look(false, 5 << 20, Some(5 << 20)), told, None);
+        assert_eq!(next, SyncMove::Wait);
+        synchrony.waits_from(Lsn(6 << 20));
+        let next = synchrony.seen(at(400), look(true, 6 << 20, Some(5 << 20)), told, None);
+        assert_eq!(next, SyncMove::Nothing, "it lacks what went before");
+        let next = synchrony.seen(at(600), look(true, 6 << 20, Some(6 << 20)), told, None);
+        let closed = ClosedWindow {
+            entry: 7,
+            from: Lsn(6 << 20),
+        };
+        assert_eq!(next, SyncMove::Close(closed));
+        for told in [Some(OPEN), Some(RpoWindow::Closed)] {
+            let next = synchrony.seen(at(9000), look(true, 7 << 20, None), told, Some(closed));
+            assert_eq!(
+                next,
+                SyncMove::Nothing,
+                "a permission that was closed is void"
+            );
+        }
+        let facts = synchrony.facts(at(9000), Some(closed)).unwrap();
+        assert_eq!(facts.stalled, Duration::from_millis(8400));
+        let anew = Some(RpoWindow::Open { entry: 9 });
+        let next = synchrony.seen(at(9200), look(true, 7 << 20, None), anew, Some(closed));
+        assert_eq!(next, SyncMove::GoOn);
+        let back = look(false, 7 << 20, Some(7 << 20));
+        let next = synchrony.seen(at(9400), back.clone(), anew, Some(closed));
+        assert_eq!(next, SyncMove::Nothing, "not again at once");
+        let next = synchrony.seen(at(19_200), back, anew, Some(closed));
+        assert_eq!(next, SyncMove::Wait);
+    }
+
+    #[test]
+    fn an_agent_that_is_started_anew_sees_to_it_again_that_commits_wait() {
+        let mut synchrony = Synchrony::default();
+        let next = synchrony.seen(at(0), look(true, 100, Some(100)), Some(OPEN), None);
+        assert_eq!(
+            next,
+            SyncMove::Wait,
+            "that the names are set is no proof that commits wait"
+        );
+    }
+
+    #[test]
+    fn names_are_taken_away_only_where_they_were_ours() {
+        let mut synchrony = Synchrony::default();
+        let named = look(true, 100, Some(100));
+        let closed = ClosedWindow {
+            entry: 7,
+            from: Lsn(1),
+        };
+        let next = synchrony.seen(at(0), named.clone(), None, None);
+        assert_eq!(next, SyncMove::Nothing);
+        let next = synchrony.seen(at(200), named, None, Some(closed));
+        assert_eq!(next, SyncMove::GoOn);
+    }
+
+    #[test]
+    fn what_makes_commits_not_wait_keeps_the_window_open() {
+        let mut synchrony = Synchrony::default();
+        let mut below = look(false, 100, Some(100));
+        below.obstacle = Some("a role has `synchronous_commit = off`".to_owned());
+        let next = synchrony.seen(at(0), below, Some(OPEN), None);
+        assert_eq!(next, SyncMove::Nothing);
+        assert!(!synchrony.facts(at(0), None).unwrap().waiting);
+    }
+}

@@ -1,0 +1,110 @@
+//! What follows from a policy: the worst-case times from a fault until the other site takes writes,
+//! and which setting has which part in them.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
+use super::units::{as_millis, millis};
+
+/// One line of `failover policy timers`: a duration, what it consists of, and what to change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Timer {
+    /// The fault.
+    pub fault: &'static str,
+    /// The worst-case time from the fault until the other site takes writes; `None` where the
+    /// policy never fails over by itself.
+    #[serde(rename = "worst_ms", with = "millis::option")]
+    pub worst: Option<Duration>,
+    /// The parts it consists of, largest first.
+    pub parts: Vec<(&'static str, u64)>,
+}
+
+/// What the promotion takes (PARTS.md section 8: under 354 ms in 24 runs on a loaded pair), and what
+/// stands before it besides waiting: epoch, sever, position, each with its entry and round trips.
+pub const PROMOTION: Duration = Duration::from_millis(800);
+
+/// The worst-case times to writable. The first part of each dominates: change that first.
+pub fn timers(policy: &Policy) -> Vec<Timer> {
+    let lease = &policy.lease;
+    let detect = &policy.detect;
+    let peer = lease.with_drift(lease.peer_ttl);
+    let twice = detect.probe_every.saturating_mul(2);
+    let seen = detect.probe_every.saturating_add(detect.fail_after);
+    let lease_left = lease.with_drift(lease.lease_ttl).saturating_sub(seen);
+    let timer = |fault, possible: bool, parts: Vec<(&'static str, Duration)>| {
+        let total = parts
+            .iter()
+            .fold(Duration::ZERO, |sum, (_, part)| sum.saturating_add(*part));
+        let mut parts: Vec<(&'static str, u64)> = parts
+            .into_iter()
+            .map(|(name, part)| (name, as_millis(part)))
+            .collect();
+        parts.sort_by_key(|(_, part)| std::cmp::Reverse(*part));
+        Timer {
+            fault,
+            worst: (possible && policy.mode == Mode::Automatic).then_some(total),
+            parts,
+        }
+    };
+    let wait = (
+        "peer_ttl or the rest of lease_ttl, with drift",
+        peer.max(lease_left),
+    );
+    let fence = (
+        "fence_within, with drift, and margin",
+        lease.fence_and_margin(),
+    );
+    let detect_parts = [
+        ("detect.fail_after", detect.fail_after),
+        ("detect.probe_every, twice", twice),
+    ];
+    let promotion = ("steps between, and promotion", PROMOTION);
+    let can_wait_out = lease.on_total_isolation == OnTotalIsolation::Fence;
+    let mut whole_site = detect_parts.to_vec();
+    whole_site.extend([wait, fence, promotion]);
+    let mut relayed = detect_parts.to_vec();
+    relayed.extend([("fence_within", lease.fence_within), promotion]);
+    let restart = (
+        "automation.local_restart_grace",
+        policy.automation.local_restart_grace,
+    );
+    let database = vec![("fence_within", lease.fence_within), restart, promotion];
+    let mut api = detect_parts.to_vec();
+    api.extend([("fence_within", lease.fence_within), promotion]);
+    vec![
+        timer(
+            "whole site lost, or cut off from everybody",
+            can_wait_out,
+            whole_site,
+        ),
+        timer(
+            "site cut off from the controller, not serving, peer still there",
+            true,
+            relayed,
+        ),
+        timer("database down, agent alive", true, database),
+        timer(
+            "service down, database good",
+            policy.automation.api_failure == ApiFailure::Failover,
+            api,
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAST: &str = include_str!("../../policies/fast.toml");
+
+    #[test]
+    fn fast_is_writable_within_eight_seconds_of_the_loss_of_a_site() {
+        let policy = Policy::read("fast.toml", FAST).unwrap();
+        let worst = timers(&policy)[0].worst.unwrap();
+        assert!(worst <= Duration::from_secs(8), "{worst:?}");
+        let database = timers(&policy)[2].worst.unwrap();
+        assert!(database <= Duration::from_secs(3), "{database:?}");
+    }
+}

@@ -1,0 +1,316 @@
+//! The database beside an agent, simulated: guard and PostgreSQL.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+
+use super::machine::Written;
+use super::network::host;
+use super::site_ports::Place;
+use super::world::{Node, World};
+use crate::engine::synchrony::SyncLook;
+use crate::engine::topology::{Role, SiteName};
+use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline};
+use crate::ports::{EffectError, LocalDatabase, LocalLook, LocalRight};
+
+fn failed<T>(why: impl Into<String>) -> Result<T, EffectError> {
+    Err(EffectError::Failed(why.into()))
+}
+
+/// Guard and database.
+#[derive(Debug)]
+pub struct SimDatabase(pub Place);
+
+/// How long a start of PostgreSQL takes, in milliseconds.
+const START: (u64, u64) = (100, 1500);
+
+impl SimDatabase {
+    fn start(&self, role: Role) -> Result<(), EffectError> {
+        let started = self.0.world.with(|state, now| {
+            let (least, most) = START;
+            let took = state.chance.millis(least, most);
+            let machine = state.machine(self.0.node);
+            if machine.running {
+                return Ok(false);
+            }
+            if machine.fence.is_some() {
+                return failed("a fence is under way: wait for its end");
+            }
+            if machine.role != role {
+                return failed("`standby.signal` does not fit");
+            }
+            machine.running = true;
+            machine.ready = now.saturating_add(took);
+            if role == Role::Standby {
+                machine.right = None;
+            }
+            Ok(true)
+        })?;
+        if started {
+            self.0.trace(|| format!("starts as {role}"));
+        }
+        Ok(())
+    }
+
+    fn hold(&self, right: &LocalRight) -> Result<(), EffectError> {
+        self.0.world.with(|state, now| {
+            let skew = state.skew(self.0.node);
+            let until = right.until.map(|until| skew.truth(until));
+            let machine = state.machine(self.0.node);
+            machine.stages = right.fence;
+            let armed = machine.arm(now, right.epoch, until);
+            armed.map_err(EffectError::Refused)
+        })
+    }
+}
+
+#[async_trait]
+impl LocalDatabase for SimDatabase {
+    async fn look(&self) -> Result<LocalLook, EffectError> {
+        self.0.work(0, 1).await;
+        Ok(self.0.world.with(|state, _| {
+            let skew = state.skew(self.0.node);
+            let machine = state.machine(self.0.node);
+            let never = MonoTime(Duration::from_nanos(u64::MAX));
+            LocalLook {
+                set_up_as: machine.role,
+                running: machine.running,
+                right: machine
+                    .right
+                    .map(|(epoch, until)| (epoch, until.map_or(never, |until| skew.mono(until)))),
+                fenced: machine.marker.clone(),
+                ended: machine.ended.clone(),
+            }
+        }))
+    }
+
+    async fn start_standby(&self) -> Result<(), EffectError> {
+        self.0.work(1, 20).await;
+        self.start(Role::Standby)
+    }
+
+    async fn start_primary(&self, right: &LocalRight) -> Result<(), EffectError> {
+        self.0.work(1, 20).await;
+        self.hold(right)?;
+        self.start(Role::Primary)
+    }
+
+    async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError> {
+        self.0.work(0, 1).await;
+        self.hold(right)
+    }
+
+    async fn release_right(&self) -> Result<(), EffectError> {
+        self.0.work(0, 1).await;
+        self.0.world.with(|state, _| {
+            let machine = state.machine(self.0.node);
+            if machine.running && machine.role == Role::Primary {
+                return Err(EffectError::Refused("a primary runs".to_owned()));
+            }
+            machine.right = None;
+            Ok(())
+        })
+    }
+
+    async fn fence(&self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
+        self.0.work(0, 1).await;
+        let ends = self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if epoch < machine.epoch {
+                return Err(EffectError::Refused(
+                    "an order to fence that is old".to_owned(),
+                ));
+            }
+            Ok(machine.begin_fence(now, epoch, cause).saturating_sub(now))
+        })?;
+        self.0
+            .trace(|| format!("fence of epoch {epoch} begins: {cause}"));
+        tokio::time::sleep(ends).await;
+        self.0.work(0, 1).await;
+        let running = self.0.world.with(|state, _| {
+            let machine = state.machine(self.0.node);
+            machine.running && machine.role == Role::Primary
+        });
+        if running {
+            return Err(EffectError::Unknown("processes live".to_owned()));
+        }
+        self.0.trace(|| "is fenced".to_owned());
+        Ok("down".to_owned())
+    }
+
+    async fn unfence(&self, epoch: Epoch) -> Result<(), EffectError> {
+        self.0.work(0, 1).await;
+        self.0.world.with(|state, _| {
+            let machine = state.machine(self.0.node);
+            if machine.fence.is_some() {
+                return Err(EffectError::Refused("a fence is under way".to_owned()));
+            }
+            if machine.marker.as_ref().is_some_and(|(old, _)| *old > epoch) {
+                return Err(EffectError::Refused("fenced at a later epoch".to_owned()));
+            }
+            machine.marker = None;
+            Ok(())
+        })
+    }
+
+    async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
+        self.0.work(1, 30).await;
+        let severed = self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if !machine.running || now < machine.ready {
+                return failed("connection refused");
+            }
+            if machine.role == Role::Primary {
+                return Err(EffectError::Refused("this is a primary".to_owned()));
+            }
+            machine.connected = false;
+            machine.heard = None;
+            Ok(Lsn(machine.position()))
+        })?;
+        self.0.trace(|| format!("severed at {severed}"));
+        self.0.work(20, 60).await;
+        Ok((severed, true))
+    }
+
+    async fn reconnect(&self, _within: Duration) -> Result<(), EffectError> {
+        self.0.work(1, 30).await;
+        self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if !machine.running || now < machine.ready {
+                return failed("connection refused");
+            }
+            machine.connected = true;
+            Ok(())
+        })?;
+        self.0.trace(|| "reconnected".to_owned());
+        Ok(())
+    }
+
+    async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
+        self.0.work(1, 5).await;
+        self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if !machine.running || now < machine.ready {
+                return failed("connection refused");
+            }
+            let primary = machine.role == Role::Primary;
+            Ok(primary.then(|| (Timeline(machine.timeline), Lsn(machine.position()))))
+        })
+    }
+
+    async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError> {
+        if let Some(already) = self.is_primary(within).await? {
+            return Ok(already);
+        }
+        let (world, node) = (Arc::clone(&self.0.world), self.0.node);
+        let took = world.with(|state, _| {
+            let most = state.slow_promote;
+            state.chance.millis(20, most)
+        });
+        let (done, promoted) = oneshot::channel();
+        // PostgreSQL goes on promoting, whoever waits for it.
+        tokio::spawn(async move {
+            tokio::time::sleep(took).await;
+            if host(&world, node).await {
+                done.send(promote(&world, node)).unwrap_or_default();
+            }
+        });
+        let promoted = tokio::time::timeout(within, promoted).await;
+        self.0.work(0, 3).await;
+        match promoted {
+            Ok(Ok(Some(at))) => Ok(at),
+            Ok(Ok(None) | Err(_)) => failed("the server ended while it was promoted"),
+            Err(_) => Err(EffectError::Unknown("not promoted in time".to_owned())),
+        }
+    }
+
+    async fn look_at_standby(
+        &self,
+        _standby: &SiteName,
+        _within: Duration,
+    ) -> Result<SyncLook, EffectError> {
+        self.0.work(1, 5).await;
+        self.0.world.with(|state, now| {
+            let (primary, standby) = (self.0.node, self.0.node.peer());
+            let follows = state.link(primary, standby).up && state.link(standby, primary).up;
+            let machine = state.machine(primary);
+            if !machine.could_write(now) {
+                return failed("connection refused");
+            }
+            Ok(SyncLook {
+                named: machine.synchronous,
+                position: Lsn(machine.position()),
+                flushed: follows.then_some(Lsn(machine.confirmed)),
+                obstacle: None,
+            })
+        })
+    }
+
+    async fn wait_for_standby(
+        &self,
+        _standby: &SiteName,
+        _within: Duration,
+    ) -> Result<Lsn, EffectError> {
+        self.0.work(5, 40).await;
+        let from = self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if !machine.could_write(now) {
+                return failed("connection refused");
+            }
+            machine.synchronous = true;
+            Ok(Lsn(machine.position()))
+        })?;
+        self.0.trace(|| format!("commits wait from {from} on"));
+        self.0.work(0, 5).await;
+        Ok(from)
+    }
+
+    async fn go_on_alone(&self, _within: Duration) -> Result<(), EffectError> {
+        self.0.work(1, 20).await;
+        self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if !machine.could_write(now) {
+                return failed("connection refused");
+            }
+            machine.synchronous = false;
+            Ok(())
+        })?;
+        self.0.trace(|| "commits go on alone".to_owned());
+        self.0.work(0, 5).await;
+        Ok(())
+    }
+
+    async fn write_epoch(&self, epoch: Epoch, _within: Duration) -> Result<(), EffectError> {
+        self.0.work(1, 10).await;
+        self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            match machine.commit(now, Written::Epoch(epoch)) {
+                Some(_) => Ok(()),
+                None => failed("cannot write"),
+            }
+        })
+    }
+}
+
+fn promote(world: &World, node: Node) -> Option<(Timeline, Lsn)> {
+    world.with(|state, now| {
+        let neutral = state.skew(Node::Neutral);
+        let machine = state.machine(node);
+        if !machine.running || machine.role == Role::Primary {
+            return None;
+        }
+        machine.role = Role::Primary;
+        machine.connected = false;
+        machine.synchronous = false;
+        machine.confirmed = 0;
+        machine.timeline = machine.timeline.saturating_add(1);
+        let timeline = machine.timeline;
+        machine.commit(now, Written::Timeline(timeline));
+        let position = machine.position();
+        let ([new, old], checks) = state.watched(node);
+        checks.promoted(now, new, old, neutral);
+        Some((Timeline(timeline), Lsn(position)))
+    })
+}
