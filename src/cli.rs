@@ -68,6 +68,8 @@ enum Verb {
     Run(daemon::RunArgs),
     /// Run the agent beside a database
     Agent(daemon::AgentArgs),
+    /// Run an extra observer, in a place of its own
+    Observer(daemon::ObserverArgs),
     /// Own PostgreSQL for the agent (started by the agent, not by people)
     #[command(hide = true)]
     Guard(daemon::GuardArgs),
@@ -85,7 +87,7 @@ enum Verb {
     /// Check a policy, or tell what follows from it
     #[command(subcommand)]
     Policy(policy::PolicyVerb),
-    /// Make certificates and keys for a controller, its agents and operators
+    /// Make certificates and keys for a controller, its agents, observers and operators
     Certificates(setup::CertificatesArgs),
     /// A real failover on this machine: two sites, real PostgreSQL, nothing to set up
     #[command(subcommand)]
@@ -147,6 +149,7 @@ pub fn main() -> ExitCode {
     let ran = match cli.verb {
         Verb::Run(args) => daemon::run(&args),
         Verb::Agent(args) => daemon::agent(&args),
+        Verb::Observer(args) => daemon::observer(&args),
         Verb::Guard(args) => daemon::guard(&args),
         Verb::Status(args) => status::run(&args, &output),
         Verb::Promote(args) => operate::promote(&args, &output),

@@ -1,4 +1,4 @@
-//! What the configuration files of controller and agent have in common: paths that begin at the
+//! What the configuration files of controller, agent and observer have in common: paths that begin at the
 //! file's folder, files and secrets that must be there, TLS, ways to a database.
 //!
 //! Reading looks at every file that is named, so that a process that starts has all it needs; a
@@ -22,6 +22,7 @@ use crate::engine::document::{self, Problem, Problems, Section};
 use crate::engine::units::UnitError;
 
 pub mod schema;
+pub(crate) mod sites;
 
 /// How to reach a database as a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

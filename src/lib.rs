@@ -8,6 +8,7 @@ pub mod adapters;
 pub mod config;
 pub mod agent;
 pub mod app;
+pub mod observer;
 pub mod lab;
 pub mod sim;
 pub mod cli;

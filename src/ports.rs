@@ -1,4 +1,4 @@
-//! What the controller and the agents need of the outside world. Each port has a real side in `adapters` and a
+//! What controller, agents and observers need of the outside world. Each port has a real side in `adapters` and a
 //! scripted or simulated one in the tests. No port knows another.
 
 use std::fmt;
@@ -12,7 +12,10 @@ use crate::engine::policy::{FenceStages, LeaseTimers};
 use crate::engine::synchrony::{ClosedWindow, SyncLook};
 use crate::engine::topology::{Answer, Role, SiteName, Target, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
-use crate::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
+use crate::wire::{
+    ObserverAnswer, ObserverReport, Order, OrderAnswer, PeerAnswer, PeerQuestion, Report,
+    ReportAnswer,
+};
 
 /// The two clocks. `MonoTime` judges limits, `WallTime` is for people and logs; neither can be
 /// had in any other way.
@@ -228,6 +231,17 @@ pub trait AgentLinks: Send + Sync + fmt::Debug {
         question: &PeerQuestion,
         within: Duration,
     ) -> Result<PeerAnswer, EffectError>;
+}
+
+/// An extra observer's way to the controller.
+#[async_trait]
+pub trait ObserverLink: Send + Sync + fmt::Debug {
+    /// Reports what was seen.
+    async fn report(
+        &self,
+        report: &ObserverReport,
+        within: Duration,
+    ) -> Result<ObserverAnswer, EffectError>;
 }
 
 /// The workloads beside an agent.

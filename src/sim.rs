@@ -1,5 +1,5 @@
 //! The whole program under one virtual clock: the shipped control loop, executor, keeper and
-//! reporter on simulated ports, with faults drawn from a seed and checkers of the invariants that
+//! reporters on simulated ports, with faults drawn from a seed and checkers of the invariants that
 //! stand outside of what they check.
 //!
 //! What is simulated is the world: the links between four places, two hosts with their guard and
@@ -16,5 +16,6 @@ pub mod site_ports;
 pub mod database;
 pub mod controller_ports;
 pub mod processes;
+pub mod observer;
 pub mod faults;
 pub mod run;

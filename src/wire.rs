@@ -1,4 +1,4 @@
-//! What controller, agents and the command line say to each other. Plain data: who sends it and
+//! What controller, agents, observers and the command line say to each other. Plain data: who sends it and
 //! what is done with it stands elsewhere.
 
 use std::time::Duration;
@@ -12,9 +12,22 @@ use crate::engine::policy::LeaseTimers;
 use crate::engine::saga::{GroupState, OpenSaga};
 use crate::engine::situation::{AgentFacts, Request, Situation};
 use crate::engine::synchrony::RpoWindow;
-use crate::engine::topology::{GroupName, SiteName, Target, Vantage};
+use crate::engine::topology::{GroupName, ObserverName, SiteName, Target, Vantage};
 use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, Timeline, WallTime, millis};
 use crate::ports::EffectError;
+
+pub mod unsent;
+
+/// How often to look, and how long one look may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rhythm {
+    /// From the beginning of one look to the beginning of the next.
+    #[serde(rename = "every_ms", with = "millis")]
+    pub every: Duration,
+    /// The longest one look may take.
+    #[serde(rename = "within_ms", with = "millis")]
+    pub within: Duration,
+}
 
 /// An observation on its way: ages instead of moments, because clocks of two machines share
 /// nothing.
@@ -99,6 +112,22 @@ pub struct ReportAnswer {
     #[serde(rename = "restart_grace_ms", with = "millis")]
     pub restart_grace: Duration,
 }
+
+/// What an extra observer tells the controller. Nothing is asked for, and nothing is granted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObserverReport {
+    /// Its group.
+    pub group: GroupName,
+    /// Its name. The controller believes it only from a certificate of that name.
+    pub name: ObserverName,
+    /// What it saw since its last report.
+    pub observations: Vec<SentObservation>,
+    /// The version of the program.
+    pub version: String,
+}
+
+/// The controller's answer: how to go on looking. Reports come as often as looks.
+pub type ObserverAnswer = Rhythm;
 
 /// The right to take writes, for `lease_ttl` from before it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -329,3 +358,5 @@ pub const RELAY_PATH: &str = "/v1/relay";
 pub const PEER_PATH: &str = "/v1/peer";
 /// Where the controller takes reports.
 pub const REPORT_PATH: &str = "/v1/report";
+/// Where the controller takes what extra observers saw.
+pub const OBSERVED_PATH: &str = "/v1/observed";

@@ -127,8 +127,10 @@ impl Authority {
             .push(DnType::CommonName, identity.short());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match identity {
-            // Nobody calls a person.
-            Identity::Operator(_) => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            // Nobody calls a person or an observer.
+            Identity::Operator(_) | Identity::Observer { .. } => {
+                vec![ExtendedKeyUsagePurpose::ClientAuth]
+            }
             Identity::Controller | Identity::Agent { .. } | Identity::Other(_) => vec![
                 ExtendedKeyUsagePurpose::ServerAuth,
                 ExtendedKeyUsagePurpose::ClientAuth,

@@ -2,18 +2,17 @@
 //! other agent whether that right still stands. Both send the moment from before they asked along
 //! with the answer: it is from then that a right counts.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::keeper::{News, Shown};
-use crate::engine::observation::{Finding, Observation};
 use crate::engine::situation::{AgentFacts, LocalDatabase};
-use crate::engine::topology::{GroupName, SiteName, Target};
+use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::MonoTime;
 use crate::ports::{AgentLinks, Clock};
+use crate::wire::unsent::Unsent;
 use crate::wire::{PeerQuestion, Report, ReportAnswer, SentObservation};
 
 /// How often to ask before the controller ever said how often.
@@ -79,17 +78,11 @@ impl From<&ReportAnswer> for Pace {
 }
 
 impl Reporter {
-    /// Reports for ever. `seen` are the agent's own observations; of each target the newest is
-    /// sent, and what could not be sent is sent with the next report.
-    pub async fn report(&self, mut seen: mpsc::Receiver<Observation>) {
-        let mut newest: BTreeMap<Target, Observation> = BTreeMap::new();
-        let mut sent: BTreeMap<Target, bool> = BTreeMap::new();
+    /// Reports for ever, with what the agent itself saw.
+    pub async fn report(&self, mut unsent: Unsent) {
         loop {
-            while let Ok(observation) = seen.try_recv() {
-                newest.insert(observation.target.clone(), observation);
-            }
             let asked = self.clock.now();
-            let report = self.make(&newest, asked);
+            let report = self.make(unsent.pack(asked), asked);
             let every = self.pace.borrow().renew_every;
             match self
                 .links
@@ -97,8 +90,7 @@ impl Reporter {
                 .await
             {
                 Ok(answer) => {
-                    let told = std::mem::take(&mut newest).into_iter();
-                    sent.extend(told.map(|(target, each)| (target, is_good(&each))));
+                    unsent.arrived();
                     self.pace.send_if_modified(|pace| {
                         let told = Pace::from(&answer);
                         let changed = *pace != told;
@@ -121,12 +113,12 @@ impl Reporter {
                 biased;
                 () = self.clock.sleep(every.saturating_sub(took)) => {}
                 () = self.urgent.notified() => {}
-                () = change(&mut seen, &mut newest, &sent) => {}
+                () = unsent.change() => {}
             }
         }
     }
 
-    fn make(&self, newest: &BTreeMap<Target, Observation>, now: MonoTime) -> Report {
+    fn make(&self, observations: Vec<SentObservation>, now: MonoTime) -> Report {
         let shown = self.shown.borrow().clone();
         let age = now.since(shown.at);
         Report {
@@ -135,10 +127,7 @@ impl Reporter {
             epoch: shown.epoch,
             asks: shown.asks,
             facts: aged(shown.facts, age),
-            observations: newest
-                .values()
-                .map(|each| SentObservation::pack(each, now))
-                .collect(),
+            observations,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -173,28 +162,6 @@ impl Reporter {
             self.clock.sleep(every.saturating_sub(took)).await;
         }
     }
-}
-
-/// Takes observations in until one says something else than the last that was sent about its
-/// target: one that just failed or came back is worth a report of its own.
-async fn change(
-    seen: &mut mpsc::Receiver<Observation>,
-    newest: &mut BTreeMap<Target, Observation>,
-    sent: &BTreeMap<Target, bool>,
-) {
-    while let Some(observation) = seen.recv().await {
-        let target = observation.target.clone();
-        let changed = sent.get(&target) != Some(&is_good(&observation));
-        newest.insert(target, observation);
-        if changed {
-            return;
-        }
-    }
-    std::future::pending::<()>().await;
-}
-
-fn is_good(observation: &Observation) -> bool {
-    matches!(observation.finding, Finding::Good(_))
 }
 
 fn aged(mut facts: AgentFacts, age: Duration) -> AgentFacts {

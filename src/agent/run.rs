@@ -26,11 +26,13 @@ use crate::adapters::keys::VerifyingKey;
 use crate::adapters::postgres::{Connect, Secret};
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsListener, TlsMaterial, serve};
-use crate::app::prober::{Rhythm, look_for_ever};
+use crate::app::prober::look_for_ever;
 use crate::app::run::{roots, until_stopped};
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{AgentLinks, Clock, EffectError, Workloads};
-use crate::wire::{PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer};
+use crate::wire::{
+    PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer, Rhythm, unsent::Unsent,
+};
 
 /// How many observations may wait to be reported.
 const WAITING: usize = 256;
@@ -173,7 +175,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     });
     let asking = Arc::clone(&reporter);
     tasks.spawn(async move {
-        reporter.report(observations).await;
+        reporter.report(Unsent::new(observations)).await;
         ("reports", Ok(()))
     });
     tasks.spawn(async move {

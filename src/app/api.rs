@@ -1,28 +1,31 @@
-//! The controller's HTTP API: for agents (reports) and operators (the command line), over mutual
-//! TLS; and, in plain HTTP, whether it lives and is ready.
+//! The controller's HTTP API: for agents and observers (reports) and operators (the command line),
+//! over mutual TLS; and, in plain HTTP, whether it lives and is ready.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{ConnectInfo, Query, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::control::{Handle, Input};
 use super::journal::{Journal, View};
 use crate::adapters::files;
-use crate::adapters::tls::{Identity, PeerIdentity};
+use crate::adapters::tls::{Identity, PeerIdentity, RejectedPeer};
 use crate::engine::detector::State as Health;
-use crate::engine::topology::GroupName;
+use crate::engine::situation::ObserverFacts;
+use crate::engine::topology::{GroupName, ObserverName};
+use crate::engine::units::as_millis;
 use crate::ports::Clock;
 use crate::wire::{
-    HoldAsk, LogPart, PromoteAsk, REPORT_PATH, ReleaseAsk, Report, ReportAnswer, Status,
+    HoldAsk, LogPart, OBSERVED_PATH, ObserverAnswer, ObserverReport, PromoteAsk, REPORT_PATH,
+    ReleaseAsk, Report, ReportAnswer, Status,
 };
 
 /// How many entries one answer holds at most: with their evidence some 2 MiB.
@@ -30,6 +33,10 @@ const LOG_PART: usize = 200;
 
 /// How long a question for new entries may wait for one.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
+/// The longest report of an observer, in bytes: four observations of 2 KiB, times four. What it
+/// says goes into the decision log, and it may stand in a place that nobody guards.
+const OBSERVED_LIMIT: usize = 32 * 1024;
 
 /// What the handlers work with.
 #[derive(Debug, Clone)]
@@ -46,6 +53,8 @@ pub struct Api {
     pub log: PathBuf,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// Where rejected observers go, to be noted now and then.
+    pub rejected: mpsc::Sender<RejectedPeer>,
 }
 
 type Answer<T> = Result<Json<T>, Problem>;
@@ -70,6 +79,10 @@ impl From<super::control::Ended> for Problem {
 pub fn router(api: Api) -> Router {
     Router::new()
         .route(REPORT_PATH, post(report))
+        .route(
+            OBSERVED_PATH,
+            post(observed).layer(DefaultBodyLimit::max(OBSERVED_LIMIT)),
+        )
         .route("/v1/status", get(status))
         .route("/v1/promote", post(promote))
         .route("/v1/hold", post(hold))
@@ -91,7 +104,10 @@ pub fn plain_router(api: Api) -> Router {
 fn operator(peer: &PeerIdentity) -> Result<String, Problem> {
     match &peer.identity {
         Identity::Operator(name) => Ok(name.clone()),
-        other @ (Identity::Controller | Identity::Agent { .. } | Identity::Other(_)) => {
+        other @ (Identity::Controller
+        | Identity::Agent { .. }
+        | Identity::Observer { .. }
+        | Identity::Other(_)) => {
             let text = format!(
                 "`{other}` is not an operator: use an operator's certificate (see runbooks/agent-rejected.md)"
             );
@@ -126,6 +142,39 @@ async fn report(
             .ask(|answer| Input::Reported(Box::new(report), answer))
             .await?,
     ))
+}
+
+/// Takes what an observer saw. One that is rejected tries again for ever, so that only some
+/// rejections are noted.
+async fn observed(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Json(report): Json<ObserverReport>,
+) -> Answer<ObserverAnswer> {
+    let expected = Identity::Observer {
+        group: report.group.clone(),
+        name: report.name.clone(),
+    };
+    let answer = if peer.identity == expected && report.group == api.group {
+        let asked = |answer| Input::ObserverReported(Box::new(report), answer);
+        api.control.ask(asked).await?
+    } else {
+        Err(format!(
+            "`{}` may not report as observer `{}` of `{}`",
+            peer.identity, report.name, report.group
+        ))
+    };
+    answer.map(Json).map_err(|error| {
+        tracing::warn!(identity = %peer.identity, error, "observer rejected");
+        let address = peer.address;
+        let rejected = RejectedPeer {
+            address,
+            error: error.clone(),
+        };
+        // A full channel already holds more rejections than anybody reads.
+        drop(api.rejected.try_send(rejected));
+        Problem(StatusCode::FORBIDDEN, error)
+    })
 }
 
 async fn status(
@@ -240,7 +289,17 @@ pub fn obstacles(status: &Status) -> Vec<String> {
     lasting.map(|gate| gate.reason.to_string()).collect()
 }
 
-/// Prometheus text. Labels come from closed sets: sites, kinds, states, codes.
+/// How old each observer's report is. Left out where there was none: an alert on a missing series
+/// says so.
+fn observer_ages(observers: &BTreeMap<ObserverName, ObserverFacts>) -> Vec<(String, u64)> {
+    let ages = observers.iter().filter_map(|(name, facts)| {
+        let age = as_millis(facts.age?);
+        Some((name.to_string(), age))
+    });
+    ages.collect()
+}
+
+/// Prometheus text. Labels come from closed sets: sites, observers, kinds, states, codes.
 async fn metrics(State(api): State<Api>) -> String {
     use std::fmt::Write;
 
@@ -251,8 +310,8 @@ async fn metrics(State(api): State<Api>) -> String {
     let situation = &status.situation;
     let group = &situation.group;
     let mut gauge = |name: &str, labels: BTreeMap<&str, String>, value: u64| {
+        let labels = labels.iter();
         let labels: Vec<String> = labels
-            .iter()
             .map(|(name, value)| format!("{name}=\"{value}\""))
             .collect();
         // Writing to a String cannot fail.
@@ -275,16 +334,9 @@ async fn metrics(State(api): State<Api>) -> String {
         BTreeMap::new(),
         u64::from(status.plan.is_some()),
     );
-    gauge(
-        "plan_stuck",
-        BTreeMap::new(),
-        u64::from(
-            status
-                .plan
-                .as_ref()
-                .is_some_and(|plan| plan.stuck.is_some()),
-        ),
-    );
+    let plan = status.plan.as_ref();
+    let stuck = plan.is_some_and(|plan| plan.stuck.is_some());
+    gauge("plan_stuck", BTreeMap::new(), u64::from(stuck));
     if let Some(lag) = situation.replication.lag() {
         gauge("standby_lag_bytes", BTreeMap::new(), lag.0);
     }
@@ -309,6 +361,10 @@ async fn metrics(State(api): State<Api>) -> String {
                 gauge("health", labels, u64::from(health.state == state));
             }
         }
+    }
+    for (name, age) in observer_ages(&situation.observers) {
+        let labels = BTreeMap::from([("observer", name)]);
+        gauge("observer_report_age_milliseconds", labels, age);
     }
     for gate in &status.decision.gates {
         gauge(

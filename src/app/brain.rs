@@ -12,14 +12,16 @@ use crate::engine::observation::{
 use crate::engine::policy::{Durability, Policy};
 use crate::engine::saga::GroupState;
 use crate::engine::situation::{
-    Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, OpenPlan, Replication, Request,
-    SiteFacts, Situation,
+    Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, ObserverFacts, OpenPlan,
+    Replication, Request, SiteFacts, Situation,
 };
 use crate::engine::step::{DeclaredLoss, Step};
 use crate::engine::synchrony::{RpoWindow, WindowChange, window_change};
-use crate::engine::topology::{Role, SiteName, Target, TargetKind, Topology, Vantage};
+use crate::engine::topology::{
+    ObserverName, Role, SiteName, Target, TargetKind, Topology, Vantage,
+};
 use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
-use crate::wire::{Grant, Report, ReportAnswer};
+use crate::wire::{Grant, ObserverAnswer, ObserverReport, Report, ReportAnswer, Rhythm};
 
 /// What the controller knows.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub struct Brain {
     standby: Option<StandbyReading>,
     databases: BTreeMap<SiteName, (MonoTime, DatabaseFacts)>,
     agents: BTreeMap<SiteName, (MonoTime, AgentFacts)>,
+    /// The extra observers that are believed, and when each last reported.
+    observers: BTreeMap<ObserverName, Option<MonoTime>>,
     /// When the controller itself last got an answer from a site.
     reached: BTreeMap<SiteName, MonoTime>,
     anchors: (u32, u32),
@@ -60,11 +64,19 @@ impl Brain {
             standby: None,
             databases: BTreeMap::new(),
             agents: BTreeMap::new(),
+            observers: BTreeMap::new(),
             reached: BTreeMap::new(),
             anchors: (0, 0),
             topology,
             policy,
         }
+    }
+
+    /// The same, believing these observers too.
+    #[must_use]
+    pub fn observed_by(mut self, observers: impl IntoIterator<Item = ObserverName>) -> Self {
+        self.observers = observers.into_iter().map(|name| (name, None)).collect();
+        self
     }
 
     /// The policy in force.
@@ -195,6 +207,51 @@ impl Brain {
         }
     }
 
+    /// Takes in what an extra observer saw, and tells it how to go on; or why it is not believed.
+    ///
+    /// What it saw are votes on whether targets answer, and nothing else. What a database said to
+    /// it is not kept beside what it said to us and the agents, unlike what an agent hears: role,
+    /// system and position decide which database may be promoted and what would be lost, and an
+    /// observer finds its databases by addresses of its own, which nothing here vouches for. An
+    /// agent's word about the standby is the word of the process that will promote it. An observer
+    /// would only add readings of unknown age, a late one of which lets a standby that stands
+    /// still seem to advance.
+    pub fn observed(
+        &mut self,
+        report: ObserverReport,
+        now: MonoTime,
+    ) -> Result<ObserverAnswer, String> {
+        let name = report.name;
+        let Some(last) = self.observers.get_mut(&name) else {
+            return Err(format!(
+                "`{name}` is none of the observers of this controller: name it in `[[observers]]`"
+            ));
+        };
+        let mut targets = report.observations.iter().map(|sent| &sent.target);
+        let foreign = targets
+            .find(|target| !self.topology.has(&target.site) || target.kind == TargetKind::Agent);
+        if let Some(foreign) = foreign {
+            let [first, second] = self.topology.sites();
+            return Err(format!(
+                "`{foreign}` is nothing for an observer to look at: give it api and database of `{first}` and `{second}`"
+            ));
+        }
+        *last = Some(now);
+        // Windows begin anew with this process, whatever age is claimed.
+        let oldest = now.since(self.in_charge_since);
+        for mut sent in report.observations {
+            sent.began = sent.began.min(oldest);
+            sent.ended = sent.ended.min(sent.began);
+            let vantage = Vantage::Observer(name.clone());
+            self.detector.observe(&sent.unpack(vantage, now));
+        }
+        let detect = &self.policy.detect;
+        Ok(Rhythm {
+            every: detect.probe_every,
+            within: detect.probe_timeout,
+        })
+    }
+
     /// What follows from the log without anybody saying so: an undone plan gives the right back,
     /// and readings of the old primary are worth nothing under a new one.
     pub fn follow(&mut self, group: &GroupState) {
@@ -309,12 +366,21 @@ impl Brain {
                 walking,
             }),
             sites,
+            observers: self.observers_at(now),
             replication: Replication::at(now, &self.readings, standby, advanced),
             window: group.window,
             can_wait_out: planned
                 || (last.site == group.active && can_wait_out(&self.policy.lease, &last)),
             request,
         }
+    }
+
+    fn observers_at(&self, now: MonoTime) -> BTreeMap<ObserverName, ObserverFacts> {
+        let facts = self.observers.iter().map(|(name, last)| {
+            let age = last.map(|last| now.since(last));
+            (name.clone(), ObserverFacts { age })
+        });
+        facts.collect()
     }
 
     fn site(&mut self, site: &SiteName, now: MonoTime) -> SiteFacts {
@@ -373,5 +439,154 @@ fn automation_of(group: &GroupState, wall: WallTime) -> AutomationState {
         last_failover: group
             .last_plan
             .map(|at| wall.since(at).max(Duration::from_millis(1))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::detector::{State, VoteKind};
+    use crate::engine::observation::{Heartbeat, ProbeFailure, ReplayPause};
+    use crate::engine::situation::Situation;
+    use crate::engine::units::{SystemId, Timeline};
+    use crate::wire::SentObservation;
+
+    const FAST: &str = include_str!("../../policies/fast.toml");
+
+    fn topology() -> Topology {
+        Topology {
+            group: "shop".parse().unwrap(),
+            first: "aws".parse().unwrap(),
+            second: "gcp".parse().unwrap(),
+            traffic: Vec::new(),
+        }
+    }
+
+    fn second(count: u64) -> MonoTime {
+        MonoTime(Duration::from_secs(count))
+    }
+
+    /// A controller that took over in the tenth second and believes `paris`.
+    fn brain() -> Brain {
+        let policy = Policy::read("fast", FAST).unwrap();
+        Brain::new(
+            topology(),
+            policy,
+            &GroupState::new(&topology()),
+            second(10),
+        )
+        .observed_by(["paris".parse().unwrap()])
+    }
+
+    fn situation(brain: &mut Brain, now: u64) -> Situation {
+        let group = GroupState::new(&topology());
+        brain.situation(&group, false, None, second(now), WallTime(0))
+    }
+
+    fn saw(site: &str, kind: TargetKind, finding: Finding, age: Duration) -> SentObservation {
+        let site = site.parse().unwrap();
+        SentObservation {
+            target: Target { site, kind },
+            began: age,
+            ended: Duration::ZERO,
+            finding,
+        }
+    }
+
+    fn report(name: &str, observations: Vec<SentObservation>) -> ObserverReport {
+        ObserverReport {
+            group: "shop".parse().unwrap(),
+            name: name.parse().unwrap(),
+            observations,
+            version: "0".to_owned(),
+        }
+    }
+
+    fn primary() -> Finding {
+        Finding::Good(Facts::Database(Box::new(DatabaseFacts {
+            role: Role::Primary,
+            system_id: SystemId(7),
+            timeline: Timeline(1),
+            version: 150_018,
+            position: Lsn(1000),
+            replayed: Lsn(1000),
+            receiver: None,
+            senders: Vec::new(),
+            heartbeat: None::<Heartbeat>,
+            epoch: Some(Epoch(1)),
+            replay_pause: ReplayPause::None,
+            apply_delay: Duration::ZERO,
+            synchronous_names: String::new(),
+            limits: [100, 8, 10, 0, 64],
+            write_took: None,
+        })))
+    }
+
+    #[test]
+    fn what_an_observer_sees_is_a_vote_and_nothing_else() {
+        let mut brain = brain();
+        let seen = vec![saw("aws", TargetKind::Database, primary(), Duration::ZERO)];
+        let told = brain.observed(report("paris", seen), second(11)).unwrap();
+        assert_eq!(told.every, Duration::from_millis(250));
+        let situation = situation(&mut brain, 12);
+        let site = situation.active_site().unwrap();
+        let votes = &site.health[&TargetKind::Database].votes;
+        assert_eq!(votes.len(), 1);
+        assert_eq!(votes[0].vantage.to_string(), "observer:paris");
+        assert_eq!(votes[0].kind, VoteKind::For);
+        assert_eq!(site.state(TargetKind::Database), State::Healthy);
+        // Neither does it bound the loss, nor does the controller reach what an observer reaches.
+        assert_eq!((&site.database, site.reached), (&None, false));
+        assert_eq!(situation.replication.primary, None);
+        let age = situation.observers[&"paris".parse().unwrap()].age;
+        assert_eq!(age, Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn an_observer_that_is_not_named_is_told_so() {
+        let mut brain = brain();
+        let refused = brain.observed(report("rome", vec![]), second(11));
+        assert!(
+            refused
+                .unwrap_err()
+                .contains("`rome` is none of the observers")
+        );
+        let situation = situation(&mut brain, 12);
+        let known: Vec<_> = situation.observers.into_iter().collect();
+        assert_eq!(known.len(), 1);
+        assert_eq!(known[0].1.age, None, "paris never reported");
+    }
+
+    #[test]
+    fn an_observer_speaks_of_nothing_but_services_and_databases_of_the_group() {
+        let mut brain = brain();
+        let bad = || Finding::Bad(ProbeFailure::Refused);
+        for (site, kind) in [("azure", TargetKind::Database), ("aws", TargetKind::Agent)] {
+            let seen = vec![
+                saw("aws", TargetKind::Api, bad(), Duration::ZERO),
+                saw(site, kind, bad(), Duration::ZERO),
+            ];
+            let refused = brain.observed(report("paris", seen), second(11));
+            assert!(refused.unwrap_err().contains(&format!("`{kind}@{site}`")));
+        }
+        let situation = situation(&mut brain, 12);
+        let api = &situation.active_site().unwrap().health[&TargetKind::Api];
+        assert!(api.votes.is_empty(), "nothing of it was taken in");
+    }
+
+    #[test]
+    fn no_age_reaches_back_before_the_controllers_start() {
+        let mut brain = brain();
+        let bad = Finding::Bad(ProbeFailure::Refused);
+        let hours = Duration::from_secs(36_000);
+        let mut sent = saw("aws", TargetKind::Database, bad, hours);
+        sent.ended = Duration::MAX;
+        brain
+            .observed(report("paris", vec![sent]), second(11))
+            .unwrap();
+        let situation = situation(&mut brain, 12);
+        let database = &situation.active_site().unwrap().health[&TargetKind::Database];
+        assert_eq!(database.votes[0].since, Duration::from_secs(2));
+        assert_eq!(database.votes[0].age, Duration::from_secs(2));
     }
 }

@@ -11,10 +11,11 @@ use axum::http::{HeaderName, Uri};
 
 use crate::adapters::keys::SigningKey;
 use crate::adapters::tls::{Identity, PeerAddress, TlsFiles};
+use crate::config::sites::two_sites;
 use crate::config::{self, DatabaseAccess, Files, Socket, Url};
 use crate::engine::document::{self, Key, Problems, Section, human};
 use crate::engine::policy::Policy;
-use crate::engine::topology::{GroupName, SiteName, Topology};
+use crate::engine::topology::{GroupName, ObserverName, SiteName, Topology};
 
 mod traffic;
 
@@ -23,9 +24,12 @@ pub use traffic::{
     read_tsig_secret,
 };
 
-/// How many vantage points are left when a site is lost: the controller and the other site's
-/// agent. A larger quorum could never be met.
-const VANTAGE_POINTS_LEFT: u32 = 2;
+/// How many vantage points are left when a site is lost, without extra observers: the controller
+/// and the other site's agent. The lost site's own agent is lost with it.
+const VANTAGE_POINTS_LEFT: usize = 2;
+
+/// How many observers there may be: as many as the largest quorum, 8, could need.
+const MOST_OBSERVERS: usize = 6;
 
 /// All that the controller is told.
 #[derive(Debug, Clone)]
@@ -52,6 +56,8 @@ pub struct Config {
     pub first_active: SiteName,
     /// Exactly two.
     pub sites: BTreeMap<SiteName, Site>,
+    /// The extra observers that are believed. Names are unique, and those of no site.
+    pub observers: BTreeSet<ObserverName>,
     /// How users enter; `None`: not verified.
     pub front: Option<Front>,
     /// What decides where users go, in the order in which it is moved. Names are unique.
@@ -129,13 +135,15 @@ struct Controller {
 }
 
 fn build(root: &Section<'_>, files: Files<'_>) -> Option<(Config, Option<Policy>)> {
-    let controller = build_controller(&root.section("controller"), files);
+    let controller_section = root.section("controller");
+    let controller = build_controller(&controller_section, files);
     let tls = files.tls(root, Some(&Identity::Controller));
     let orders_key = build_orders(&root.section("orders"), files);
     let group_section = root.section("group");
     let group = group_section.parsed("name", "shop");
     let first_active = group_section.parsed::<SiteName>("first_active", "aws");
-    let (names, sites) = build_sites(root, files);
+    let (names, sites) = two_sites(root, |at| build_site(at, files), places);
+    let observers = build_observers(root, &names);
     let front = root.optional_section("front");
     let front = front.map(|at| build_front(&at));
     let traffic = traffic::build(root, files, &names);
@@ -159,10 +167,12 @@ fn build(root: &Section<'_>, files: Files<'_>) -> Option<(Config, Option<Policy>
         group: group?,
         first_active: first_active?,
         sites: sites?,
+        observers: observers?,
         front: front.map_or(Some(None), |front| front.map(Some))?,
         traffic: traffic?,
     };
     if let Some(policy) = &controller.rules {
+        check_quorum(&controller_section, config.observers.len(), policy);
         check_against_policy(root, &config, policy);
     }
     Some((config, controller.rules))
@@ -217,51 +227,40 @@ fn read_policy(at: &Section<'_>, path: &Path) -> Option<Policy> {
             return None;
         }
     };
-    let quorum = policy.detect.quorum;
-    if quorum > VANTAGE_POINTS_LEFT {
-        at.problem("policy", format!(
-            "`detect.quorum` of the policy is {quorum}, but when a site is lost only {VANTAGE_POINTS_LEFT} vantage points are left (the controller and the other site's agent): set it to {VANTAGE_POINTS_LEFT}"
+    Some(policy)
+}
+
+fn build_observers(root: &Section<'_>, sites: &[String]) -> Option<BTreeSet<ObserverName>> {
+    let mut observers = BTreeSet::new();
+    let mut complete = true;
+    for at in root.each("observers") {
+        let Some(name) = at.parsed::<ObserverName>("name", "paris") else {
+            complete = false;
+            continue;
+        };
+        if sites.iter().any(|site| site == name.as_str()) {
+            at.problem("name", format!(
+                "`observers[].name` is `{name}`, which is a site: give the observer a name of its own"
+            ));
+        }
+        if observers.contains(&name) {
+            at.problem("name", format!("two observers are named `{name}`"));
+        }
+        observers.insert(name);
+    }
+    if observers.len() > MOST_OBSERVERS {
+        root.problem("observers", format!(
+            "`[[observers]]` has {}: at most {MOST_OBSERVERS} are of use, for the largest quorum",
+            observers.len()
         ));
     }
-    Some(policy)
+    complete.then_some(observers)
 }
 
 fn build_orders(at: &Section<'_>, files: Files<'_>) -> Option<PathBuf> {
     files.path(at, "key", at.text("key", "orders.key"), |path| {
         SigningKey::from_file(path).map(drop)
     })
-}
-
-/// The sites, and the names that tables about them must use.
-fn build_sites(
-    root: &Section<'_>,
-    files: Files<'_>,
-) -> (Vec<String>, Option<BTreeMap<SiteName, Site>>) {
-    let tables = root.named("sites");
-    let names: Vec<String> = tables.iter().map(|(name, _)| name.clone()).collect();
-    if root.has("sites") && tables.len() != 2 {
-        root.problem("sites", format!(
-            "`[sites]` has {}: a group has exactly two, `[sites.aws]` and `[sites.gcp]`, say; further sites belong to a group of their own",
-            tables.len()
-        ));
-    }
-    let built: Vec<_> = tables
-        .iter()
-        .map(|(name, at)| site_name(name, at).zip(build_site(at, files)))
-        .collect();
-    // All are built before the first missing one ends this, so that all mistakes are found.
-    let sites: Option<BTreeMap<_, _>> = built.into_iter().collect();
-    if let Some(sites) = &sites {
-        for (name, at) in &tables {
-            check_is_apart(name, at, sites);
-        }
-    }
-    (names, sites)
-}
-
-fn site_name(name: &str, at: &Section<'_>) -> Option<SiteName> {
-    let parsed = name.parse::<SiteName>();
-    parsed.map_err(|why| at.mistake(why.to_string())).ok()
 }
 
 fn build_site(at: &Section<'_>, files: Files<'_>) -> Option<Site> {
@@ -275,31 +274,12 @@ fn build_site(at: &Section<'_>, files: Files<'_>) -> Option<Site> {
     })
 }
 
-/// One thing taken for two would make one failure look like two, or one health like two.
-fn check_is_apart(name: &str, at: &Section<'_>, sites: &BTreeMap<SiteName, Site>) {
-    let Some(own) = sites.iter().find(|(site, _)| site.as_str() == name) else {
-        return;
-    };
-    for (other, site) in sites.iter().filter(|(site, _)| *site > own.0) {
-        for (key, same) in [
-            ("agent", site.agent == own.1.agent),
-            ("api", site.api == own.1.api),
-            (
-                "database",
-                site.database.conninfo == own.1.database.conninfo,
-            ),
-        ] {
-            if same {
-                at.problem(
-                    key,
-                    format!(
-                        "`{}` is the same as that of `{other}`: each site has its own",
-                        at.path_of(key)
-                    ),
-                );
-            }
-        }
-    }
+fn places(site: &Site) -> Vec<(&'static str, String)> {
+    vec![
+        ("agent", site.agent.to_string()),
+        ("api", site.api.to_string()),
+        ("database", site.database.conninfo.clone()),
+    ]
 }
 
 fn build_front(at: &Section<'_>) -> Option<Front> {
@@ -313,6 +293,17 @@ fn build_front(at: &Section<'_>) -> Option<Front> {
         write_url: write_url.map(|url| url.0),
         name_server: name_server.map(|socket| socket.0),
     })
+}
+
+/// A quorum that could never be met would stop automation for good.
+fn check_quorum(at: &Section<'_>, observers: usize, policy: &Policy) {
+    let left = VANTAGE_POINTS_LEFT.saturating_add(observers);
+    let quorum = policy.detect.quorum;
+    if usize::try_from(quorum).is_ok_and(|quorum| quorum > left) {
+        at.problem("policy", format!(
+            "`detect.quorum` of the policy is {quorum}, but when a site is lost only {left} vantage points are left (the controller, the other site's agent and {observers} of `[[observers]]`): set it to {left} at most, or name further observers"
+        ));
+    }
 }
 
 fn check_against_policy(root: &Section<'_>, config: &Config, policy: &Policy) {

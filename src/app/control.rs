@@ -22,7 +22,8 @@ use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, Lsn, WallTime};
 use crate::ports::Clock;
 use crate::wire::{
-    HoldAsk, PlanStatus, PromoteAnswer, PromoteAsk, ReleaseAsk, Report, ReportAnswer, Status,
+    HoldAsk, ObserverAnswer, ObserverReport, PlanStatus, PromoteAnswer, PromoteAsk, ReleaseAsk,
+    Report, ReportAnswer, Status,
 };
 
 /// How many inputs may wait: 16 targets from 4 vantage points, 4 rounds of them.
@@ -43,6 +44,11 @@ pub enum Input {
     Anchors(u32, u32),
     /// An agent reported, and waits for the answer.
     Reported(Box<Report>, oneshot::Sender<ReportAnswer>),
+    /// An extra observer reported, and waits for the answer.
+    ObserverReported(
+        Box<ObserverReport>,
+        oneshot::Sender<Result<ObserverAnswer, String>>,
+    ),
     /// A person asks for a site to become active.
     Promote(
         String,
@@ -182,6 +188,9 @@ impl Control {
                 }
                 let group = self.journal.state();
                 drop(answer.send(self.brain.report(*report, &group, now)));
+            }
+            Input::ObserverReported(report, answer) => {
+                drop(answer.send(self.brain.observed(*report, now)));
             }
             Input::Promote(operator, ask, answer) => {
                 let done = self.promote(&operator, &ask).await?;

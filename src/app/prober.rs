@@ -1,8 +1,7 @@
 //! Looks at targets, each at its own pace, so that one that hangs delays no other. Used by the
-//! controller and by the agents.
+//! controller, the agents and the observers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -10,15 +9,7 @@ use tokio::task::JoinSet;
 use crate::engine::observation::Observation;
 use crate::engine::topology::{Target, Vantage};
 use crate::ports::{Clock, Probe};
-
-/// How often to look, and how long one look may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rhythm {
-    /// From the beginning of one look to the beginning of the next.
-    pub every: Duration,
-    /// The longest one look may take.
-    pub within: Duration,
-}
+use crate::wire::Rhythm;
 
 /// Looks at all targets for ever, and sends what was seen; ends when nobody listens.
 pub async fn look_for_ever(

@@ -18,7 +18,7 @@ use super::control::{Control, Handle, Input};
 use super::executor::{CrashDrill, World};
 use super::journal::{Journal, Stamp};
 use super::leadership::Leadership;
-use super::prober::{Rhythm, look_for_ever};
+use super::prober::look_for_ever;
 use crate::adapters::agents::SignedOrders;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::files::FileLog;
@@ -33,8 +33,9 @@ use crate::adapters::tls::{
 };
 use crate::engine::chain::{Digest, canonical};
 use crate::engine::policy::Policy;
-use crate::engine::topology::{Target, TargetKind, Vantage};
+use crate::engine::topology::{Target, Vantage};
 use crate::ports::{Clock, FrontDoor, Probe, Traffic};
+use crate::wire::Rhythm;
 
 /// How many observations and rejected connections may wait to be taken in.
 const WAITING: usize = 256;
@@ -98,19 +99,17 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         policy.clone(),
         &journal.state(),
         clock.now(),
-    );
+    )
+    .observed_by(config.observers.iter().cloned());
     let (handle, inputs) = Handle::new();
-    let policy_name = config
-        .policy
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned());
+    let policy_name = config.policy.file_name();
     let (control, status) = Control::new(
         brain,
         journal.clone(),
         Arc::clone(&clock),
         Arc::new(world),
         (handle.clone(), inputs),
-        policy_name.unwrap_or_default(),
+        policy_name.map_or(String::new(), |name| name.to_string_lossy().into_owned()),
     );
 
     let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
@@ -129,12 +128,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     journal.note("started", boot).await?;
     tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
 
-    let targets = topology.sites().into_iter().flat_map(|site| {
-        [TargetKind::Api, TargetKind::Database].map(|kind| Target {
-            site: site.clone(),
-            kind,
-        })
-    });
+    let targets = topology.sites().into_iter().flat_map(Target::looked_at);
     let (seen, observations) = mpsc::channel(WAITING);
     let rhythm = Rhythm {
         every: policy.detect.probe_every,
@@ -162,6 +156,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     ));
 
     let (stop, stopping) = watch::channel(false);
+    let (rejected, rejected_observers) = mpsc::channel(WAITING);
     let api = Api {
         control: handle,
         journal: journal.clone(),
@@ -169,6 +164,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         group: topology.group.clone(),
         log: config.log.clone(),
         clock: Arc::clone(&clock),
+        rejected,
     };
     if let Some(address) = config.listen_plain {
         let listener = TcpListener::bind(address)
@@ -187,7 +183,12 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         serve(listener, router, stopping).await;
         ("API", Ok(()))
     });
-    tasks.spawn(note_rejections(rejections, journal.clone()));
+    for (code, rejections) in [
+        ("connection-rejected", rejections),
+        ("observer-rejected", rejected_observers),
+    ] {
+        tasks.spawn(note_rejections(code, rejections, journal.clone()));
+    }
     tracing::info!(listen = %config.listen, group = %topology.group, "controller runs");
 
     let ended = until_stopped(&mut tasks).await;
@@ -397,9 +398,10 @@ pub(crate) async fn watch_anchors(
     }
 }
 
-/// Puts rejected connections into the log: at most one in ten seconds, with how many there were,
+/// Puts rejected connections, or observers, into the log: at most one in ten seconds, with how many there were,
 /// so that nobody fills the log by knocking.
 async fn note_rejections(
+    code: &'static str,
     mut rejections: mpsc::Receiver<RejectedPeer>,
     journal: Journal,
 ) -> (&'static str, anyhow::Result<()>) {
@@ -417,7 +419,7 @@ async fn note_rejections(
             rejected.error, rejected.address
         );
         unsaid = 0;
-        if let Err(error) = journal.note("connection-rejected", text).await {
+        if let Err(error) = journal.note(code, text).await {
             return ("rejections", Err(error.into()));
         }
     }

@@ -1,4 +1,4 @@
-//! The verbs that stay: controller, agent, guard.
+//! The verbs that stay: controller, agent, observer, guard.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +33,18 @@ pub struct RunArgs {
 pub struct AgentArgs {
     /// The agent's configuration
     #[arg(long, value_name = "FILE", default_value = "/etc/failover/agent.toml")]
+    config: PathBuf,
+}
+
+/// `failover observer`.
+#[derive(Debug, Args)]
+pub struct ObserverArgs {
+    /// The observer's configuration
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/failover/observer.toml"
+    )]
     config: PathBuf,
 }
 
@@ -94,6 +106,13 @@ pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
 pub fn agent(args: &AgentArgs) -> anyhow::Result<Exit> {
     log_to_stderr();
     runtime()?.block_on(crate::agent::run::run(&args.config))?;
+    Ok(Exit::Done)
+}
+
+/// Runs an extra observer.
+pub fn observer(args: &ObserverArgs) -> anyhow::Result<Exit> {
+    log_to_stderr();
+    runtime()?.block_on(crate::observer::run::run(&args.config))?;
     Ok(Exit::Done)
 }
 

@@ -15,7 +15,7 @@ use crate::adapters::keys::SigningKey;
 use crate::adapters::tls::Identity;
 use crate::config::schema::schema;
 use crate::engine::policy::Policy;
-use crate::engine::topology::{GroupName, SiteName};
+use crate::engine::topology::{GroupName, ObserverName, SiteName};
 use crate::ports::Clock;
 
 /// `failover certificates`.
@@ -30,6 +30,9 @@ pub struct CertificatesArgs {
     /// A site whose agent needs a certificate
     #[arg(long = "site", value_name = "SITE")]
     sites: Vec<SiteName>,
+    /// An extra observer that needs a certificate
+    #[arg(long = "observer", value_name = "NAME")]
+    observers: Vec<ObserverName>,
     /// An operator who needs a certificate
     #[arg(long = "operator", value_name = "NAME")]
     operators: Vec<String>,
@@ -60,6 +63,10 @@ pub fn certificates(args: &CertificatesArgs, output: &Output) -> anyhow::Result<
         group: args.group.clone(),
         site: site.clone(),
     }));
+    identities.extend(args.observers.iter().map(|name| Identity::Observer {
+        group: args.group.clone(),
+        name: name.clone(),
+    }));
     identities.extend(args.operators.iter().cloned().map(Identity::Operator));
     for identity in identities {
         let files = authority.issue(&identity, now, args.lasting)?;
@@ -77,7 +84,7 @@ pub fn certificates(args: &CertificatesArgs, output: &Output) -> anyhow::Result<
         key.verifying_key().to_file(&public)?;
         output.text(format!("{} {}", public.display(), orders.display()));
     }
-    output.say("hand out: to each agent its own two files, `ca.pem` and `orders.pub`; to the controller its own, `ca.pem` and `orders.key`; keep `ca.key` offline");
+    output.say("hand out: to each agent its own two files, `ca.pem` and `orders.pub`; to each observer its own and `ca.pem`; to the controller its own, `ca.pem` and `orders.key`; keep `ca.key` offline");
     Ok(Exit::Done)
 }
 
@@ -108,6 +115,8 @@ pub enum SchemaOf {
     Controller,
     /// `agent.toml`
     Agent,
+    /// `observer.toml`
+    Observer,
     /// A policy
     Policy,
 }
@@ -131,6 +140,7 @@ pub fn generate(verb: &GenerateVerb, output: &Output) -> anyhow::Result<Exit> {
             let (title, keys) = match of {
                 SchemaOf::Controller => ("failover.toml", crate::app::config::Config::keys()),
                 SchemaOf::Agent => ("agent.toml", crate::agent::config::Config::keys()),
+                SchemaOf::Observer => ("observer.toml", crate::observer::config::Config::keys()),
                 SchemaOf::Policy => ("policy", Policy::keys()),
             };
             output.json(&schema(title, &keys))?;

@@ -103,6 +103,7 @@ fn write(text: &mut String, status: &Status, output: &Output) -> std::fmt::Resul
     )?;
     writeln!(text)?;
     write_sites(text, status, output)?;
+    write_observers(text, status, output)?;
     write_replication(text, status, output)?;
     if let Some(plan) = &status.plan {
         writeln!(text)?;
@@ -198,6 +199,17 @@ fn write_sites(text: &mut String, status: &Status, output: &Output) -> std::fmt:
                 "  lease     last report {} ago, other agent answered {peer}{fenced}{severed}",
                 rough(agent.age)
             )?;
+        }
+    }
+    Ok(())
+}
+
+fn write_observers(text: &mut String, status: &Status, output: &Output) -> std::fmt::Result {
+    for (name, facts) in &status.situation.observers {
+        let title = output.paint(Mood::Strong, format!("observer {name}:"));
+        match facts.age {
+            Some(age) => writeln!(text, "{title} last report {} ago", rough(age))?,
+            None => writeln!(text, "{title} never reported")?,
         }
     }
     Ok(())

@@ -206,6 +206,7 @@ fn trigger(situation: &Situation, policy: &Policy) -> Trigger {
                 own_isolation(situation)
                     .into_iter()
                     .chain([reason])
+                    .chain(gate::observer_silent(situation, policy))
                     .collect(),
             )
         }
@@ -335,6 +336,7 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
             reasons.push(reason.at(active).since(health.since).because(why));
         }
     }
+    reasons.extend(gate::observer_silent(situation, policy));
     if reasons.is_empty() {
         let since = site.and_then(|site| Some(site.health.get(&TargetKind::Database)?.since));
         let reason = Reason::word(Code::Healthy, State::Healthy, State::Healthy).at(active);
@@ -543,6 +545,86 @@ mod tests {
                 "{name}: replays from its record"
             );
         }
+    }
+
+    #[test]
+    fn the_table_with_an_observer() {
+        use Code::*;
+        /// Name, situation, quorum, whether the gate is open, verdict, codes.
+        type Row<'c> = (
+            &'static str,
+            Situation,
+            u32,
+            Option<bool>,
+            Verdict,
+            &'c [Code],
+        );
+        const AGAINST: VoteKind = VoteKind::Against;
+        const FOR: VoteKind = VoteKind::For;
+        let observer = || Vantage::Observer("paris".parse().unwrap());
+        let seen = |situation: Situation, by: &[Vantage], kind| {
+            let votes = by.iter().cloned();
+            votes.fold(situation, |all, from| all.vote(from, kind))
+        };
+        let both = [Vantage::Controller, Vantage::Agent(gcp())];
+        let all = [both[0].clone(), both[1].clone(), observer()];
+        let with_own = [both[0].clone(), both[1].clone(), Vantage::Agent(aws())];
+        let lost = || healthy().active_lost();
+        let suspect = || healthy().state(aws(), TargetKind::Database, State::Suspect, seconds(60));
+        let there = |situation: Situation| situation.observed("paris", seconds(0));
+        let silent = |situation: Situation| situation.observed("paris", seconds(60));
+        #[rustfmt::skip]
+        let table: Vec<Row<'_>> = vec![
+            ("all three see it fail", seen(there(lost()), &all, AGAINST), 3, Some(true), fail_over(), &[ActiveSiteFailed]),
+            ("two of three see it fail, the observer is silent",
+                seen(silent(suspect()), &both, AGAINST), 3, Some(false), Verdict::Hold, &[QuorumMissing, ObserverSilent]),
+            ("two of three see it fail, the observer is there",
+                seen(there(suspect()), &both, AGAINST), 3, Some(false), Verdict::Hold, &[QuorumMissing]),
+            ("two see it fail, which suffices, and the observer is silent",
+                seen(silent(lost()), &both, AGAINST), 2, Some(true), fail_over(), &[ActiveSiteFailed]),
+            ("the agent at the failing site sees it too, and the observer is silent",
+                seen(silent(lost()), &with_own, AGAINST), 3, Some(true), fail_over(), &[ActiveSiteFailed]),
+            ("all is well, and all are there", seen(there(healthy()), &all, FOR), 3, Some(true), Verdict::Hold, &[Healthy]),
+            ("all is well, the observer is silent, two suffice",
+                seen(silent(healthy()), &both, FOR), 2, Some(true), Verdict::Hold, &[ObserverSilent]),
+            ("all is well, the observer is silent, and two do not suffice",
+                seen(silent(healthy()), &both, FOR), 3, Some(false), Verdict::Hold, &[ObserverSilent]),
+            ("the active site's own agent would be lost with it, and counts for nothing",
+                seen(silent(healthy()), &with_own, FOR), 3, Some(false), Verdict::Hold, &[ObserverSilent]),
+            ("the agent's word counts while a restart is tried",
+                seen(silent(database_dead(healthy(), seconds(3))), &both, FOR), 3, Some(true), Verdict::Prepare, &[ActiveDatabaseDown]),
+            ("the agent's word needs no observer",
+                seen(silent(database_dead(healthy(), seconds(21))), &both, FOR), 3, Some(true), fail_over(), &[ActiveDatabaseDown]),
+            ("nor does a person", seen(silent(healthy()).asked(gcp()), &both, FOR), 3, None, fail_over(), &[OperatorRequest]),
+            ("no observer is known", healthy(), 2, None, Verdict::Hold, &[Healthy]),
+        ];
+        for (name, situation, quorum, ready, verdict, codes) in table {
+            let mut policy = policy();
+            policy.detect.quorum = quorum;
+            let decision = decide(&situation, &policy);
+            let found: Vec<Code> = decision.reasons.iter().map(|reason| reason.code).collect();
+            assert_eq!(
+                (&decision.verdict, found.as_slice()),
+                (&verdict, codes),
+                "{name}: {decision:#?}"
+            );
+            let mut gates = decision.gates.iter();
+            let gate = gates.find(|gate| gate.reason.code == ObserverSilent);
+            assert_eq!(gate.map(|gate| gate.open), ready, "{name}: {gate:?}");
+            let recorded = serde_json::to_string(&situation).unwrap();
+            let replayed: Situation = serde_json::from_str(&recorded).unwrap();
+            assert_eq!(decide(&replayed, &policy), decision, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_record_from_before_there_were_observers_still_replays() {
+        let recorded = serde_json::to_value(healthy()).unwrap();
+        assert!(recorded.get("observers").is_none());
+        assert_eq!(
+            serde_json::from_value::<Situation>(recorded).unwrap(),
+            healthy()
+        );
     }
 
     #[test]

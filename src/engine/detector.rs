@@ -279,6 +279,7 @@ mod tests {
 
     const CONTROLLER: &str = "controller";
     const PEER: &str = "agent:gcp";
+    const OBSERVER: &str = "observer:paris";
 
     struct Bench(Detector);
 
@@ -296,8 +297,13 @@ mod tests {
         }
 
         fn at(&mut self, second: u64) -> State {
+            self.at_quorum(2, second)
+        }
+
+        fn at_quorum(&mut self, quorum: u32, second: u64) -> State {
+            let policy = Detect { quorum, ..policy() };
             self.0
-                .health(&target(), MonoTime(Duration::from_secs(second)), &policy())
+                .health(&target(), MonoTime(Duration::from_secs(second)), &policy)
                 .state
         }
     }
@@ -342,6 +348,35 @@ mod tests {
         assert_eq!(bench.at(100), State::Suspect);
         bench.see(PEER, 90..=100, &good());
         assert_eq!(bench.at(100), State::Unknown, "contradictory");
+    }
+
+    #[test]
+    fn a_quorum_of_three_needs_the_observer() {
+        let mut bench = bench();
+        bench.see(CONTROLLER, 0..=25, &bad());
+        bench.see(PEER, 0..=25, &bad());
+        assert_eq!(bench.at_quorum(3, 25), State::Suspect);
+        bench.see(OBSERVER, 15..=25, &bad());
+        assert_eq!(bench.at_quorum(3, 24), State::Suspect);
+        assert_eq!(bench.at_quorum(3, 25), State::Failed);
+    }
+
+    #[test]
+    fn a_quorum_of_two_needs_no_observer_and_heeds_one() {
+        let mut lost = bench();
+        lost.see(OBSERVER, 0..=2, &good());
+        lost.see(CONTROLLER, 4..=14, &bad());
+        lost.see(PEER, 4..=14, &bad());
+        assert_eq!(
+            lost.at(14),
+            State::Failed,
+            "the observer fell silent before"
+        );
+        let mut there = bench();
+        there.see(OBSERVER, 0..=14, &good());
+        there.see(CONTROLLER, 4..=14, &bad());
+        there.see(PEER, 4..=14, &bad());
+        assert_eq!(there.at(14), State::Unknown, "it sees the target well");
     }
 
     #[test]

@@ -3,16 +3,18 @@
 //!
 //! At the end of the file stands the one guard that every traffic write passes (invariant 9).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::detector::State;
+use super::detector::{State, VoteKind};
+use super::document::human;
 use super::observation::{DatabaseFacts, ReplayPause};
 use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
 use super::reason::{Code, Reason};
 use super::situation::{AgentFacts, LocalDatabase, Situation};
-use super::topology::{Answer, Role, SiteName, TargetKind, Topology};
+use super::topology::{Answer, Role, SiteName, TargetKind, Topology, Vantage};
 use super::units::Bytes;
 
 /// One condition, checked.
@@ -37,6 +39,7 @@ pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     if situation.request.is_none() {
         gates.extend(automation_gates(situation, policy));
         gates.push(replication_veto(situation, policy));
+        gates.extend(witness_gate(situation, policy));
     }
     gates.push(no_open_plan(situation));
     gates.extend(standby_gates(situation, policy));
@@ -122,6 +125,66 @@ fn replication_veto(situation: &Situation, policy: &Policy) -> Gate {
         beside_the_point || quiet >= wanted,
         reason.at(&situation.passive),
     )
+}
+
+/// Whether enough vantage points report for a quorum to agree, should the active site die now.
+/// Only where there are extra observers: without them the passive site's agent is the one that
+/// may be missing, and has a gate of its own.
+fn witness_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
+    if situation.observers.is_empty() {
+        return None;
+    }
+    // The agent's word needs no quorum.
+    let beside_the_point = database_down_for(situation, policy).is_some();
+    let witnesses = witnesses(situation, policy);
+    let quorum = usize::try_from(policy.detect.quorum).unwrap_or(usize::MAX);
+    let reason = Reason::vantages(Code::ObserverSilent, witnesses, policy.detect.quorum);
+    let reason = match silent_observers(situation, policy) {
+        Some(silent) => reason.because(silent),
+        None => reason,
+    };
+    Some(gate(beside_the_point || witnesses >= quorum, reason))
+}
+
+/// How many vantage points speak against the active site, or could. Its own agent could not: it
+/// is lost with the site, so it only counts while it does speak against something there.
+fn witnesses(situation: &Situation, policy: &Policy) -> usize {
+    let own = Vantage::Agent(situation.active.clone());
+    let health = situation
+        .active_site()
+        .into_iter()
+        .flat_map(|site| site.health.values());
+    let fresh = health
+        .flat_map(|health| &health.votes)
+        .filter(|vote| vote.age <= policy.detect.stale_after)
+        .filter(|vote| vote.vantage != own || vote.kind == VoteKind::Against);
+    let from: BTreeSet<&Vantage> = fresh.map(|vote| &vote.vantage).collect();
+    from.len()
+}
+
+/// The reason for whoever reads why a quorum is missing, or that all else is well: some observer
+/// gives no report.
+pub fn observer_silent(situation: &Situation, policy: &Policy) -> Option<Reason> {
+    let silent = silent_observers(situation, policy)?;
+    let witnesses = witnesses(situation, policy);
+    let reason = Reason::vantages(Code::ObserverSilent, witnesses, policy.detect.quorum);
+    Some(reason.because(silent))
+}
+
+/// The observers without a fresh report, for people.
+fn silent_observers(situation: &Situation, policy: &Policy) -> Option<String> {
+    let limit = policy.detect.stale_after;
+    let silent = situation
+        .observers
+        .iter()
+        .filter(|(_, facts)| facts.is_silent(limit));
+    let named: Vec<String> = silent
+        .map(|(name, facts)| match facts.age {
+            Some(age) => format!("`{name}` silent for {}", human(age)),
+            None => format!("`{name}` never reported"),
+        })
+        .collect();
+    (!named.is_empty()).then(|| named.join(", "))
 }
 
 /// Whether the active site's service failed while its database is well.

@@ -43,6 +43,7 @@ codes! {
     OperatorRequest = "operator-request": "A person asked for it.",
     NotSustained = "not-sustained": "The active site is failing, but not yet for as long as the policy asks.",
     QuorumMissing = "quorum-missing": "Too few vantage points see the failure.",
+    ObserverSilent = "observer-silent": "An extra observer gives no fresh report.",
     EvidenceMissing = "evidence-missing": "There is no fresh evidence about the active site, for or against.",
     ProbeNotAuthorised = "probe-not-authorised": "We are not let in, which says nothing about the target.",
     ObserverSideFault = "observer-side-fault": "The active site is out of reach from here, yet others see it work: the fault is on our side.",

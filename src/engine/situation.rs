@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::detector::{Health, State};
 use super::observation::{DatabaseFacts, PositionHistory};
 use super::synchrony::{RpoWindow, SyncFacts};
-use super::topology::{GroupName, SiteName, TargetKind};
+use super::topology::{GroupName, ObserverName, SiteName, TargetKind};
 use super::units::{Bytes, Epoch, Lsn, MonoTime, WallTime, millis};
 
 /// What is known at one moment.
@@ -31,6 +31,9 @@ pub struct Situation {
     pub plan: Option<OpenPlan>,
     /// Each site.
     pub sites: BTreeMap<SiteName, SiteFacts>,
+    /// Each extra observer that the controller was told of.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub observers: BTreeMap<ObserverName, ObserverFacts>,
     /// What is known of the way from the active database to the standby.
     pub replication: Replication,
     /// Whether the active site may acknowledge what its standby does not have.
@@ -169,6 +172,21 @@ pub enum LocalDatabase {
         /// Why, as far as is known.
         why: String,
     },
+}
+
+/// What is known of an extra observer. What it saw stands among the votes of each target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObserverFacts {
+    /// How old its newest report is; `None`: this controller never had one.
+    #[serde(rename = "age_ms", with = "millis::option")]
+    pub age: Option<Duration>,
+}
+
+impl ObserverFacts {
+    /// Whether it gave no report within `limit`.
+    pub fn is_silent(&self, limit: Duration) -> bool {
+        self.age.is_none_or(|age| age > limit)
+    }
 }
 
 /// What is known of the way from the active database to the standby.
@@ -354,6 +372,7 @@ pub(crate) mod samples {
             automation: AutomationState::default(),
             plan: None,
             sites: [(aws(), site(Role::Primary)), (gcp(), site(Role::Standby))].into(),
+            observers: BTreeMap::new(),
             replication: Replication {
                 primary: Some(Aged {
                     age: seconds(1),
@@ -435,6 +454,14 @@ pub(crate) mod samples {
                     since: seconds(60),
                     age: seconds(0),
                 });
+            })
+        }
+
+        /// An extra observer that reported so long ago.
+        pub(crate) fn observed(self, name: &str, age: Duration) -> Self {
+            self.change(|all| {
+                let facts = ObserverFacts { age: Some(age) };
+                all.observers.insert(name.parse().unwrap(), facts);
             })
         }
 

@@ -72,6 +72,10 @@ name!(
     GroupName, "the name of a group", "shop"
 );
 name!(
+    /// The name of an extra observer. No site of its group has the same.
+    ObserverName, "the name of an observer", "paris"
+);
+name!(
     /// The name of a traffic target: something that decides which site users reach.
     TargetName, "the name of a traffic target", "dns"
 );
@@ -165,6 +169,16 @@ pub struct Target {
     pub kind: TargetKind,
 }
 
+impl Target {
+    /// What is looked at from outside at a site. An agent reports by itself.
+    pub fn looked_at(site: &SiteName) -> [Target; 2] {
+        [TargetKind::Api, TargetKind::Database].map(|kind| Target {
+            site: site.clone(),
+            kind,
+        })
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.kind, self.site)
@@ -179,7 +193,7 @@ pub enum Vantage {
     /// The agent at a site.
     Agent(SiteName),
     /// An extra process that only looks.
-    Observer(SiteName),
+    Observer(ObserverName),
 }
 
 impl fmt::Display for Vantage {

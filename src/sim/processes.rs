@@ -22,13 +22,14 @@ use crate::app::control::{Control, Handle};
 use crate::app::executor::World as Outside;
 use crate::app::journal::{Journal, Stamp};
 use crate::app::leadership;
-use crate::app::prober::{Rhythm, look_for_ever};
+use crate::app::prober::look_for_ever;
 use crate::app::run::{forward, watch_anchors};
 use crate::engine::chain::{Chain, Digest};
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{
     AgentLinks, AgentStore, Agents, Clock, LeaseStore, LocalDatabase, LogStore, Probe, Traffic,
 };
+use crate::wire::{Rhythm, unsent::Unsent};
 
 /// Replaces ports by others: how a test plants a mistake and sees it found.
 pub trait Plant: Send + Sync + fmt::Debug {
@@ -83,7 +84,7 @@ const WAITING: usize = 256;
 pub struct Process {
     /// Its life.
     pub life: Arc<Life>,
-    tasks: Tasks,
+    pub(super) tasks: Tasks,
 }
 
 impl Process {
@@ -176,7 +177,7 @@ pub async fn start_agent(
     });
     let asking = Arc::clone(&reporter);
     tasks.spawn(async move {
-        reporter.report(observations).await;
+        reporter.report(Unsent::new(observations)).await;
         ("reports", Ok(()))
     });
     tasks.spawn(async move {
@@ -251,7 +252,8 @@ pub async fn start_controller(
         policy.clone(),
         &journal.state(),
         clock.now(),
-    );
+    )
+    .observed_by(world.observer.clone());
     let (handle, inputs) = Handle::new();
     let (control, _status) = Control::new(
         brain,
@@ -265,12 +267,7 @@ pub async fn start_controller(
     tasks.spawn(async { ("lead", Err(keeping.run().await.into())) });
     tasks.spawn(async { ("decision log", writer.run().await.map_err(Into::into)) });
     tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
-    let targets = topology.sites().into_iter().flat_map(|site| {
-        [TargetKind::Api, TargetKind::Database].map(|kind| Target {
-            site: site.clone(),
-            kind,
-        })
-    });
+    let targets = topology.sites().into_iter().flat_map(Target::looked_at);
     let (seen, observations) = mpsc::channel(WAITING);
     let rhythm = Rhythm {
         every: policy.detect.probe_every,

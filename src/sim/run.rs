@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::checks::{Invariant, Violation};
 use super::faults::{self, Kill};
+use super::observer;
 use super::processes::{Honest, Plant, RESTART, start_agent, start_controller};
 use super::world::{Clocks, Node, World};
 use crate::engine::policy::Policy;
@@ -115,7 +116,19 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
         drift_ppm: setup.drift_ppm.unwrap_or(drift),
         wall_ms: 200,
     };
-    let world = World::new(setup.seed, setup.policy.clone(), topology, clocks);
+    let mut policy = setup.policy.clone();
+    let observed = observer::of_seed(setup.seed);
+    let observer = observed.map(|(name, quorum)| {
+        // A lost observer may then keep a lost site from being replaced, which is no mistake.
+        if setup.course == Course::Faults {
+            policy.detect.quorum = quorum;
+        }
+        name
+    });
+    let world = World::new(setup.seed, policy, topology, clocks, observer.clone());
+    if let Some(name) = observer {
+        tokio::spawn(observer::keep(Arc::clone(&world), name));
+    }
     let (lead, lead_killed) = mpsc::unbounded_channel();
     let (other, other_killed) = mpsc::unbounded_channel();
     let (first, first_killed) = mpsc::unbounded_channel();

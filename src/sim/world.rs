@@ -16,7 +16,7 @@ use super::network::Door;
 use crate::agent::keeper::News;
 use crate::app::control::Handle;
 use crate::engine::policy::Policy;
-use crate::engine::topology::{Answer, Role, SiteName, Topology};
+use crate::engine::topology::{Answer, ObserverName, Role, SiteName, Topology};
 use crate::engine::units::{Epoch, MonoTime, WallTime, as_millis};
 use crate::ports::{AgentMemory, Clock};
 
@@ -316,6 +316,8 @@ pub struct World {
     pub policy: Policy,
     /// The group.
     pub topology: Topology,
+    /// The extra observer that the controller believes.
+    pub observer: Option<ObserverName>,
 }
 
 /// How far clocks are apart.
@@ -329,7 +331,13 @@ pub struct Clocks {
 
 impl World {
     /// A healthy pair.
-    pub fn new(seed: u64, policy: Policy, topology: Topology, clocks: Clocks) -> Arc<Self> {
+    pub fn new(
+        seed: u64,
+        policy: Policy,
+        topology: Topology,
+        clocks: Clocks,
+        observer: Option<ObserverName>,
+    ) -> Arc<Self> {
         let mut chance = Chance::new(seed);
         let mut links = [[Link {
             up: true,
@@ -378,6 +386,7 @@ impl World {
             changed: Notify::new(),
             policy,
             topology,
+            observer,
         })
     }
 

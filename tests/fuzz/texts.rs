@@ -11,7 +11,9 @@ use failover::engine::saga::GroupState;
 use failover::engine::situation::Situation;
 use failover::engine::topology::{SiteName, Topology, Vantage};
 use failover::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
-use failover::wire::{HoldAsk, Order, PeerQuestion, PromoteAsk, Report, ReportAnswer, Status};
+use failover::wire::{
+    HoldAsk, ObserverReport, Order, PeerQuestion, PromoteAsk, Report, ReportAnswer, Status,
+};
 
 use super::fuzz;
 
@@ -27,7 +29,7 @@ fn topology() -> Topology {
     }
 }
 
-/// The TOML blocks of the guide: whole configurations of both processes.
+/// The TOML blocks of the guide: whole configurations of all processes.
 fn configurations() -> Vec<Vec<u8>> {
     let blocks = GUIDE.split("```toml\n").skip(1);
     let found: Vec<Vec<u8>> = blocks
@@ -52,14 +54,16 @@ fn policies() {
 }
 
 #[test]
-fn configurations_of_the_controller_and_the_agent() {
+fn configurations_of_controller_agent_and_observer() {
     let samples = configurations();
     fuzz("configurations", &samples, |input| {
         let text = as_text(input);
         let folder = Path::new("/nowhere");
         let controller = failover::app::config::Config::parse("c.toml", &text, folder);
         let agent = failover::agent::config::Config::parse("a.toml", &text, folder);
-        for error in [controller.err(), agent.err()].into_iter().flatten() {
+        let observer = failover::observer::config::Config::parse("o.toml", &text, folder);
+        let errors = [controller.err(), agent.err(), observer.err()];
+        for error in errors.into_iter().flatten() {
             assert!(error.to_string().contains(".toml:"));
         }
     });
@@ -145,6 +149,40 @@ fn reports_of_agents() {
                 decision
             );
         }
+    });
+}
+
+const OBSERVED: &str = r#"{"group":"shop","name":"paris","observations":[{"target":{"site":"aws","kind":"database"},"began_ms":5,"ended_ms":3,"finding":{"bad":"refused"}},{"target":{"site":"gcp","kind":"api"},"began_ms":5,"ended_ms":3,"finding":{"good":"api"}}],"version":"0"}"#;
+
+#[test]
+fn reports_of_observers() {
+    let mut policy = Policy::read("p", POLICY).unwrap();
+    policy.detect.quorum = 3;
+    let group = GroupState::new(&topology());
+    let brain = Brain::new(topology(), policy.clone(), &group, MonoTime::default());
+    let mut brain = brain.observed_by(["paris".parse().unwrap()]);
+    assert!(serde_json::from_str::<ObserverReport>(OBSERVED).is_ok());
+    let mut now = MonoTime::default();
+    fuzz("observed", &[OBSERVED.into()], |input| {
+        let Ok(report) = serde_json::from_slice::<ObserverReport>(input) else {
+            return;
+        };
+        now = now.plus(std::time::Duration::from_millis(100));
+        drop(brain.observed(report, now));
+        let situation = brain.situation(&group, false, None, now, WallTime(0));
+        // One vantage point alone never moves anything, whatever it says.
+        let decision = failover::engine::decision::decide(&situation, &policy);
+        assert_eq!(
+            decision.verdict,
+            failover::engine::decision::Verdict::Hold,
+            "{decision:?}"
+        );
+        let recorded = serde_json::to_vec(&situation).unwrap();
+        let replayed: Situation = serde_json::from_slice(&recorded).unwrap();
+        assert_eq!(
+            failover::engine::decision::decide(&replayed, &policy),
+            decision
+        );
     });
 }
 

@@ -63,6 +63,7 @@ fn belongs(part: &str) -> &'static str {
         }
         "app" => "what only the controller does belongs to `app/`",
         "agent" => "what only the process at a site does belongs to `agent/`",
+        "observer" => "what only an extra observer does belongs to `observer/`",
         "config" => {
             "what reads files of settings belongs to `config.rs` and the `config.rs` of each process"
         }
@@ -105,22 +106,23 @@ fn may_know(part: &str) -> &'static [&'static str] {
         "ports" | "wire" => &["engine"],
         "adapters" => &["engine", "ports", "wire"],
         "config" => &["engine", "ports", "wire", "adapters"],
-        "app" | "agent" => &["engine", "ports", "wire", "config", "adapters"],
-        "sim" => &["engine", "ports", "wire", "app", "agent"],
+        "app" | "agent" | "observer" => &["engine", "ports", "wire", "config", "adapters"],
+        "sim" => &["engine", "ports", "wire", "app", "agent", "observer"],
         "lab" => &[
             "engine", "ports", "wire", "config", "adapters", "app", "agent",
         ],
         "cli" | "main" | "lib" => &[
-            "engine", "ports", "wire", "config", "adapters", "app", "agent", "lab", "sim", "cli",
+            "engine", "ports", "wire", "config", "adapters", "app", "agent", "observer", "lab",
+            "sim", "cli",
         ],
         // The engine, and whatever is new.
         _ => &[],
     }
 }
 
-/// The files of `app` and `agent` that may name adapters: the composition roots, and what stands at
+/// The files of `app`, `agent` and `observer` that may name adapters: the composition roots, and what stands at
 /// the border of the process. Everything else gets ports.
-const ROOTS: [(&str, &str); 10] = [
+const ROOTS: [(&str, &str); 12] = [
     ("app/run.rs", "makes the adapters and hands them in"),
     (
         "app/config.rs",
@@ -149,14 +151,24 @@ const ROOTS: [(&str, &str); 10] = [
         "the port `Workloads` over commands and a page",
     ),
     ("agent/store.rs", "the port `AgentStore` over a file"),
+    ("observer/run.rs", "makes the adapters and hands them in"),
+    (
+        "observer/config.rs",
+        "reads keys and certificates while it checks the file",
+    ),
 ];
 
 /// What one part knows of another although the picture has no such line.
-const EXCEPTIONS: [(&str, &str, &str); 3] = [
+const EXCEPTIONS: [(&str, &str, &str); 4] = [
     (
         "agent/run.rs",
         "app",
         "probes and the wait for a signal are the same in both processes",
+    ),
+    (
+        "observer/run.rs",
+        "app",
+        "probes and the wait for a signal are the same here too",
     ),
     (
         "ports.rs",
@@ -328,12 +340,12 @@ const LONG_FILES: &[(&str, usize)] = &[
 /// list.
 const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("agent/run.rs run", 146),
-    ("app/api.rs metrics", 78),
+    ("app/api.rs metrics", 75),
     ("app/run.rs run", 155),
     ("cli/simulate.rs run", 83),
     ("lab/layout.rs create", 72),
     ("sim/processes.rs start_agent", 75),
-    ("sim/processes.rs start_controller", 94),
+    ("sim/processes.rs start_controller", 90),
 ];
 
 /// The functions of a file and how many lines each has, signature and braces included. rustfmt

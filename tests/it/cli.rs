@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use failover::adapters::tls::{TlsFiles, TlsMaterial};
 use failover::app::brain::Brain;
 use failover::cli::exit::Exit;
 use failover::cli::output::Output as Printer;
@@ -60,6 +61,30 @@ fn verbs(command: &clap::Command, words: &[String], found: &mut Vec<Vec<String>>
         let words = [words, &[verb.get_name().to_owned()]].concat();
         verbs(verb, &words, found);
     }
+}
+
+#[test]
+fn an_observer_gets_a_certificate_and_no_key_for_orders_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let issue = |who: &[&str]| {
+        let place = ["certificates", "--group", "shop", "--dir"];
+        let arguments = [&place[..], &[keys.to_str().unwrap()], who].concat();
+        let (code, out, err) = ran(&arguments);
+        assert_eq!(code, 0, "{err}");
+        out
+    };
+    issue(&["--site", "aws"]);
+    // Added later, by the same authority.
+    let out = issue(&["--observer", "paris"]);
+    assert_eq!(out.lines().count(), 1, "{out}");
+    let files = TlsFiles {
+        ca: keys.join("ca.pem"),
+        certificate: keys.join("paris.observer.shop.pem"),
+        key: keys.join("paris.observer.shop.key"),
+    };
+    let identity = TlsMaterial::load(&files).unwrap().identity().to_string();
+    assert_eq!(identity, "paris.observer.shop.failover.internal");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use failover::config::schema::schema;
 use failover::engine::document::{Key, Kind, human};
 use failover::engine::policy::Policy;
-use failover::{agent, app};
+use failover::{agent, app, observer};
 
 mod refused;
 
@@ -14,13 +14,17 @@ const GUIDE: &str = include_str!("../../docs/configuration.md");
 const STANDARD: &str = include_str!("../../policies/standard.toml");
 
 /// Each file, the heading of its part of the guide, and the keys that its reader asks for.
-fn files() -> [(&'static str, Vec<Key>); 3] {
+fn files() -> [(&'static str, Vec<Key>); 4] {
     [
         (
             "## The controller: `failover.toml`",
             app::config::Config::keys(),
         ),
         ("## The agent: `agent.toml`", agent::config::Config::keys()),
+        (
+            "## The observer: `observer.toml`",
+            observer::config::Config::keys(),
+        ),
         ("## The policy", Policy::keys()),
     ]
 }
@@ -98,6 +102,17 @@ fn the_examples_of_the_guide_can_be_read() {
     assert_eq!(of_controller.agent.to_string(), aws.listen.to_string());
     assert_eq!(aws.controller.to_string(), controller.listen.to_string());
     assert_eq!(aws.group, controller.group);
+
+    // Not through the controller's own network, so the addresses are others.
+    let paris = observer::config::Config::parse("observer.toml", example("observer.toml"), folder)
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(paris.group, controller.group);
+    assert!(paris.sites.keys().eq(controller.sites.keys()));
+    let (before, after) = example("failover.toml").split_once("[[traffic]]").unwrap();
+    let named = format!("{before}{}[[traffic]]{after}", example("[[observers]]"));
+    let named = app::config::Config::parse("failover.toml", &named, folder)
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    assert!(named.observers.contains(&paris.name));
 }
 
 #[test]

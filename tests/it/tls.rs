@@ -12,11 +12,17 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, response::IntoResponse};
 use failover::adapters::certificates::{Authority, CertificateError};
+use failover::adapters::clock::SystemClock;
+use failover::adapters::keys::{Signed, SigningKey, VerifyingKey};
 use failover::adapters::tls::{
     CallError, Identity, Peer, PeerClient, PeerIdentity, RejectedPeer, TlsError, TlsFiles,
     TlsListener, TlsMaterial, install_provider, serve,
 };
-use failover::engine::units::WallTime;
+use failover::agent;
+use failover::agent::keeper::{News, Shown};
+use failover::engine::situation::{AgentFacts, LocalDatabase};
+use failover::engine::units::{Epoch, MonoTime, WallTime};
+use failover::wire::{ORDER_CONTEXT, ORDER_PATH, Order, PEER_PATH, PeerQuestion, RELAY_PATH, What};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -66,12 +72,16 @@ struct Server {
 
 impl Server {
     async fn start(material: &TlsMaterial) -> Self {
+        Self::serving(material, router()).await
+    }
+
+    async fn serving(material: &TlsMaterial, router: Router) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (report, rejected) = mpsc::channel(256);
         let (stop, stopped) = watch::channel(false);
         let listener = TlsListener::new(listener, material, Some(report)).unwrap();
-        let task = tokio::spawn(serve(listener, router(), stopped));
+        let task = tokio::spawn(serve(listener, router, stopped));
         Self {
             address,
             rejected,
@@ -169,6 +179,85 @@ async fn a_handler_sees_a_wrong_role_and_denies() {
     let controller = house.material(CONTROLLER);
     let client = server.client(&controller, AGENT);
     assert_eq!(client.post("/order", &(), SOON).await, Ok(true));
+}
+
+/// The API of the agent at `aws`, and what reaches its keeper.
+fn agent_api(house: &House, material: &TlsMaterial) -> (Router, mpsc::Receiver<News>) {
+    let key = house.dir.path().join("orders.pub");
+    let signing = SigningKey::generate().unwrap();
+    signing.verifying_key().to_file(&key).unwrap();
+    let peer = Peer {
+        identity: "gcp.agent.shop.failover.internal".parse().unwrap(),
+        address: "127.0.0.1:1".parse().unwrap(),
+    };
+    let (news, keeper) = mpsc::channel(8);
+    let facts = AgentFacts {
+        database: LocalDatabase::Up,
+        fenced: None,
+        severed: None,
+        guarded: true,
+        peer: None,
+        synchrony: None,
+    };
+    let shown = Shown {
+        epoch: Epoch(1),
+        asks: true,
+        right: None,
+        primary: true,
+        facts,
+        at: MonoTime::default(),
+    };
+    let api = agent::api::Api {
+        group: "shop".parse().unwrap(),
+        peer_site: "gcp".parse().unwrap(),
+        peer: PeerClient::new(material, peer).unwrap(),
+        controller: VerifyingKey::from_file(&key).unwrap(),
+        news,
+        shown: watch::channel(shown).1,
+        clock: Arc::new(SystemClock),
+    };
+    (agent::api::router(api), keeper)
+}
+
+#[tokio::test]
+async fn an_agent_takes_nothing_from_an_observer() {
+    let house = House::new();
+    let material = house.material(AGENT);
+    let (router, mut keeper) = agent_api(&house, &material);
+    let server = Server::serving(&material, router).await;
+    let observer = house.material("paris.observer.shop.failover.internal");
+    let client = server.client(&observer, AGENT);
+    let order = Order {
+        plan: 3,
+        group: "shop".parse().unwrap(),
+        site: "aws".parse().unwrap(),
+        epoch: Epoch(2),
+        expires: WallTime(u64::MAX),
+        check_only: false,
+        what: What::Fence,
+    };
+    // Signed by somebody, even.
+    let key = SigningKey::generate().unwrap();
+    let order = Signed::sign(order, &key, ORDER_CONTEXT).unwrap();
+    let question = PeerQuestion {
+        site: "gcp".parse().unwrap(),
+        epoch: Epoch(1),
+    };
+    let order = serde_json::to_value(&order).unwrap();
+    let question = serde_json::to_value(&question).unwrap();
+    for (path, body, what) in [
+        (ORDER_PATH, &order, "give orders"),
+        (RELAY_PATH, &order, "have orders relayed"),
+        (PEER_PATH, &question, "ask as the other agent"),
+    ] {
+        let answer = client.post::<_, serde_json::Value>(path, body, SOON).await;
+        let denied = CallError::Denied {
+            status: 403,
+            text: format!("`paris.observer.shop.failover.internal` may not {what}"),
+        };
+        assert_eq!(answer, Err(denied));
+    }
+    assert!(keeper.try_recv().is_err(), "nothing reached the keeper");
 }
 
 #[tokio::test]
@@ -309,13 +398,18 @@ async fn a_server_with_another_agents_certificate_is_refused() {
 }
 
 #[tokio::test]
-async fn an_operators_certificate_does_not_make_a_server() {
+async fn a_certificate_of_an_operator_or_an_observer_does_not_make_a_server() {
     let house = House::new();
-    let person = "alice.operator.failover.internal";
-    let server = Server::start(&house.material(person)).await;
-    let client = server.client(&house.material(CONTROLLER), person);
-    let error = client.get::<Identity>("/who", SOON).await.unwrap_err();
-    assert!(matches!(error, CallError::Tls(_)), "{error:?}");
+    let controller = house.material(CONTROLLER);
+    for name in [
+        "alice.operator.failover.internal",
+        "paris.observer.shop.failover.internal",
+    ] {
+        let server = Server::start(&house.material(name)).await;
+        let client = server.client(&controller, name);
+        let error = client.get::<Identity>("/who", SOON).await.unwrap_err();
+        assert!(matches!(error, CallError::Tls(_)), "{error:?}");
+    }
 }
 
 #[tokio::test]

@@ -26,18 +26,18 @@ use crate::pair::{Pair, Server, place, site};
 use crate::stage::{FAST, entries, until};
 
 const DAY: Duration = Duration::from_secs(86_400);
-const CALL: Duration = Duration::from_secs(5);
+pub(crate) const CALL: Duration = Duration::from_secs(5);
 
 /// Everything that a controller needs, in a folder.
-struct House {
+pub(crate) struct House {
     dir: tempfile::TempDir,
     authority: Authority,
-    listen: SocketAddr,
-    databases: [SocketAddr; 2],
+    pub(crate) listen: SocketAddr,
+    pub(crate) databases: [SocketAddr; 2],
 }
 
 /// A running controller, killed with the test.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -46,15 +46,15 @@ impl Drop for Running {
     }
 }
 
-fn socket() -> SocketAddr {
+pub(crate) fn socket() -> SocketAddr {
     place().into()
 }
 
-fn address(server: &Server) -> SocketAddr {
+pub(crate) fn address(server: &Server) -> SocketAddr {
     (server.instance.listen, server.instance.port).into()
 }
 
-fn agent(name: &str) -> Identity {
+pub(crate) fn agent(name: &str) -> Identity {
     Identity::Agent {
         group: "shop".parse().unwrap(),
         site: site(name),
@@ -63,11 +63,11 @@ fn agent(name: &str) -> Identity {
 
 impl House {
     /// With databases where nobody is.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with([socket(), socket()], "watch")
     }
 
-    fn with(databases: [SocketAddr; 2], password: &str) -> Self {
+    pub(crate) fn with(databases: [SocketAddr; 2], password: &str) -> Self {
         failover::adapters::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create(dir.path(), SystemClock.wall(), DAY).unwrap();
@@ -90,7 +90,7 @@ impl House {
         house
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -98,7 +98,7 @@ impl House {
         self.file("decision.log")
     }
 
-    fn issue(&self, identity: &Identity) -> TlsFiles {
+    pub(crate) fn issue(&self, identity: &Identity) -> TlsFiles {
         self.authority
             .issue(identity, SystemClock.wall(), DAY)
             .unwrap()
@@ -141,7 +141,7 @@ impl House {
     }
 
     /// Starts the controller, and waits until it shows its status.
-    async fn start(&self) -> Running {
+    pub(crate) async fn start(&self) -> Running {
         let log = File::create(self.file("said")).unwrap();
         let child = self.command("failover.toml").stderr(log).spawn().unwrap();
         let mut running = Running(child);
@@ -163,7 +163,7 @@ impl House {
         said
     }
 
-    fn client(&self, files: &TlsFiles) -> PeerClient {
+    pub(crate) fn client(&self, files: &TlsFiles) -> PeerClient {
         let peer = Peer {
             identity: Identity::Controller,
             address: self.listen.into(),
@@ -171,7 +171,7 @@ impl House {
         PeerClient::new(&TlsMaterial::load(files).unwrap(), peer).unwrap()
     }
 
-    fn operator(&self) -> PeerClient {
+    pub(crate) fn operator(&self) -> PeerClient {
         let name = Identity::Operator("alice".to_owned());
         let files = self.file(&format!("{}.pem", name.short()));
         let files = if files.exists() {
@@ -186,7 +186,7 @@ impl House {
         self.client(&files)
     }
 
-    fn notes(&self, wanted: &str) -> Vec<String> {
+    pub(crate) fn notes(&self, wanted: &str) -> Vec<String> {
         let notes = entries(&self.log()).into_iter().filter_map(|entry| {
             let Body::Note { code, text } = entry.body else {
                 return None;
@@ -197,7 +197,7 @@ impl House {
     }
 
     /// Waits until the controller shows something.
-    async fn until(&self, what: &str, so: impl Fn(&Status) -> bool) -> Status {
+    pub(crate) async fn until(&self, what: &str, so: impl Fn(&Status) -> bool) -> Status {
         let operator = self.operator();
         let mut found = None;
         until(what, async || {
@@ -209,7 +209,7 @@ impl House {
     }
 }
 
-fn report(name: &str) -> Report {
+pub(crate) fn report(name: &str) -> Report {
     Report {
         group: "shop".parse().unwrap(),
         site: site(name),

@@ -19,4 +19,5 @@ mod crash;
 mod drill;
 mod standing;
 mod bad_input;
+mod observers;
 mod partitions;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use failover::engine::policy::Policy;
 use failover::sim::checks::Invariant;
+use failover::sim::observer::of_seed;
 use failover::sim::run::{Course, Report, Setup, run};
 
 mod planted;
@@ -94,6 +95,20 @@ fn a_lost_site_is_replaced_within_the_worst_case_of_the_policy() {
         let report = check(&setup);
         assert!(report.writable.is_some(), "seed {seed}");
     }
+}
+
+#[test]
+fn a_share_of_the_seeds_has_an_observer_that_sees_the_site_lost() {
+    let mut voted = 0;
+    for seed in 0..10 {
+        let mut setup = Setup::new(seed, minutes(2), policy());
+        setup.course = Course::SiteLost;
+        let log = String::from_utf8(check(&setup).log.concat()).unwrap();
+        let named = log.contains(r#""observers":{"paris":"#);
+        assert_eq!(named, of_seed(seed).is_some(), "seed {seed}");
+        voted += usize::from(log.contains("observer:paris"));
+    }
+    assert!((1..10).contains(&voted), "{voted} of 10");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::engine::topology::{GroupName, SiteName};
+use crate::engine::topology::{GroupName, ObserverName, SiteName};
 use crate::engine::units::serde_as_text;
 
 /// The domain of all our identities. `.internal` is reserved for private use, so that no public
@@ -24,6 +24,13 @@ pub enum Identity {
         /// The site where it runs.
         site: SiteName,
     },
+    /// `<name>.observer.<group>.failover.internal`.
+    Observer {
+        /// The group that it watches.
+        group: GroupName,
+        /// Its name.
+        name: ObserverName,
+    },
     /// `<person>.operator.failover.internal`.
     Operator(String),
     /// Another name under `failover.internal`, in full. May do nothing unless a handler says so.
@@ -40,8 +47,8 @@ pub enum IdentityError {
     #[error("no name under `failover.internal`")]
     NoName,
     /// More than one of the certificate's names is ours, so that it could act as either.
-    #[error("more than one name under `failover.internal`: `{0}` and `{1}`")]
-    Ambiguous(Identity, Identity),
+    #[error("more than one name under `failover.internal`: `{}` and `{}`", .0.0, .0.1)]
+    Ambiguous(Box<(Identity, Identity)>),
     /// It is not a certificate.
     #[error("not a certificate: {0}")]
     Malformed(String),
@@ -59,7 +66,7 @@ impl Identity {
         let first = ours.next().ok_or(IdentityError::NoName)??;
         match ours.next() {
             None => Ok(first),
-            Some(second) => Err(IdentityError::Ambiguous(first, second?)),
+            Some(second) => Err(IdentityError::Ambiguous(Box::new((first, second?)))),
         }
     }
 
@@ -68,6 +75,7 @@ impl Identity {
         match self {
             Identity::Controller => "controller".to_owned(),
             Identity::Agent { group, site } => format!("{site}.agent.{group}"),
+            Identity::Observer { group, name } => format!("{name}.observer.{group}"),
             Identity::Operator(person) => format!("{person}.operator"),
             Identity::Other(short) => short.clone(),
         }
@@ -99,6 +107,10 @@ impl FromStr for Identity {
                 (Ok(site), Ok(group)) => Identity::Agent { group, site },
                 (Err(_), _) | (_, Err(_)) => return Err(foreign()),
             },
+            [name, "observer", group] => match (name.parse(), group.parse()) {
+                (Ok(name), Ok(group)) => Identity::Observer { group, name },
+                (Err(_), _) | (_, Err(_)) => return Err(foreign()),
+            },
             _ => Identity::Other(short.to_owned()),
         };
         Ok(identity)
@@ -126,7 +138,7 @@ mod tests {
             "controller.failover.internal",
             "aws.agent.shop.failover.internal",
             "alice.operator.failover.internal",
-            "paris.observer.failover.internal",
+            "paris.observer.shop.failover.internal",
         ] {
             let identity: Identity = text.parse().unwrap();
             assert_eq!(identity.to_string(), text);
@@ -149,6 +161,7 @@ mod tests {
             "*.agent.shop.failover.internal",
             "1aws.agent.shop.failover.internal",
             "aws.agent..failover.internal",
+            "1paris.observer.shop.failover.internal",
             "-a.operator.failover.internal",
         ] {
             assert!(text.parse::<Identity>().is_err(), "{text}");

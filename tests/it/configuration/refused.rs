@@ -11,7 +11,7 @@ use failover::adapters::keys::SigningKey;
 use failover::adapters::tls::Identity;
 use failover::engine::policy::Policy;
 use failover::engine::units::WallTime;
-use failover::{agent, app};
+use failover::{agent, app, observer};
 
 use super::{STANDARD, example};
 
@@ -74,6 +74,31 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
             "user=failover",
             "user=failover sslmode=verify-full",
             "`database_ca` turns TLS on",
+        ),
+        (
+            "[[traffic]]",
+            "[[observers]]\nname = \"gcp\"\n\n[[traffic]]",
+            "`observers[].name` is `gcp`, which is a site",
+        ),
+        (
+            "[[traffic]]",
+            "[[observers]]\nname = \"paris\"\n[[observers]]\nname = \"paris\"\n\n[[traffic]]",
+            "two observers are named `paris`",
+        ),
+        (
+            "[[traffic]]",
+            "[[observers]]\nname = \"Paris\"\n\n[[traffic]]",
+            "`Paris` is not the name of an observer",
+        ),
+        (
+            "[[traffic]]",
+            "[[observers]]\nsite = \"paris\"\n\n[[traffic]]",
+            "`observers[].name` is missing",
+        ),
+        (
+            "[[traffic]]",
+            "[[observers]]\nname = \"a\"\n[[observers]]\nname = \"b\"\n[[observers]]\nname = \"c\"\n[[observers]]\nname = \"d\"\n[[observers]]\nname = \"e\"\n[[observers]]\nname = \"f\"\n[[observers]]\nname = \"g\"\n\n[[traffic]]",
+            "`[[observers]]` has 7: at most 6 are of use",
         ),
         (
             "kind = \"rfc2136\"",
@@ -194,6 +219,58 @@ fn a_broken_agent_file_is_refused_in_plain_words() {
     }
 }
 
+#[test]
+fn a_broken_observer_file_is_refused_in_plain_words() {
+    let text = example("observer.toml");
+    for (from, to, said) in [
+        (
+            "name = \"paris\"",
+            "name = \"aws\"",
+            "`observer.name` is `aws`, which is a site",
+        ),
+        (
+            "name = \"paris\"",
+            "site = \"paris\"",
+            "`observer.name` is missing",
+        ),
+        (
+            "[sites.gcp]",
+            "[sites.GCP]",
+            "`GCP` is not the name of a site",
+        ),
+        (
+            "203.0.113.20:8080",
+            "198.51.100.20:8080",
+            "`sites.aws.api` is the same as that of `gcp`",
+        ),
+        (
+            "[sites.gcp]",
+            "[places.gcp]",
+            "`[sites]` has 1: a group has exactly two",
+        ),
+        (
+            "user=failover",
+            "user=failover password=hunter2",
+            "`sites.aws.database`: the connection string holds a password",
+        ),
+        (
+            "[observer]",
+            "[orders]\nkey = \"orders.key\"\n[observer]",
+            "`orders` is not a key here",
+        ),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let changed = text.replacen(from, to, 1);
+        let read = observer::config::Config::parse("observer.toml", &changed, Path::new("/"));
+        let answer = match read {
+            Ok(_) => "accepted".to_owned(),
+            Err(problems) => problems.to_string(),
+        };
+        assert!(answer.contains(said), "{to}: {answer}");
+        assert!(!answer.contains("hunter2"), "{answer}");
+    }
+}
+
 /// A folder with all that the examples name, and the examples changed so that they name it.
 struct Machine {
     dir: tempfile::TempDir,
@@ -207,7 +284,8 @@ impl Machine {
         let now = WallTime(1_767_225_600_000);
         let authority = Authority::create(dir.path(), now, year).unwrap();
         let aws = "aws.agent.shop.failover.internal".parse().unwrap();
-        for identity in [Identity::Controller, aws] {
+        let paris = "paris.observer.shop.failover.internal".parse().unwrap();
+        for identity in [Identity::Controller, aws, paris] {
             authority.issue(&identity, now, year).unwrap();
         }
         let key = SigningKey::generate().unwrap();
@@ -256,6 +334,13 @@ impl Machine {
         }
     }
 
+    fn observer(&self, changes: &[(&str, &str)]) -> String {
+        match observer::config::Config::read(&self.write("observer.toml", changes)) {
+            Ok(_) => "accepted".to_owned(),
+            Err(problems) => problems.to_string(),
+        }
+    }
+
     fn agent(&self, changes: &[(&str, &str)]) -> String {
         match agent::config::Config::read(&self.write("agent.toml", changes)) {
             Ok(_) => "accepted".to_owned(),
@@ -278,6 +363,43 @@ fn a_machine_that_has_all_files_starts() {
     let config = agent::config::Config::read(&path).unwrap_or_else(|problems| panic!("{problems}"));
     config.peer.database.connect().unwrap();
     assert!(config.tls.key.is_absolute());
+    assert_eq!(machine.observer(&[]), "accepted");
+}
+
+#[test]
+fn an_observer_with_the_certificate_of_an_agent_does_not_start() {
+    let machine = Machine::new();
+    let agents = [
+        ("paris.observer.shop.pem", "aws.agent.shop.pem"),
+        ("paris.observer.shop.key", "aws.agent.shop.key"),
+    ];
+    let answer = machine.observer(&agents);
+    assert!(
+        answer.contains("`tls.certificate` is for `aws.agent.shop.failover.internal`, but this process is `paris.observer.shop.failover.internal`"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_quorum_is_met_by_controller_other_agent_and_observers_or_refused_with_the_numbers() {
+    let machine = Machine::new();
+    let one = "[[observers]]\nname = \"paris\"\n[[traffic]]";
+    let two = "[[observers]]\nname = \"paris\"\n[[observers]]\nname = \"rome\"\n[[traffic]]";
+    for (quorum, observers, said) in [
+        ("2", "[[traffic]]", "accepted"),
+        ("3", one, "accepted"),
+        ("4", two, "accepted"),
+        (
+            "4",
+            one,
+            "`detect.quorum` of the policy is 4, but when a site is lost only 3 vantage points are left (the controller, the other site's agent and 1 of `[[observers]]`): set it to 3 at most, or name further observers",
+        ),
+    ] {
+        let policy = STANDARD.replace("quorum = 2", &format!("quorum = {quorum}"));
+        fs::write(machine.at("standard.toml"), policy).unwrap();
+        let answer = machine.controller(&[("[[traffic]]", observers)]);
+        assert!(answer.contains(said), "{quorum}: {answer}");
+    }
 }
 
 #[test]

@@ -1,0 +1,98 @@
+//! The composition root of the observer.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::config::Config;
+use super::reporter::{Reporter, UNTIL_TOLD};
+use crate::adapters::clock::SystemClock;
+use crate::adapters::http::HttpProber;
+use crate::adapters::site_probe::{SiteAddress, SiteProbe};
+use crate::adapters::tls::{Identity, Peer, PeerClient, TlsMaterial};
+use crate::app::prober::look_for_ever;
+use crate::app::run::{roots, until_stopped};
+use crate::engine::topology::{Target, Vantage};
+use crate::ports::{Clock, EffectError, ObserverLink};
+use crate::wire::unsent::Unsent;
+use crate::wire::{OBSERVED_PATH, ObserverAnswer, ObserverReport};
+
+/// How many observations may wait to be reported.
+const WAITING: usize = 256;
+
+/// The way to the controller.
+#[derive(Debug)]
+struct TlsLink(PeerClient);
+
+#[async_trait]
+impl ObserverLink for TlsLink {
+    async fn report(
+        &self,
+        report: &ObserverReport,
+        within: Duration,
+    ) -> Result<ObserverAnswer, EffectError> {
+        Ok(self.0.post(OBSERVED_PATH, report, within).await?)
+    }
+}
+
+/// Runs the observer until it is told to stop, or something it needs ends.
+pub async fn run(path: &Path) -> anyhow::Result<()> {
+    let config = Config::read(path)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let material = TlsMaterial::load(&config.tls)?;
+    let peer = Peer {
+        identity: Identity::Controller,
+        address: config.controller.clone(),
+    };
+    let link = TlsLink(PeerClient::new(&material, peer)?);
+
+    let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    let (rhythm, told) = watch::channel(UNTIL_TOLD);
+    let (seen, observations) = mpsc::channel(WAITING);
+    let looking = look_for_ever(
+        Arc::new(make_probe(&config, &clock)?),
+        config.sites.keys().flat_map(Target::looked_at).collect(),
+        Vantage::Observer(config.name.clone()),
+        Arc::clone(&clock),
+        told,
+        seen,
+    );
+    tasks.spawn(async {
+        looking.await;
+        ("probes", Ok(()))
+    });
+    let reporter = Reporter {
+        group: config.group,
+        name: config.name.clone(),
+        link: Arc::new(link),
+        clock,
+        rhythm,
+    };
+    tasks.spawn(async move {
+        reporter.report(Unsent::new(observations)).await;
+        ("reports", Ok(()))
+    });
+    tracing::info!(name = %config.name, controller = %config.controller, "observer runs");
+    until_stopped(&mut tasks).await
+}
+
+fn make_probe(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<SiteProbe> {
+    let mut sites = std::collections::BTreeMap::new();
+    for (name, site) in &config.sites {
+        let address = SiteAddress {
+            api: site.api.clone(),
+            database: site.database.connect()?,
+        };
+        sites.insert(name.clone(), address);
+    }
+    Ok(SiteProbe {
+        vantage: Vantage::Observer(config.name.clone()),
+        http: HttpProber::new(&roots(config.probe_ca.as_deref()), Arc::clone(clock))?,
+        sites,
+        anchors: Vec::new(),
+    })
+}

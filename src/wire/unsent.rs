@@ -1,0 +1,133 @@
+//! Observations on their way out of an agent or an observer: of each target the newest, kept until
+//! it has arrived. A controller that was away is told what is, not what was.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::mpsc;
+
+use super::SentObservation;
+use crate::engine::observation::{Finding, Observation};
+use crate::engine::topology::Target;
+use crate::engine::units::MonoTime;
+
+/// What was seen and not yet sent.
+#[derive(Debug)]
+pub struct Unsent {
+    seen: mpsc::Receiver<Observation>,
+    newest: BTreeMap<Target, Observation>,
+    /// Whether what was sent last of a target was good.
+    sent: BTreeMap<Target, bool>,
+}
+
+impl Unsent {
+    /// Nothing yet. `seen` is where observations come from.
+    pub fn new(seen: mpsc::Receiver<Observation>) -> Self {
+        Self {
+            seen,
+            newest: BTreeMap::new(),
+            sent: BTreeMap::new(),
+        }
+    }
+
+    /// The newest of each target, as it leaves the process at `now`.
+    pub fn pack(&mut self, now: MonoTime) -> Vec<SentObservation> {
+        while let Ok(observation) = self.seen.try_recv() {
+            self.take(observation);
+        }
+        let newest = self.newest.values();
+        newest
+            .map(|each| SentObservation::pack(each, now))
+            .collect()
+    }
+
+    /// What was packed last has arrived. What has not is sent with the next report.
+    pub fn arrived(&mut self) {
+        let told = std::mem::take(&mut self.newest).into_iter();
+        self.sent
+            .extend(told.map(|(target, each)| (target, is_good(&each))));
+    }
+
+    /// Takes observations in until one says something else than the last that was sent about its
+    /// target: one that just failed or came back is worth a report of its own. Never returns once
+    /// nobody looks any more.
+    pub async fn change(&mut self) {
+        while let Some(observation) = self.seen.recv().await {
+            if self.take(observation) {
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
+    }
+
+    /// Whether it is news.
+    fn take(&mut self, observation: Observation) -> bool {
+        let target = observation.target.clone();
+        let changed = self.sent.get(&target) != Some(&is_good(&observation));
+        self.newest.insert(target, observation);
+        changed
+    }
+}
+
+fn is_good(observation: &Observation) -> bool {
+    matches!(observation.finding, Finding::Good(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::observation::{Facts, ProbeFailure};
+    use crate::engine::topology::{TargetKind, Vantage};
+
+    fn moment(seconds: u64) -> MonoTime {
+        MonoTime(Duration::from_secs(seconds))
+    }
+
+    fn saw(kind: TargetKind, second: u64, finding: Finding) -> Observation {
+        let site = "aws".parse().unwrap();
+        Observation {
+            target: Target { site, kind },
+            vantage: Vantage::Controller,
+            began: moment(second),
+            ended: moment(second),
+            finding,
+        }
+    }
+
+    fn good() -> Finding {
+        Finding::Good(Facts::Api)
+    }
+
+    #[test]
+    fn the_newest_of_each_target_is_sent_until_it_has_arrived() {
+        let (seen, observations) = mpsc::channel(8);
+        let mut unsent = Unsent::new(observations);
+        seen.try_send(saw(TargetKind::Api, 1, good())).unwrap();
+        seen.try_send(saw(TargetKind::Api, 2, good())).unwrap();
+        seen.try_send(saw(TargetKind::Database, 1, good())).unwrap();
+        let ages = |sent: Vec<SentObservation>| -> Vec<u64> {
+            sent.iter().map(|each| each.began.as_secs()).collect()
+        };
+        assert_eq!(ages(unsent.pack(moment(3))), [1, 2]);
+        assert_eq!(ages(unsent.pack(moment(4))), [2, 3], "it did not arrive");
+        unsent.arrived();
+        assert!(unsent.pack(moment(5)).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_differs_from_what_was_sent_is_news() {
+        let (seen, observations) = mpsc::channel(8);
+        let mut unsent = Unsent::new(observations);
+        seen.try_send(saw(TargetKind::Api, 1, good())).unwrap();
+        unsent.change().await;
+        unsent.arrived();
+        seen.try_send(saw(TargetKind::Api, 2, good())).unwrap();
+        let bad = Finding::Bad(ProbeFailure::Refused);
+        seen.try_send(saw(TargetKind::Api, 3, bad.clone())).unwrap();
+        unsent.change().await;
+        let sent = unsent.pack(moment(3));
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].finding, bad, "the good look was no news");
+    }
+}
