@@ -18,3 +18,5 @@ pub mod controller_ports;
 pub mod processes;
 pub mod faults;
 pub mod run;
+pub mod seeds;
+pub mod failure;

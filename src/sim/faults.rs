@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::machine::Written;
-use super::world::{Node, State, World};
+use super::world::{Life, Node, State, World};
 use crate::app::control::{Handle, Input};
 use crate::engine::topology::Role;
 use crate::engine::units::Bytes;
@@ -40,6 +40,8 @@ pub enum Fault {
     Power,
     /// The controller is killed.
     Controller,
+    /// The controller stands still.
+    ControllerFrozen,
     /// Messages are lost and repeated.
     Lossy,
     /// The log's disk is full.
@@ -55,7 +57,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    const OFTEN: [Fault; 20] = [
+    const OFTEN: [Fault; 22] = [
         Fault::Links,
         Fault::Links,
         Fault::Links,
@@ -68,6 +70,8 @@ impl Fault {
         Fault::Power,
         Fault::Controller,
         Fault::Controller,
+        Fault::ControllerFrozen,
+        Fault::ControllerFrozen,
         Fault::Lossy,
         Fault::DiskFull,
         Fault::Slow,
@@ -123,10 +127,17 @@ pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
         Fault::AgentKilled => kill.agents[usize::from(node == Node::Second)]
             .send(lasts)
             .unwrap_or_default(),
-        Fault::AgentFrozen => agent_frozen(&world, node, lasts).await,
+        Fault::AgentFrozen => {
+            let door = world.with(|state, _| state.agent(node).clone());
+            frozen(&world, door.map(|door| door.life), lasts).await;
+        }
         Fault::HostFrozen => host_frozen(&world, node, lasts).await,
         Fault::Power => power(&world, node, lasts).await,
         Fault::Controller => kill.controller.send(lasts).unwrap_or_default(),
+        Fault::ControllerFrozen => {
+            let door = world.with(|state, _| state.controller.clone());
+            frozen(&world, door.map(|door| door.life), lasts).await;
+        }
         Fault::Lossy => {
             world.with(|state, _| state.lossy = state.chance.pick(&[2, 10, 30]).unwrap_or(2));
             tokio::time::sleep(lasts).await;
@@ -215,13 +226,12 @@ pub async fn isolation(world: &World, lasts: Duration) {
     mend(world, cut, lasts).await;
 }
 
-async fn agent_frozen(world: &World, node: Node, lasts: Duration) {
-    let Some(door) = world.with(|state, _| state.agent(node).clone()) else {
-        return;
-    };
-    door.life.freeze(true);
+/// A process stands still for a while, wherever it is, and goes on.
+async fn frozen(world: &World, life: Option<Arc<Life>>, lasts: Duration) {
+    let Some(life) = life else { return };
+    life.freeze(true);
     tokio::time::sleep(lasts).await;
-    door.life.freeze(false);
+    life.freeze(false);
     world.changed();
 }
 
@@ -305,9 +315,11 @@ async fn person(world: &World) {
     });
     let who = "ada".to_owned();
     let reason = "simulated".to_owned();
-    let handle: Handle = door.to;
+    let handle: Handle = door.to.clone();
     // Whether the controller lives long enough to answer is its own affair.
     let asked = async {
+        // A controller that stands still takes nothing in.
+        world.alive(&door.life).await;
         match what {
             0 => drop(
                 handle
