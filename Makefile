@@ -5,7 +5,7 @@
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: lab test partitions lint bench fuzz packages doubles
+.PHONY: lab test partitions lint bench fuzz sim packages doubles
 
 lab: packages
 	$(CARGO) build --locked
@@ -34,6 +34,14 @@ bench: packages
 FUZZ_SECONDS ?= 60
 fuzz:
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked --test fuzz -- --nocapture
+
+# Thousands of seeds of ten simulated minutes, on all cores: make sim SEEDS=20000 FROM=1000000
+SEEDS ?= 2000
+FROM ?= 1
+SIM ?=
+sim:
+	$(CARGO) build --locked --profile sim --bin failover
+	$(TARGET_DIR)/sim/failover simulate --seeds $(SEEDS) --from $(FROM) --minutes 10 $(SIM)
 
 packages:
 	./tests/install-packages

@@ -19,3 +19,5 @@ pub mod processes;
 pub mod observer;
 pub mod faults;
 pub mod run;
+pub mod seeds;
+pub mod failure;
