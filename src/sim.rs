@@ -17,6 +17,8 @@ pub mod database;
 pub mod controller_ports;
 pub mod processes;
 pub mod faults;
+pub mod partitions;
 pub mod run;
 pub mod seeds;
 pub mod failure;
+pub mod measured;

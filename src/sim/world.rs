@@ -186,6 +186,8 @@ pub struct State {
     pub controller: Option<Door<Handle>>,
     /// Whether the last logged decision was to fail over, for cause.
     pub decided: Option<bool>,
+    /// When what a course is about went wrong.
+    pub fault: Option<Truth>,
     /// What watches.
     pub checks: Checks,
 }
@@ -354,6 +356,7 @@ impl World {
             agents: [None, None],
             controller: None,
             decided: None,
+            fault: None,
             checks: Checks::new(policy.clone()),
         };
         Arc::new(Self {
