@@ -1,7 +1,6 @@
 //! A seed in which an invariant did not hold, for people: what, the last events before it, and the
 //! command that runs it again.
 
-use std::fmt::Write;
 use std::path::Path;
 
 use super::run::{Course, Report, Setup};
@@ -9,33 +8,23 @@ use super::run::{Course, Report, Setup};
 /// How many events are shown.
 const SHOWN: usize = 20;
 
-impl Course {
-    /// Its word on the command line.
-    pub fn word(self) -> &'static str {
-        match self {
-            Course::Faults => "faults",
-            Course::Calm => "calm",
-            Course::SiteLost => "site-lost",
-        }
-    }
-}
-
 /// The command that runs a seed again; `policy` is the file where it is not `policies/fast.toml`.
 pub fn again(setup: &Setup, policy: Option<&Path>) -> String {
+    let seed = setup.seed;
     let minutes = setup.lasting.as_secs() / 60;
-    let mut command = format!(
-        "failover simulate --from {} --seeds 1 --minutes {minutes}",
-        setup.seed
-    );
-    if setup.course != Course::Faults {
-        command.push_str(" --course ");
-        command.push_str(setup.course.word());
+    let simulate = format!("failover simulate --from {seed} --seeds 1 --minutes {minutes}");
+    let file = policy.map(|file| format!(" --policy '{}'", file.display()));
+    let file = file.unwrap_or_default();
+    match setup.course {
+        Course::Faults => format!("{simulate}{file} --trace"),
+        Course::Calm => format!("{simulate} --course calm{file} --trace"),
+        Course::SiteLost => format!("{simulate} --course site-lost{file} --trace"),
+        Course::Partition(_) => {
+            let fast = Path::new("policies/fast.toml").display();
+            let file = policy.map_or(fast, Path::display);
+            format!("failover policy table --policy '{file}' --from {seed} --seeds 1")
+        }
     }
-    if let Some(file) = policy {
-        write!(command, " --policy '{}'", file.display()).unwrap_or_default();
-    }
-    command.push_str(" --trace");
-    command
 }
 
 /// What did not hold first, with the events that led there; `None` where everything held.

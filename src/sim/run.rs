@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::checks::{Invariant, Violation};
+use super::checks::{Checks, Invariant, Violation};
 use super::faults::{self, Kill};
+use super::machine::Truth;
 use super::observer;
+use super::partitions::{self, Row};
 use super::processes::{Honest, Plant, RESTART, start_agent, start_controller};
 use super::world::{Clocks, Node, World};
 use crate::engine::policy::Policy;
@@ -23,6 +25,8 @@ pub enum Course {
     Calm,
     /// The active site is lost for good after a while, and nothing else goes wrong.
     SiteLost,
+    /// One row of the partition table happens, and nothing else goes wrong.
+    Partition(Row),
 }
 
 /// What to run.
@@ -77,8 +81,12 @@ pub struct Report {
     pub plans: BTreeMap<&'static str, u64>,
     /// How many promotions there were.
     pub promotions: usize,
-    /// Of a lost site: how long until the other took a write.
+    /// When what the course is about went wrong.
+    pub fault: Option<Truth>,
+    /// From then until the other site took writes.
     pub writable: Option<Duration>,
+    /// The fences of the site that was active first: when each ended, and why it began.
+    pub fences: Vec<(Truth, String)>,
 }
 
 /// Why a run could not be made.
@@ -170,13 +178,17 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
             kill.clone(),
         ))),
         Course::Calm => {}
+        Course::Partition(row) => drop(tokio::spawn(partitions::happen(Arc::clone(&world), row))),
         Course::SiteLost => {
             let world = Arc::clone(&world);
             tokio::spawn(async move {
                 let late = world.with(|state, _| state.chance.millis(0, 5_000));
                 tokio::time::sleep(LOST_AT.saturating_add(late)).await;
                 world.trace(|| "A  is lost for good".to_owned());
-                world.with(|state, now| state.machine(Node::First).lose_power(now));
+                world.with(|state, now| {
+                    state.fault = Some(now);
+                    state.machine(Node::First).lose_power(now);
+                });
                 world.changed();
             });
         }
@@ -189,9 +201,15 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
 fn conclude(setup: &Setup, world: &World) -> Report {
     world.with(|state, now| {
         let log = std::mem::take(&mut state.log);
-        let checks = &mut state.checks;
+        let (fault, checks) = (state.fault, &mut state.checks);
         checks.audit(now, &log);
-        let writable = judge(setup, checks, now);
+        let promoted = checks.promoted.first().map(|(at, ..)| *at);
+        let writable = promoted
+            .zip(fault)
+            .map(|(at, fault)| at.saturating_sub(fault));
+        judge(setup, checks, writable, now);
+        let fences = state.machine(Node::First).fences.clone();
+        let checks = &state.checks;
         Report {
             log,
             seed: setup.seed,
@@ -202,42 +220,34 @@ fn conclude(setup: &Setup, world: &World) -> Report {
             after_thaw: checks.after_thaw,
             plans: checks.plans.clone(),
             promotions: checks.promoted.len(),
+            fault,
             writable,
+            fences,
         }
     })
 }
 
 /// What must have happened by the end.
-fn judge(setup: &Setup, checks: &mut super::checks::Checks, now: Duration) -> Option<Duration> {
+fn judge(setup: &Setup, checks: &mut Checks, writable: Option<Duration>, now: Truth) {
     let opened = checks.plans.get("opened").copied().unwrap_or(0);
     match setup.course {
-        Course::Faults => None,
+        Course::Faults | Course::Partition(_) => {}
         Course::Calm => {
             if opened > 0 {
                 let what = "a healthy pair was failed over".to_owned();
                 checks.violated(Invariant::Liveness, now, what);
             }
-            None
         }
         Course::SiteLost => {
-            let lost = checks
-                .events
-                .iter()
-                .find(|(_, text)| text.contains("is lost for good"));
-            let lost = lost.map(|(at, _)| *at)?;
-            let took = checks
-                .promoted
-                .first()
-                .map(|(at, ..)| at.saturating_sub(lost));
             let worst = crate::engine::timers::timers(&setup.policy);
             let worst = worst.first().and_then(|timer| timer.worst);
             // The ways of messages are the world's, not the policy's.
             let worst = worst.map(|worst| worst.saturating_add(Duration::from_millis(500)));
-            if took.is_none() || took > worst {
-                let what = format!("writable after {took:?}, the policy's worst case is {worst:?}");
+            if writable.is_none() || writable > worst {
+                let what =
+                    format!("writable after {writable:?}, the policy's worst case is {worst:?}");
                 checks.violated(Invariant::Liveness, now, what);
             }
-            took
         }
     }
 }

@@ -188,6 +188,8 @@ pub struct State {
     pub leader: Option<(usize, Truth)>,
     /// Whether the last logged decision was to fail over, for cause.
     pub decided: Option<bool>,
+    /// When what a course is about went wrong.
+    pub fault: Option<Truth>,
     /// What watches.
     pub checks: Checks,
 }
@@ -378,6 +380,7 @@ impl World {
             controllers: [None, None],
             leader: None,
             decided: None,
+            fault: None,
             checks: Checks::new(policy.clone()),
         };
         Arc::new(Self {

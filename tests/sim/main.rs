@@ -21,6 +21,7 @@ mod counted;
 mod orders;
 mod planted;
 mod relogged;
+mod table;
 mod zero_loss;
 
 const FAST: &str = include_str!("../../policies/fast.toml");
