@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::checks::Truths;
-use super::entries::fails_over;
 use super::machine::Truth;
 use super::network::{NoAnswer, ask};
 use super::site_ports::{Place, take_order};
@@ -208,13 +207,6 @@ impl LogStore for SimLog {
 /// A line becomes durable, and is watched.
 pub fn log(state: &mut State, now: Truth, line: &[u8]) {
     state.log.push(line.to_vec());
-    let parsed = line
-        .get(65..)
-        .and_then(|json| serde_json::from_slice(json).ok());
-    let entry: Option<crate::engine::chain::Entry> = parsed;
-    if let Some(decided) = entry.as_ref().and_then(|entry| fails_over(&entry.body)) {
-        state.decided = Some(decided);
-    }
     let active = state.checks.active();
     let node = active.map_or(Node::First, |site| state.node(&site));
     let going = state.checks.going_to();
@@ -240,7 +232,9 @@ pub fn log(state: &mut State, now: Truth, line: &[u8]) {
         decided,
         moved,
     };
-    checks.logged(now, line, &truth);
+    if let Some(decided) = checks.logged(now, line, &truth) {
+        state.decided = Some(decided);
+    }
 }
 
 /// Kills the controller at a moment of a step.

@@ -23,7 +23,7 @@ use crate::app::executor::World as Outside;
 use crate::app::journal::{Journal, Stamp};
 use crate::app::prober::{Rhythm, look_for_ever};
 use crate::app::run::{forward, watch_anchors};
-use crate::engine::chain::{Chain, Digest};
+use crate::engine::chain::Digest;
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{
     AgentLinks, AgentStore, Agents, Clock, LocalDatabase, LogStore, Probe, Traffic,
@@ -202,11 +202,7 @@ pub async fn start_controller(
     let life = Arc::new(Life::default());
     let clock = clock(world, Node::Neutral, &life, plant.as_ref());
     let place = place(world, Node::Neutral, &life);
-    let lines = world.with(|state, _| state.log.clone());
-    let mut chain = Chain::default();
-    for line in &lines {
-        chain.take(line.strip_suffix(b"\n").unwrap_or(line))?;
-    }
+    let chain = world.with(|state, _| state.read_log())?;
     let topology = world.topology.clone();
     let stamp = Stamp {
         boot: "simulated".to_owned(),
