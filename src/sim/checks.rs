@@ -351,13 +351,14 @@ impl Checks {
         *known = epoch;
     }
 
-    /// A line became durable.
-    pub fn logged(&mut self, at: Truth, line: &[u8], truth: &Truths<'_>) {
+    /// A line became durable. Of a decision: whether it is to fail over, for cause.
+    pub fn logged(&mut self, at: Truth, line: &[u8], truth: &Truths<'_>) -> Option<bool> {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let entry = match self.chain.take(line) {
             Ok(entry) => entry,
             Err(broken) => {
-                return self.violated(Invariant::LogVerifies, at, broken.to_string());
+                self.violated(Invariant::LogVerifies, at, broken.to_string());
+                return None;
             }
         };
         if entry.epoch < self.epoch {
@@ -412,6 +413,7 @@ impl Checks {
             | Body::Window { .. }
             | Body::Note { .. } => {}
         }
+        entries::fails_over(&entry.body)
     }
 
     fn plan_opened(&mut self, at: Truth, entry: &Entry, asked: bool, truth: &Truths<'_>) {

@@ -33,13 +33,20 @@ pub fn told(report: &Report, again: &str) -> Option<String> {
     let events = &report.events;
     let end = events.iter().position(|event| event.contains("VIOLATION"));
     let end = end.map_or(events.len(), |end| end.saturating_add(1));
-    let last = events.iter().take(end).skip(end.saturating_sub(SHOWN));
-    let last: String = last.map(|event| format!("  {event}\n")).collect();
-    Some(format!(
-        "seed {}: {} at {:.3} s: {}\n{last}  again: {again}",
+    let mut text = format!(
+        "seed {}: {} at {:.3} s: {}",
         report.seed,
         first.invariant,
         first.at.as_secs_f64(),
         first.what
-    ))
+    );
+    let last = events.iter().take(end).skip(end.saturating_sub(SHOWN));
+    for line in last
+        .map(String::as_str)
+        .chain([format!("again: {again}").as_str()])
+    {
+        text.push_str("\n  ");
+        text.push_str(line);
+    }
+    Some(text)
 }

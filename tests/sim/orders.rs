@@ -102,12 +102,6 @@ fn a_promotion_without_a_fence_is_seen() {
 }
 
 #[test]
-fn waiting_a_right_out_without_a_sever_is_seen() {
-    let (about, instead) = (What::Sever, Instead::Swallow);
-    finds_own_word(about, instead, Invariant::FenceBeforePromote, "WaitedOut");
-}
-
-#[test]
 fn a_promotion_that_is_logged_and_did_not_happen_is_seen() {
     let (about, instead) = (What::Promote, Instead::Swallow);
     finds_own_word(about, instead, Invariant::WriteAhead, "did not happen");
