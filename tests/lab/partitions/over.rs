@@ -128,6 +128,8 @@ impl Lab {
         measured: &mut Measured,
     ) {
         let [old, new] = &self.supervisor.layout.sites;
+        // Before the rows are read: what is acknowledged meanwhile need not be among them.
+        let attempts = self.attempts();
         let present = match present_numbers(new.api).await {
             Ok(present) => present,
             Err(error) => {
@@ -135,7 +137,7 @@ impl Lab {
                 return;
             }
         };
-        let report = Report::new(&self.attempts(), &present);
+        let report = Report::new(&attempts, &present);
         measured.acknowledged = report.acknowledged.len();
         measured.lost = report.lost.len();
         measured.lost_outside = match window(entries) {
