@@ -435,6 +435,11 @@ mod tests {
                 lost().change(|all| all.controller.anchors_reached = 0), Verdict::Hold, &[OwnIsolation, ActiveSiteFailed]),
             ("lost, but WAL still arrives",
                 lost().change(|all| all.replication.advanced = Some(seconds(1))), Verdict::Hold, &[ReplicationAdvancing, ActiveSiteFailed]),
+            ("WAL still arrives, from a disk that is full by its own word",
+                lost().change(|all| all.replication.advanced = Some(seconds(1)))
+                    .vote(Vantage::Controller, VoteKind::Against)
+                    .with_site(aws(), |site| site.health.get_mut(&TargetKind::Database).unwrap().votes[0].disk_failed = true),
+                fail_over(), &[ActiveSiteFailed]),
             ("lost, just after a start",
                 lost().change(|all| all.controller.in_charge = seconds(5)), Verdict::Hold, &[Starting, ActiveSiteFailed]),
             ("lost, and held by a person",

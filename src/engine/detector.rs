@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::observation::{Finding, Observation};
+use super::observation::{Finding, Observation, ProbeFailure};
 use super::policy::Detect;
 use super::topology::{Target, Vantage};
 use super::units::{MonoTime, millis};
@@ -63,6 +63,8 @@ pub struct Vote {
     pub says: String,
     /// Whether it speaks for the target, against it, or not at all.
     pub kind: VoteKind,
+    /// Whether the target itself answered that its disk is full or fails: it lives, and is of no use.
+    pub disk_failed: bool,
     /// For how long it has said so without interruption.
     #[serde(rename = "since_ms", with = "millis")]
     pub since: Duration,
@@ -87,6 +89,7 @@ pub enum VoteKind {
 #[derive(Debug, Clone)]
 struct Track {
     kind: VoteKind,
+    disk_failed: bool,
     says: String,
     /// When the first look of the unbroken run began.
     run_began: MonoTime,
@@ -125,6 +128,10 @@ impl Detector {
         };
         let track = Track {
             kind,
+            disk_failed: matches!(
+                observation.finding,
+                Finding::Bad(ProbeFailure::DiskFailed(_))
+            ),
             says,
             run_began,
             last_began: observation.began,
@@ -144,6 +151,7 @@ impl Detector {
                 vantage: vantage.clone(),
                 says: track.says.clone(),
                 kind: track.kind,
+                disk_failed: track.disk_failed,
                 since: now.since(track.run_began),
                 age: now.since(track.last_ended),
             })

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::detector::{State, VoteKind};
+use super::detector::{State, Vote, VoteKind};
 use super::document::human;
 use super::observation::{DatabaseFacts, ReplayPause};
 use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
@@ -120,6 +120,7 @@ fn replication_veto(situation: &Situation, policy: &Policy) -> Gate {
     // A database that is known to be down, or good beside a service that failed, is judged by
     // other evidence than its silence.
     let beside_the_point = active_database_is_down(situation, policy)
+        || active_disk_failed(situation, policy)
         || (policy.automation.api_failure == ApiFailure::Failover && api_alone_failed(situation));
     gate(
         beside_the_point || quiet >= wanted,
@@ -185,6 +186,18 @@ fn silent_observers(situation: &Situation, policy: &Policy) -> Option<String> {
         })
         .collect();
     (!named.is_empty()).then(|| named.join(", "))
+}
+
+/// Whether the active database counts as failed, and says itself that its disk is full or fails:
+/// that it lives then is no reason to stay.
+fn active_disk_failed(situation: &Situation, policy: &Policy) -> bool {
+    let site = situation.active_site();
+    let health = site.and_then(|site| site.health.get(&TargetKind::Database));
+    health.is_some_and(|health| {
+        let fresh = |vote: &Vote| vote.age <= policy.detect.stale_after;
+        let says = |vote: &Vote| vote.disk_failed && fresh(vote);
+        health.state == State::Failed && health.votes.iter().any(says)
+    })
 }
 
 /// Whether the active site's service failed while its database is well.

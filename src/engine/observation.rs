@@ -72,6 +72,10 @@ pub enum ProbeFailure {
     /// row 39).
     #[error("cannot write: {0}")]
     CannotWrite(String),
+    /// The database lives and says that its disk is full or fails (SQLSTATE 53100, 58030; POSTGRES.md
+    /// row 39).
+    #[error("no room to write: {0}")]
+    DiskFailed(String),
     /// We are not let in: password, role, certificate. Says nothing about the target's health.
     #[error("not authorised: {0}")]
     Unauthorized(String),
@@ -93,6 +97,7 @@ impl ProbeFailure {
             | ProbeFailure::Unreachable(_)
             | ProbeFailure::NotAccepting(_)
             | ProbeFailure::CannotWrite(_)
+            | ProbeFailure::DiskFailed(_)
             | ProbeFailure::Status(_) => true,
             ProbeFailure::Exhausted(_)
             | ProbeFailure::Unauthorized(_)

@@ -451,6 +451,7 @@ pub(crate) mod samples {
                     vantage: from,
                     says: "sample".into(),
                     kind,
+                    disk_failed: false,
                     since: seconds(60),
                     age: seconds(0),
                 });

@@ -3,7 +3,8 @@
 //!
 //! `PARTITION_REPEAT` is how often the whole table is walked (default: once), `PARTITION_ROWS`
 //! parts of the names of the rows to walk, with commas between them; `UPDATE_DOCS=1` writes what was measured to
-//! `docs/partitions.md`.
+//! `docs/partitions.md`. `PARTITION_RESULTS` is a file that keeps what was measured: several walks at
+//! once then make one page.
 
 #![allow(
     clippy::wildcard_enum_match_arm,
@@ -18,6 +19,7 @@ mod over;
 mod rows;
 mod table;
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use failover::lab::network::Place::Client;
@@ -55,6 +57,11 @@ fn no_partition_breaks_a_promise() {
     let text = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success(), "{text}{}", done.status);
     assert!(text.contains("1 passed"), "the test has another name now");
+}
+
+/// Where results are kept, so that several walks at once make one page.
+fn results() -> Option<PathBuf> {
+    std::env::var_os("PARTITION_RESULTS").map(PathBuf::from)
 }
 
 fn walk(network: Namespaces) {
@@ -97,6 +104,13 @@ fn walk(network: Namespaces) {
             problems.extend(found.map(|problem| format!("{}: {problem}", section.called(row))));
         }
     }
+    if let Some(file) = results() {
+        for (section, all) in sections.iter().zip(&mut all) {
+            for (row, all) in section.rows.iter().zip(all) {
+                *all = table::kept(&file, &section.called(row));
+            }
+        }
+    }
     if std::env::var("UPDATE_DOCS").is_ok() && part.is_empty() {
         std::fs::write(table::PATH, table::text(&sections, &all)).unwrap();
     }
@@ -136,7 +150,11 @@ async fn round(network: Namespaces, section: &Section, all: &mut [Vec<Measured>]
         } else {
             lab.end(!measured.problems.is_empty()).await;
         }
-        eprintln!("{}: {measured}", section.called(row));
+        let called = section.called(row);
+        eprintln!("{called}: {measured}");
+        if let Some(file) = results() {
+            table::keep(&file, &called, &measured);
+        }
         all.push(measured);
     }
     if let Some(lab) = standing {

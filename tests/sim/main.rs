@@ -17,7 +17,6 @@ use failover::sim::observer::of_seed;
 use failover::sim::run::{Course, Report, Setup, run};
 use failover::sim::seeds::in_order;
 
-mod counted;
 mod orders;
 mod planted;
 mod relogged;

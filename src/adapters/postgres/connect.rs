@@ -142,7 +142,8 @@ impl Database {
         // only frees a session that nobody waits for any more.
         let limit_ms = as_millis(timeout.saturating_add(Duration::from_secs(1))).min(MAX_LIMIT_MS);
         let given = config.get_options().unwrap_or_default();
-        let options = format!("{given} -c statement_timeout={limit_ms}");
+        // The least there is: a sort of a few kilobytes more goes to the disk, which heartbeats use.
+        let options = format!("{given} -c statement_timeout={limit_ms} -c work_mem=64kB");
         // Both are needed: keepalives alone let a statement sent into a dead path hang for
         // minutes, the user time-out alone lets a waiting one hang for ever.
         config
@@ -307,7 +308,8 @@ fn by_state(state: &str, text: String) -> ProbeFailure {
         "57P01" | "57P02" | "57P03" => ProbeFailure::NotAccepting(text),
         "53300" => ProbeFailure::Exhausted(text),
         "28P01" | "28000" | "3D000" | "42501" => ProbeFailure::Unauthorized(text),
-        "25006" | "53100" | "58030" => ProbeFailure::CannotWrite(text),
+        "25006" => ProbeFailure::CannotWrite(text),
+        "53100" | "58030" => ProbeFailure::DiskFailed(text),
         _ => ProbeFailure::Protocol(text),
     }
 }

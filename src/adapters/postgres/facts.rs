@@ -85,11 +85,18 @@ SELECT json_build_object(
 ///
 /// It does not wait for a synchronous standby: commits that do so because of a broken link say
 /// nothing against this database (POSTGRES.md row 21), and a heartbeat promises nobody anything.
+///
+/// An update of one row finds its place in a page that is there, also on a disk on which no table can
+/// grow any more. So it sorts more than `work_mem` holds, which needs room for a temporary file
+/// (POSTGRES.md row 39).
 const WRITE: &str = "
-WITH waits AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true) AS for)
+WITH waits AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true) AS for),
+room AS MATERIALIZED (
+  SELECT sum(length(filler)) AS used FROM (
+    SELECT repeat('x', 1000) AS filler FROM generate_series(1, 100) ORDER BY random()) AS sorted)
 INSERT INTO failover.heartbeat AS row (site, vantage, sequence, written)
 SELECT $1, $2, (SELECT COALESCE(max(sequence), 0) + 1 FROM failover.heartbeat), clock_timestamp()
-FROM waits WHERE waits.for = 'local'
+FROM waits, room WHERE waits.for = 'local' AND room.used > 0
 ON CONFLICT (site, vantage) DO UPDATE
 SET sequence = GREATEST(excluded.sequence, row.sequence + 1), written = excluded.written
 RETURNING json_build_object('sequence', sequence, 'site', site,

@@ -2,8 +2,12 @@
 
 use std::fmt;
 
+use std::io::Write;
+use std::path::Path;
+
 use failover::engine::step::DeclaredLoss;
 use failover::engine::units::WallTime;
+use serde::{Deserialize, Serialize};
 
 use super::rows::{Expect, Row, Section};
 
@@ -11,7 +15,7 @@ use super::rows::{Expect, Row, Section};
 pub(super) const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/partitions.md");
 
 /// What was measured in one walk over one row.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Measured {
     /// When the fault happened.
     pub(super) at: WallTime,
@@ -34,6 +38,25 @@ pub(super) struct Measured {
     /// How long a thawed site acknowledged writes; `None` where it acknowledged none.
     pub(super) thawed_ms: Option<u64>,
     pub(super) problems: Vec<String>,
+}
+
+/// Adds what was measured in a row to a file that several walks may write at once.
+pub(super) fn keep(file: &Path, row: &str, measured: &Measured) {
+    let mut line = serde_json::to_vec(&(row, measured)).unwrap();
+    line.push(b'\n');
+    let file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(file);
+    file.unwrap().write_all(&line).unwrap();
+}
+
+/// All that such a file holds about a row.
+pub(super) fn kept(file: &Path, row: &str) -> Vec<Measured> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let all = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    all.filter_map(|(name, measured): (String, Measured)| (name == row).then_some(measured))
+        .collect()
 }
 
 impl fmt::Display for Measured {
