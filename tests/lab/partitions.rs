@@ -11,6 +11,7 @@
     reason = "few kinds of entries matter here; a walk of minutes shows how far it is"
 )]
 
+mod disk;
 mod lab;
 mod log;
 mod over;
@@ -38,8 +39,11 @@ fn no_partition_breaks_a_promise() {
     }
     let network = Network::create().unwrap();
     let program = std::env::current_exe().unwrap();
-    let mut inside: Command = network.namespaces.command(Client, program);
+    let mut inside: Command = network.namespaces.command(Client, "unshare");
+    // What is mounted in there goes with the last process in there.
     let done = inside
+        .args(["--mount", "--propagation=private"])
+        .arg(program)
         .args(["--exact", "partitions::no_partition_breaks_a_promise"])
         .args(["--nocapture"])
         .env(OWNER, std::process::id().to_string())
@@ -104,9 +108,14 @@ async fn round(network: Namespaces, section: &Section, all: &mut [Vec<Measured>]
     let policy = section.policy();
     let mut standing: Option<Lab> = None;
     for (row, all) in section.rows.iter().zip(all) {
-        let mut lab = match standing.take() {
-            Some(lab) => lab,
-            None => Lab::start(network, &policy).await,
+        let mut lab = match (standing.take(), row.full) {
+            (Some(lab), None) => lab,
+            (other, full) => {
+                if let Some(other) = other {
+                    other.end(false).await;
+                }
+                Lab::start(network, &policy, full).await
+            }
         };
         let mut measured = match row.expect {
             Expect::Hold(code) => lab.hold(row, code).await,

@@ -21,14 +21,17 @@ use failover::lab::supervisor::Supervisor;
 use failover::ports::Clock;
 use tempfile::TempDir;
 
+use super::disk::{self, Disk};
 use super::log::{self, Log, decisions, milliseconds, window};
-use super::rows::Row;
+use super::rows::{Full, Row, Then};
 use super::table::Measured;
 
 /// `fail_after` of it, five times.
 const HELD_FOR: Duration = Duration::from_secs(10);
 /// How long a failover may take, with everything around it.
 pub(super) const OVER_WITHIN: Duration = Duration::from_secs(45);
+/// How long after it a fault that comes again and again comes again.
+const AGAIN: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(10);
 
 pub(super) struct Lab {
@@ -40,6 +43,7 @@ pub(super) struct Lab {
     /// Every commit waits for the standby.
     pub(super) zero_loss: bool,
     looked: MonoTime,
+    disk: Option<Disk>,
     dir: TempDir,
 }
 
@@ -67,11 +71,12 @@ fn acknowledged(attempts: &[Attempt]) -> usize {
 }
 
 impl Lab {
-    pub(super) async fn start(network: Namespaces, policy: &str) -> Self {
+    pub(super) async fn start(network: Namespaces, policy: &str, full: Option<Full>) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("failover-partitions-")
             .tempdir()
             .unwrap();
+        let disk = full.map(|_| Disk::mount(&dir.path().join("aws/pg")));
         let program = std::path::Path::new(env!("CARGO_BIN_EXE_failover"));
         let processes = Processes::new("partitions", Arc::new(SystemClock)).unwrap();
         let layout = Layout::create(dir.path(), program, Some(network), policy)
@@ -104,6 +109,7 @@ impl Lab {
             network,
             zero_loss: Policy::read("policy", policy).unwrap().data.durability == Durability::Sync,
             looked: now(),
+            disk,
             dir,
             supervisor,
         };
@@ -138,12 +144,22 @@ impl Lab {
         if let Some((fault, place)) = row.fault {
             self.fault(fault, place).await;
         }
+        if let (Some(disk), Some(full)) = (&self.disk, row.full) {
+            disk.fill();
+            if full == Full::Wal {
+                disk::end_of_segment(&self.supervisor.layout.sites[0].instance).await;
+            }
+        }
         at
     }
 
     pub(super) async fn fault(&mut self, fault: Fault, place: Place) {
+        self.try_fault(fault, place).await.unwrap();
+    }
+
+    async fn try_fault(&mut self, fault: Fault, place: Place) -> anyhow::Result<String> {
         let site = place.name().parse().unwrap();
-        self.supervisor.fault(fault, &site).await.unwrap();
+        self.supervisor.fault(fault, &site).await
     }
 
     /// A moment's wait, with the processes looked after.
@@ -166,8 +182,19 @@ impl Lab {
         let before = before.saturating_sub(usize::from(code == Code::Healthy));
         let at = self.hit(row).await;
         let until = now().plus(HELD_FOR);
+        let mut again = 0;
+        let mut last = now();
         while now() < until {
             self.log.read();
+            if let (Then::OverAndOver, Some((fault, place))) = (row.then, row.fault)
+                && now().since(last) >= AGAIN
+            {
+                // There need not be one to be killed at this moment.
+                if self.try_fault(fault, place).await.is_ok() {
+                    again += 1;
+                }
+                last = now();
+            }
             self.wait().await;
         }
         let mut measured = Measured {
@@ -188,6 +215,10 @@ impl Lab {
                 "`{code}` is not in the log, but {}",
                 decisions(entries)
             ));
+        }
+        if row.then == Then::OverAndOver && again < 3 {
+            let problem = format!("it could be done {again} times again only");
+            measured.problems.push(problem);
         }
         let moved = entries.iter().any(|entry| {
             matches!(&entry.body, Body::Plan { .. })
@@ -328,6 +359,9 @@ impl Lab {
         self.network.mend_all().unwrap();
         drop((self.user, self.stubborn));
         self.supervisor.end().await.unwrap();
+        if let Some(disk) = self.disk.filter(|_| keep) {
+            disk.keep();
+        }
         if keep {
             let kept = self.dir.keep();
             eprintln!("kept in {}", kept.display());

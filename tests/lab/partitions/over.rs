@@ -97,6 +97,7 @@ impl Lab {
                 }
                 Then::Nothing
                 | Then::Returns
+                | Then::OverAndOver
                 | Then::Thawed
                 | Then::ControllerKilled
                 | Then::ControllerFrozen => {}

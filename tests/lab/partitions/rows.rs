@@ -24,8 +24,17 @@ pub(super) enum Then {
     ControllerFrozen,
     /// All is mended, and the service comes back by itself, at whichever site.
     Returns,
+    /// The fault comes again and again.
+    OverAndOver,
     /// What was frozen is thawed when the new site takes writes.
     Thawed,
+}
+
+/// How full a disk becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// The WAL's segment is at its end too.
+    Wal,
 }
 
 /// One row of the table.
@@ -38,6 +47,8 @@ pub(super) struct Row {
     pub(super) then: Then,
     /// Commits wait for a standby that stalls, until the log permits them to go on without it.
     pub(super) released: bool,
+    /// The database of A lies on a small file system, which becomes full.
+    pub(super) full: Option<Full>,
     pub(super) expect: Expect,
 }
 
@@ -74,17 +85,20 @@ pub(super) fn sections() -> Vec<Section> {
     vec![
         Section {
             heading: "Asynchronous",
-            about: "The policy as it is: no commit waits for the standby.",
+            about: "The policy as it is: no commit waits for the standby. Where a disk is full, it is \
+                    a file system of 192 MiB that holds nothing but the database of A.",
             changes: &[],
-            rows: [held(), failed_over()].concat(),
+            rows: [held(), held_one_way(), failed_over(), failed_over_one_way()].concat(),
         },
         Section {
             heading: "Zero-loss",
             about: "Every commit waits for the standby, and the RPO window is closed when the row \
                     begins. Where the standby stalls and the controller is there, commits wait \
-                    until the log permits them to go on without it. Where they wait in vain, a \
-                    failover loses nothing and the old primary acknowledges nothing, a thawed one \
-                    included.",
+                    until the log permits them to go on without it. That wait shows as a \
+                    write gap in the rows in which A and P are cut off from each other: held, it \
+                    ends with the permission; failed over, it begins with the cut, also for users \
+                    who still reach A. Such a failover loses nothing, and the old primary \
+                    acknowledges nothing, a thawed one included.",
             changes: &[
                 ("durability = \"async\"", "durability = \"sync\""),
                 (
@@ -113,6 +127,7 @@ fn row(
         fault,
         then: Then::Nothing,
         released: false,
+        full: None,
         expect,
     }
 }
@@ -163,6 +178,21 @@ fn held() -> Vec<Row> {
             Fault::HangDatabase,
             Code::ReplicationAdvancing,
         ),
+        row(
+            "the whole of P is frozen",
+            &[],
+            Some((Fault::FreezeSite, Gcp)),
+            Expect::Hold(Code::StandbyUnreachable),
+        ),
+        Row {
+            then: Then::OverAndOver,
+            ..row(
+                "the WAL receiver of P is killed over and over",
+                &[],
+                Some((Fault::KillReceiver, Gcp)),
+                Expect::Hold(Code::Healthy),
+            )
+        },
         Row {
             then: Then::Returns,
             ..hold(
@@ -171,6 +201,66 @@ fn held() -> Vec<Row> {
                 Code::OwnIsolation,
             )
         },
+    ]
+}
+
+/// Cuts of single directions that go together: what needs an answer is cut by either of them.
+fn held_one_way() -> Vec<Row> {
+    let hold = |name, cuts: &[_], code| row(name, cuts, None, Expect::Hold(code));
+    vec![
+        hold(
+            "A→N and P→N down: the controller hears nobody",
+            &[(Aws, Neutral), (Gcp, Neutral)],
+            Code::OwnIsolation,
+        ),
+        hold(
+            "N→A and P→N down",
+            &[(Neutral, Aws), (Gcp, Neutral)],
+            Code::OwnIsolation,
+        ),
+        hold(
+            "N→P and A→P down: the passive site hears nobody",
+            &[(Neutral, Gcp), (Aws, Gcp)],
+            Code::StandbyUnreachable,
+        ),
+        hold(
+            "P→N and P→A down: nobody hears the passive site",
+            &[(Gcp, Neutral), (Gcp, Aws)],
+            Code::StandbyUnreachable,
+        ),
+        hold(
+            "N→A and users→A down",
+            &[(Neutral, Aws), (Client, Aws)],
+            Code::ObserverSideFault,
+        ),
+        hold(
+            "users→A down, all else is up",
+            &[(Client, Aws)],
+            Code::Healthy,
+        ),
+    ]
+}
+
+/// As [`held_one_way`], with the loss of A.
+fn failed_over_one_way() -> Vec<Row> {
+    let cut = |name, cuts: &[_]| row(name, cuts, None, Expect::FailOver);
+    vec![
+        cut(
+            "N→A and A→P down, users reach A",
+            &[(Neutral, Aws), (Aws, Gcp)],
+        ),
+        cut(
+            "A→N and P→A down, users reach A",
+            &[(Aws, Neutral), (Gcp, Aws)],
+        ),
+        cut(
+            "N→A, P→A and users→A down: A hears nobody",
+            &[(Neutral, Aws), (Gcp, Aws), (Client, Aws)],
+        ),
+        cut(
+            "A→N, A→P and A→users down: nobody hears A",
+            &[(Aws, Neutral), (Aws, Gcp), (Aws, Client)],
+        ),
     ]
 }
 
@@ -202,6 +292,10 @@ fn failed_over() -> Vec<Row> {
             Some((Fault::KillDatabase, Aws)),
             Expect::FailOver,
         ),
+        Row {
+            full: Some(Full::Wal),
+            ..cut("the disk of A is full, and no WAL can be written", &[])
+        },
         fault("the agent of A is killed", Fault::KillAgent),
         fault("the agent of A is frozen", Fault::FreezeAgent),
         then(
