@@ -133,6 +133,7 @@ impl Seen {
         let word = match decision.verdict {
             Verdict::Hold => "hold",
             Verdict::Prepare => "prepare",
+            Verdict::FailOver { .. } if self.writable.is_none() => "fail over, undone",
             Verdict::FailOver { .. } => "fail over",
             Verdict::SwitchOver { .. } => "switch over",
             Verdict::Resume { .. } => "resume",

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::checks::Invariant;
 use super::world::{Node, World};
-use crate::engine::policy::Policy;
+use crate::engine::policy::{Durability, Policy};
 use crate::engine::timers::timers;
 
 /// A row of the table.
@@ -139,6 +140,9 @@ impl Cut {
     }
 }
 
+/// How long it takes at most until commits wait for the standby.
+const COMMITS_WAIT: Duration = Duration::from_secs(15);
+
 /// When a row happens, and how long it is watched.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
@@ -162,7 +166,11 @@ impl Span {
             steady: policy
                 .automation
                 .startup_grace
-                .saturating_add(detect.stale_after.saturating_mul(2)),
+                .saturating_add(detect.stale_after.saturating_mul(2))
+                .saturating_add(match policy.data.durability {
+                    Durability::Async => Duration::ZERO,
+                    Durability::Sync => COMMITS_WAIT,
+                }),
             any: detect.probe_every.saturating_mul(2),
             watched: held.max(worst.saturating_add(detect.stale_after)),
         }
@@ -183,6 +191,11 @@ pub async fn happen(world: Arc<World>, row: Row) {
     let late = world.with(|state, _| state.chance.millis(0, any));
     tokio::time::sleep(span.steady.saturating_add(late)).await;
     world.with(|state, now| {
+        let waits = state.checks.commits_wait();
+        if world.policy.data.durability == Durability::Sync && !waits {
+            let what = "commits do not wait for the standby of a pair that is well".to_owned();
+            state.checks.violated(Invariant::Liveness, now, what);
+        }
         for (from, to) in row.cut.ways() {
             state.set_link(now, from, to, false);
         }

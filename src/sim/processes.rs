@@ -21,7 +21,7 @@ use crate::app::brain::Brain;
 use crate::app::control::{Control, Handle};
 use crate::app::executor::World as Outside;
 use crate::app::journal::{Journal, Stamp};
-use crate::app::leadership;
+use crate::app::leadership::{self, Leadership};
 use crate::app::prober::look_for_ever;
 use crate::app::run::{forward, watch_anchors};
 use crate::engine::chain::Digest;
@@ -193,6 +193,29 @@ pub async fn start_agent(
     Ok(Process { life, tasks })
 }
 
+/// Everything outside of a controller that its steps touch.
+fn outside(
+    place: &Place,
+    plant: &dyn Plant,
+    probe: &Arc<dyn Probe>,
+    leadership: Leadership,
+    crash: SimCrash,
+) -> Outside {
+    let targets = place.world.topology.traffic.iter();
+    let traffic = targets.map(|name| {
+        let (place, name) = (place.clone(), name.clone());
+        plant.traffic(Arc::new(SimTraffic { place, name }))
+    });
+    Outside {
+        agents: plant.agents(Arc::new(SimAgents(place.clone()))),
+        probe: Arc::clone(probe),
+        traffic: traffic.collect(),
+        front: Some(Arc::new(SimFront(place.clone()))),
+        leadership,
+        crash: Some(Arc::new(crash)),
+    }
+}
+
 /// Starts the controller: what it knows it reads from the log. `crash_after` is at which moment of
 /// a step it is killed, counted from its start.
 pub async fn start_controller(
@@ -230,18 +253,7 @@ pub async fn start_controller(
         after: AtomicU64::new(crash_after),
         killed,
     };
-    let traffic = topology.traffic.iter().map(|name| {
-        let (place, name) = (place.clone(), name.clone());
-        plant.traffic(Arc::new(SimTraffic { place, name }))
-    });
-    let outside = Outside {
-        agents: plant.agents(Arc::new(SimAgents(place.clone()))),
-        probe: Arc::clone(&probe),
-        traffic: traffic.collect(),
-        front: Some(Arc::new(SimFront(place.clone()))),
-        leadership,
-        crash: Some(Arc::new(crash)),
-    };
+    let outside = outside(&place, plant.as_ref(), &probe, leadership, crash);
     let policy = world.policy.clone();
     let brain = Brain::new(
         topology.clone(),

@@ -118,14 +118,14 @@ pub fn run(setup: &Setup) -> Result<Report, RunError> {
 /// When the site is lost, in [`Course::SiteLost`].
 const LOST_AT: Duration = Duration::from_secs(60);
 
-async fn live(setup: &Setup, topology: Topology) -> Report {
-    let drift = u64::from(setup.policy.lease.clock_drift_ppm);
-    let clocks = Clocks {
-        drift_ppm: setup.drift_ppm.unwrap_or(drift),
-        wall_ms: 200,
-    };
+/// The world of a seed, with an observer in a share of those in which things go wrong by chance. The
+/// partition table is about a policy as it is.
+fn made(setup: &Setup, topology: Topology, clocks: Clocks) -> Arc<World> {
     let mut policy = setup.policy.clone();
-    let observed = observer::of_seed(setup.seed);
+    let observed = match setup.course {
+        Course::Partition(_) => None,
+        Course::Faults | Course::Calm | Course::SiteLost => observer::of_seed(setup.seed),
+    };
     let observer = observed.map(|(name, quorum)| {
         // A lost observer may then keep a lost site from being replaced, which is no mistake.
         if setup.course == Course::Faults {
@@ -137,6 +137,31 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
     if let Some(name) = observer {
         tokio::spawn(observer::keep(Arc::clone(&world), name));
     }
+    world
+}
+
+/// One controller, and a second one that stands by in some of the worlds in which things go wrong.
+fn keep_controllers(
+    world: &Arc<World>,
+    plant: &Arc<dyn Plant>,
+    killed: [mpsc::UnboundedReceiver<Duration>; 2],
+    crashes: bool,
+) {
+    let two = crashes && world.with(|state, _| state.chance.percent(50));
+    let count = if two { 2 } else { 1 };
+    for (which, killed) in killed.into_iter().enumerate().take(count) {
+        let (world, plant) = (Arc::clone(world), Arc::clone(plant));
+        tokio::spawn(keep_controller(world, which, plant, killed, crashes));
+    }
+}
+
+async fn live(setup: &Setup, topology: Topology) -> Report {
+    let drift = u64::from(setup.policy.lease.clock_drift_ppm);
+    let clocks = Clocks {
+        drift_ppm: setup.drift_ppm.unwrap_or(drift),
+        wall_ms: 200,
+    };
+    let world = made(setup, topology, clocks);
     let (lead, lead_killed) = mpsc::unbounded_channel();
     let (other, other_killed) = mpsc::unbounded_channel();
     let (first, first_killed) = mpsc::unbounded_channel();
@@ -159,18 +184,7 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
         Arc::clone(plant),
         second_killed,
     ));
-    // A second controller stands by in some of the worlds in which things go wrong.
-    let two = crashes && world.with(|state, _| state.chance.percent(50));
-    let controllers = [lead_killed, other_killed].into_iter().enumerate();
-    for (which, killed) in controllers.take(if two { 2 } else { 1 }) {
-        tokio::spawn(keep_controller(
-            Arc::clone(&world),
-            which,
-            Arc::clone(plant),
-            killed,
-            crashes,
-        ));
-    }
+    keep_controllers(&world, plant, [lead_killed, other_killed], crashes);
     tokio::spawn(faults::clients(Arc::clone(&world)));
     match setup.course {
         Course::Faults => drop(tokio::spawn(faults::for_ever(

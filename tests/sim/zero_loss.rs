@@ -18,7 +18,7 @@ fn text(on_stall: &str) -> String {
         .replace("\"release-after 5s\"", &format!("\"{on_stall}\""))
 }
 
-fn policy(on_stall: &str) -> Policy {
+pub(crate) fn policy(on_stall: &str) -> Policy {
     let policy = Policy::read("sync.toml", &text(on_stall)).unwrap();
     assert_ne!(policy, super::policy());
     policy

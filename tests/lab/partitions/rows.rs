@@ -35,6 +35,8 @@ pub(super) enum Then {
 /// How full a disk becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
+    /// No table grows any more; the WAL has room to the end of its segment.
+    Data,
     /// The WAL's segment is at its end too.
     Wal,
 }
@@ -320,6 +322,10 @@ fn failed_over() -> Vec<Row> {
             Some((Fault::KillDatabase, Aws)),
             Expect::FailOver,
         ),
+        Row {
+            full: Some(Full::Data),
+            ..cut("the disk of A is full", &[])
+        },
         Row {
             full: Some(Full::Wal),
             ..cut("the disk of A is full, and no WAL can be written", &[])
