@@ -188,9 +188,8 @@ impl Keeper {
             }),
             look,
         };
-        if keeper.look.set_up_as == Role::Standby && !keeper.look.running {
-            keeper.start_standby().await;
-        }
+        // Before anything is said: a database that is down must not pass for one that is up.
+        keeper.look().await;
         keeper.show();
         let shown = keeper.shown.subscribe();
         Ok((keeper, sender, shown))

@@ -307,7 +307,8 @@ impl Processes {
             if stopped.is_empty() {
                 return Ok(running);
             }
-            for member in &stopped {
+            // Children first: the worst order for a guard, whose database then goes on before it.
+            for member in stopped.iter().rev() {
                 signal(member.id, Signal::CONT)?;
             }
             self.wait(until, "go on", stopped).await?;

@@ -78,7 +78,7 @@ impl Supervisor {
     }
 
     /// Starts whatever is not running.
-    fn start_missing(&mut self) -> anyhow::Result<()> {
+    pub fn start_missing(&mut self) -> anyhow::Result<()> {
         self.processes.reap();
         for site in self.layout.sites.clone() {
             let (agent, api) = (format!("{}-agent", site.name), format!("{}-api", site.name));

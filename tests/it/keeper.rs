@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use failover::adapters::clock::SystemClock;
 use failover::agent::keeper::{Keeper, News, Parts};
 use failover::engine::policy::Policy;
+use failover::engine::situation::LocalDatabase as Said;
 use failover::engine::synchrony::{ClosedWindow, RpoWindow, SyncLook};
 use failover::engine::topology::{Role, SiteName};
 use failover::engine::units::{Epoch, Lsn, Timeline};
@@ -16,6 +17,9 @@ use failover::ports::{
 };
 use failover::wire::{Came, Grant, Order, OrderAnswer, PeerQuestion, ReportAnswer, What};
 use tokio::sync::{mpsc, oneshot};
+
+/// How long a guard takes that takes its time.
+const SLOW: Duration = Duration::from_millis(300);
 
 /// A primary that is down until it is started under a right, and takes its first SQL badly.
 #[derive(Debug, Default)]
@@ -29,6 +33,7 @@ struct Database {
     standby: AtomicBool,
     promotions: AtomicU32,
     promotes_badly: AtomicBool,
+    takes_its_time: AtomicBool,
 }
 
 #[async_trait]
@@ -55,6 +60,9 @@ impl LocalDatabase for Database {
     }
 
     async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError> {
+        if self.takes_its_time.swap(false, Ordering::SeqCst) {
+            tokio::time::sleep(SLOW).await;
+        }
         *self.right.lock().unwrap() = Some(*right);
         Ok(())
     }
@@ -260,6 +268,16 @@ async fn only_a_newer_permission_lets_commits_go_on_that_wait() {
     keeping.abort();
 }
 
+#[tokio::test]
+async fn the_first_word_of_a_new_agent_is_that_its_database_is_down() {
+    let database = Arc::new(Database::default());
+    let (_keeper, _news, shown) = Keeper::begin(parts(&database, &Arc::default()))
+        .await
+        .unwrap();
+    let said = shown.borrow().facts.database.clone();
+    assert!(matches!(said, Said::Waiting { .. }), "{said:?}");
+}
+
 /// A standby, running, that holds no right.
 fn standby() -> Arc<Database> {
     let database = Database::default();
@@ -312,6 +330,28 @@ async fn a_grant_that_is_over_when_it_is_taken_in_begins_no_promotion() {
     let long_ago = SystemClock.now().minus(Duration::from_secs(60));
     let held_up = News::Answered(long_ago, Box::new(granted(2)));
     news.send(held_up).await.unwrap();
+    taken_in(&news).await;
+    assert_eq!(database.promotions.load(Ordering::SeqCst), 0);
+    let now = News::Answered(SystemClock.now(), Box::new(granted(2)));
+    news.send(now).await.unwrap();
+    let came = answer.await.unwrap().unwrap();
+    assert!(matches!(came, Came::Promoted { already: false, .. }));
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn a_right_that_ran_out_while_the_guard_was_told_begins_no_promotion() {
+    let database = standby();
+    database.takes_its_time.store(true, Ordering::SeqCst);
+    let (keeper, news, _shown) = Keeper::begin(parts(&database, &Arc::default()))
+        .await
+        .unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let answer = order(&news, What::Promote, 2).await;
+    let grant = granted(2);
+    let asked = SystemClock.now().minus(grant.timers.lease_ttl);
+    let late = News::Answered(asked.plus(SLOW / 2), Box::new(grant));
+    news.send(late).await.unwrap();
     taken_in(&news).await;
     assert_eq!(database.promotions.load(Ordering::SeqCst), 0);
     let now = News::Answered(SystemClock.now(), Box::new(granted(2)));

@@ -12,7 +12,7 @@ use failover::lab::supervisor::Supervisor;
 use crate::stage::{endings, entries, facts, on_a_lab, until, written_at};
 
 /// Runs the command line against a lab, as its operator.
-async fn failover(lab: &Supervisor, words: &str) -> std::process::Output {
+pub(crate) async fn failover(lab: &Supervisor, words: &str) -> std::process::Output {
     let layout = &lab.layout;
     tokio::process::Command::new(&layout.program)
         .args(words.split(' '))

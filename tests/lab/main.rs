@@ -17,6 +17,7 @@ mod parts;
 mod stage;
 mod crash;
 mod drill;
+mod fenced;
 mod standing;
 mod bad_input;
 mod observers;

@@ -228,8 +228,9 @@ impl Keeper {
 
     /// Promotes, if the right is there and somebody waits for it.
     pub(super) fn begin_promotion(&mut self) {
-        let held = self.holder.as_ref().map(Holder::epoch);
         let now = self.clock.now();
+        let right = self.holder.as_ref().filter(|right| !right.is_over(now));
+        let held = right.map(Holder::epoch);
         let Some(promoting) = self.promoting.as_mut().filter(|promoting| !promoting.begun) else {
             return;
         };

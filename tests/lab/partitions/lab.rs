@@ -186,8 +186,13 @@ impl Lab {
         let mut last = now();
         while now() < until {
             self.log.read();
-            if let (Then::OverAndOver, Some((fault, place))) = (row.then, row.fault)
-                && now().since(last) >= AGAIN
+            let after = match row.then {
+                Then::OverAndOver => Some(AGAIN),
+                Then::KeptDown => Some(POLL),
+                _ => None,
+            };
+            if let (Some(after), Some((fault, place))) = (after, row.fault)
+                && now().since(last) >= after
             {
                 // There need not be one to be killed at this moment.
                 if self.try_fault(fault, place).await.is_ok() {
@@ -216,7 +221,7 @@ impl Lab {
                 decisions(entries)
             ));
         }
-        if row.then == Then::OverAndOver && again < 3 {
+        if matches!(row.then, Then::OverAndOver | Then::KeptDown) && again < 3 {
             let problem = format!("it could be done {again} times again only");
             measured.problems.push(problem);
         }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use failover::adapters::clock::SystemClock;
 use failover::adapters::files;
 use failover::engine::chain::{Body, Entry};
-use failover::engine::step::{Event, Step};
+use failover::engine::lease::FenceProof;
+use failover::engine::step::{Event, Fact, Step};
 use failover::engine::units::WallTime;
 use failover::lab::client::{Outcome, Report, present_numbers};
 use failover::lab::network::Place::Aws;
@@ -30,6 +31,41 @@ struct Course {
     /// Users are served by the new site, and the plan is at its end.
     over: bool,
     thawed: Option<WallTime>,
+    /// From when until when the controller was frozen.
+    frozen: Option<(WallTime, WallTime)>,
+}
+
+/// What a controller did not do as it must that was frozen while it waited for the fence: nothing
+/// while it was frozen, and the rest on what it measured afterwards.
+fn after_the_thaw(entries: &[Entry], (from, until): (WallTime, WallTime)) -> Vec<String> {
+    let mut problems = Vec::new();
+    for entry in entries {
+        if entry.at > from && entry.at < until {
+            problems.push(format!("frozen, it wrote {:?}", entry.body));
+        }
+        let Body::Step {
+            event: Event::Done { fact },
+            step,
+            ..
+        } = &entry.body
+        else {
+            continue;
+        };
+        let again = match (step, fact) {
+            (
+                Step::Fence,
+                Fact::Fenced {
+                    proof: FenceProof::WaitedOut { granted_ago, .. },
+                },
+            ) => *granted_ago >= FROZEN_FOR,
+            (Step::Fence | Step::Freeze | Step::Promote | Step::VerifyWritable, _) => true,
+            _ => continue,
+        };
+        if entry.at < until || !again {
+            problems.push(format!("`{step}` rests on what was before: {fact:?}"));
+        }
+    }
+    problems
 }
 
 /// Whether the controller waits for the proof that the old primary cannot write.
@@ -63,6 +99,11 @@ impl Lab {
         self.account(at, &course, entries, &mut measured).await;
         measured.gap_ms = self.gap(at);
         self.judge(row, &mut measured);
+        if let Some(frozen) = course.frozen {
+            measured.problems.extend(after_the_thaw(entries, frozen));
+        } else if row.then == Then::ControllerFrozen {
+            measured.problems.push("it was never frozen".to_owned());
+        }
         if !course.over {
             let said = format!("not over in time: {}", decisions(entries));
             measured.problems.push(said);
@@ -80,6 +121,7 @@ impl Lab {
         let deadline = now().plus(OVER_WITHIN);
         let mut over = None;
         let mut thawed = None;
+        let mut frozen = None;
         while now() < deadline && over.is_none_or(|over| now().since(over) < AFTERWARDS) {
             let entries = &self.log.read()[before..];
             let (waits, ended) = (waits(entries), ended(entries));
@@ -91,13 +133,16 @@ impl Lab {
                 }
                 Then::ControllerFrozen if waits => {
                     self.fault(Fault::FreezeController, Aws).await;
+                    let from = SystemClock.wall();
                     tokio::time::sleep(FROZEN_FOR).await;
+                    frozen = Some((from, SystemClock.wall()));
                     self.supervisor.thaw().await.unwrap();
                     then = Then::Nothing;
                 }
                 Then::Nothing
                 | Then::Returns
                 | Then::OverAndOver
+                | Then::KeptDown
                 | Then::Thawed
                 | Then::ControllerKilled
                 | Then::ControllerFrozen => {}
@@ -117,6 +162,7 @@ impl Lab {
         Course {
             over: over.is_some(),
             thawed,
+            frozen,
         }
     }
 

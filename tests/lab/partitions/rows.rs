@@ -26,6 +26,8 @@ pub(super) enum Then {
     Returns,
     /// The fault comes again and again.
     OverAndOver,
+    /// The fault comes again as soon as there is something that it can hit.
+    KeptDown,
     /// What was frozen is thawed when the new site takes writes.
     Thawed,
 }
@@ -110,6 +112,17 @@ pub(super) fn sections() -> Vec<Section> {
             ],
             rows: zero_loss(),
         },
+        Section {
+            heading: "Services that move",
+            about: "A service that fails beside a good database is moved, with the database.",
+            changes: &[("api_failure = \"hold\"", "api_failure = \"failover\"")],
+            rows: vec![row(
+                "the service of A is killed, its database is well",
+                &[],
+                Some((Fault::KillApi, Aws)),
+                Expect::FailOver,
+            )],
+        },
     ]
 }
 
@@ -186,6 +199,21 @@ fn held() -> Vec<Row> {
             Some((Fault::FreezeSite, Gcp)),
             Expect::Hold(Code::StandbyUnreachable),
         ),
+        row(
+            "the postmaster of P hangs, its WAL receiver goes on",
+            &[],
+            Some((Fault::HangDatabase, Gcp)),
+            Expect::Hold(Code::StandbyUnreachable),
+        ),
+        Row {
+            then: Then::KeptDown,
+            ..row(
+                "the database of P is killed whenever it starts",
+                &[],
+                Some((Fault::KillDatabase, Gcp)),
+                Expect::Hold(Code::StandbyUnreachable),
+            )
+        },
         Row {
             then: Then::OverAndOver,
             ..row(
