@@ -5,19 +5,19 @@
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: lab test partitions lint bench fuzz packages doubles
+.PHONY: lab test partitions lint bench fuzz sim packages doubles
 
 lab: packages
 	$(CARGO) build --locked
 	$(TARGET_DIR)/debug/failover lab run $(LAB)
 
 # Of the partitions on real networks these rows; `make partitions` walks the whole table.
-ROWS ?= N–A and N–P down: the controller is alone,the whole of A is killed
+ROWS ?= N–A and N–P down: the controller is alone,Asynchronous: the whole of A is killed,Zero-loss: the whole of A is frozen
 
 test: packages doubles
 	INSTA_UPDATE=no PARTITION_ROWS="$(ROWS)" $(CARGO) test --locked
 
-# Every row, three times, into docs/partitions.md: most of half an hour.
+# Every row, three times, into docs/partitions.md: about an hour.
 partitions: packages
 	PARTITION_REPEAT=3 UPDATE_DOCS=1 $(CARGO) test --locked --test lab partitions -- --nocapture
 
@@ -34,6 +34,14 @@ bench: packages
 FUZZ_SECONDS ?= 60
 fuzz:
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked --test fuzz -- --nocapture
+
+# Thousands of seeds of ten simulated minutes, on all cores: make sim SEEDS=20000 FROM=1000000
+SEEDS ?= 2000
+FROM ?= 1
+SIM ?=
+sim:
+	$(CARGO) build --locked --profile sim --bin failover
+	$(TARGET_DIR)/sim/failover simulate --seeds $(SEEDS) --from $(FROM) --minutes 10 $(SIM)
 
 packages:
 	./tests/install-packages

@@ -17,6 +17,7 @@ pub mod policy;
 pub mod setup;
 pub mod lab;
 pub mod simulate;
+pub mod table;
 
 use self::exit::Exit;
 use self::output::Output;

@@ -18,4 +18,8 @@ pub mod controller_ports;
 pub mod processes;
 pub mod observer;
 pub mod faults;
+pub mod partitions;
 pub mod run;
+pub mod seeds;
+pub mod failure;
+pub mod measured;

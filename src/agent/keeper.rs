@@ -306,14 +306,6 @@ impl Keeper {
         }
     }
 
-    /// A standby needs no right, and must not be fenced for the lack of one.
-    async fn renounce(&mut self) {
-        self.holder = None;
-        if let Err(error) = self.database.release_right().await {
-            tracing::warn!(%error, "the guard's deadline is not disarmed");
-        }
-    }
-
     /// Whether it is down for no other reason than that it had no right.
     fn waits_for_right(&self) -> bool {
         let marked = self.look.fenced.is_some();

@@ -427,6 +427,9 @@ impl Control {
     }
 
     fn show(&mut self, situation: &Situation, decision: &Decision) {
+        if self.status.is_closed() {
+            return;
+        }
         let group = self.journal.state();
         let end = self.journal.view();
         let log = {

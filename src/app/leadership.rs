@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::engine::policy::LeaseTimers;
 use crate::engine::units::MonoTime;
-use crate::ports::{Clock, LeaseStore};
+use crate::ports::{Clock, EffectError, LeaseStore};
 
 /// Whether this controller leads.
 #[derive(Debug, Clone)]
@@ -23,6 +23,12 @@ pub struct Leadership {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this controller does not lead any more: another one may")]
 pub struct NotLeading;
+
+impl From<NotLeading> for EffectError {
+    fn from(not: NotLeading) -> Self {
+        EffectError::Failed(not.to_string())
+    }
+}
 
 impl Leadership {
     /// That of a controller that is alone by other means: the lock on its decision log.

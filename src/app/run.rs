@@ -43,6 +43,12 @@ const WAITING: usize = 256;
 /// How long to wait for tasks to end in order before they are dropped.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
+/// Who holds the log, for whoever finds it held.
+fn holder(clock: &dyn Clock, path: &Path) -> String {
+    let (pid, since) = (std::process::id(), clock.wall());
+    format!("pid {pid} since {since}, {}", path.display())
+}
+
 /// Runs the controller until it is told to stop, or something it needs ends.
 pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Result<()> {
     let (config, policy) = Config::read(path)?;
@@ -52,13 +58,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     let material = TlsMaterial::load(&config.tls)?;
     let topology = config.topology();
 
-    let holder = format!(
-        "pid {} since {}, {}",
-        std::process::id(),
-        clock.wall(),
-        path.display()
-    );
-    let opened = FileLog::open(&config.log, &holder)?;
+    let opened = FileLog::open(&config.log, &holder(clock.as_ref(), path))?;
     if let Some((about, _)) = &opened.chain.about
         && (about.group != topology.group
             || about.first != topology.first

@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::control::{Ended, Handle, Input};
 use super::executor::World;
 use super::journal::Journal;
-use super::leadership::NotLeading;
 use crate::engine::decision::{Verdict, decide};
 use crate::engine::lease::{FenceProof, LastRight, waited_out_at};
 use crate::engine::observation::{Facts, Finding};
@@ -19,12 +18,6 @@ use crate::engine::topology::{Role, SiteName, Target, TargetKind, Topology};
 use crate::engine::units::{MonoTime, WallTime, as_millis};
 use crate::ports::{Clock, EffectError, Way};
 use crate::wire::{Came, Order, OrderAnswer, What};
-
-impl From<NotLeading> for EffectError {
-    fn from(not: NotLeading) -> Self {
-        EffectError::Failed(not.to_string())
-    }
-}
 
 impl From<Ended> for EffectError {
     fn from(ended: Ended) -> Self {

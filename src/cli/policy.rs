@@ -22,6 +22,8 @@ pub enum PolicyVerb {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Print what the policy does in each partition: verdict, time, loss, and who is fenced
+    Table(super::table::TableArgs),
     /// Tell how long each fault takes until the other site takes writes, and which setting
     /// dominates
     Timers {
@@ -30,7 +32,7 @@ pub enum PolicyVerb {
     },
 }
 
-fn read(file: &Path) -> anyhow::Result<Policy> {
+pub(super) fn read(file: &Path) -> anyhow::Result<Policy> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
     Ok(Policy::read(&file.display().to_string(), &text)?)
@@ -40,6 +42,7 @@ fn read(file: &Path) -> anyhow::Result<Policy> {
 pub fn run(verb: &PolicyVerb, output: &Output) -> anyhow::Result<Exit> {
     match verb {
         PolicyVerb::Check { files } => check(files, output),
+        PolicyVerb::Table(args) => super::table::run(args, output),
         PolicyVerb::Timers { file } => show_timers(file, output),
     }
 }

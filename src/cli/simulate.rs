@@ -1,5 +1,6 @@
 //! `failover simulate`: the shipped controller and agents in a simulated world, seed after seed.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use super::output::{Mood, Output};
 use crate::engine::policy::Policy;
 use crate::engine::units::as_millis;
 use crate::ports::Clock;
-use crate::sim::run::{Course, Report, Setup, run as run_seed};
+use crate::sim::failure::{again, told};
+use crate::sim::run::{Course, Report, Setup};
+use crate::sim::seeds::{cores, in_order};
 
 /// `failover simulate`.
 #[derive(Debug, Args)]
@@ -32,6 +35,9 @@ pub struct SimulateArgs {
     /// What goes wrong
     #[arg(long, value_enum, default_value_t = Wrong::Faults)]
     course: Wrong,
+    /// How many seeds at once; without it as many as there are cores. The output is the same
+    #[arg(long, value_name = "COUNT")]
+    jobs: Option<NonZeroUsize>,
     /// Print every event
     #[arg(long)]
     trace: bool,
@@ -50,92 +56,133 @@ enum Wrong {
 
 const FAST: &str = include_str!("../../policies/fast.toml");
 
-/// How many events are shown of a seed in which an invariant did not hold.
-const SHOWN: usize = 20;
-
 /// Simulates.
 pub fn run(args: &SimulateArgs, output: &Output) -> anyhow::Result<Exit> {
-    let policy = match &args.policy {
-        None => Policy::read("fast.toml", FAST)?,
-        Some(file) => {
-            let text = std::fs::read_to_string(file)
-                .with_context(|| format!("read `{}`", file.display()))?;
-            Policy::read(&file.display().to_string(), &text)?
-        }
-    };
-    let lasting = Duration::from_secs(args.minutes.saturating_mul(60));
+    let policy = args.policy()?;
+    let setup = |seed| args.setup(seed, &policy);
+    let jobs = args.jobs.unwrap_or_else(cores);
+    let seeds = args.from..args.from.saturating_add(args.seeds);
     let clock = crate::adapters::clock::SystemClock;
     let began = clock.now();
-    let mut broken = Vec::new();
-    let mut promotions = 0usize;
-    for done in 0..args.seeds {
-        let seed = args.from.saturating_add(done);
-        let mut setup = Setup::new(seed, lasting, policy.clone());
-        setup.course = match args.course {
+    let mut sum = Sum::default();
+    let kept = |report: Report| Kept::of(report, args, &policy);
+    in_order(seeds, jobs, setup, kept, |kept| {
+        sum.take(kept, output);
+    })?;
+    let took = as_millis(clock.now().since(began)).max(1);
+    let simulated = as_millis(args.lasting()).saturating_mul(sum.seeds);
+    sum.show(simulated.checked_div(took).unwrap_or(0), args, output)
+}
+
+impl SimulateArgs {
+    fn policy(&self) -> anyhow::Result<Policy> {
+        let Some(file) = &self.policy else {
+            return Ok(Policy::read("fast.toml", FAST)?);
+        };
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
+        Ok(Policy::read(&file.display().to_string(), &text)?)
+    }
+
+    fn lasting(&self) -> Duration {
+        Duration::from_secs(self.minutes.saturating_mul(60))
+    }
+
+    fn setup(&self, seed: u64, policy: &Policy) -> Setup {
+        let mut setup = Setup::new(seed, self.lasting(), policy.clone());
+        setup.course = match self.course {
             Wrong::Faults => Course::Faults,
             Wrong::Calm => Course::Calm,
             Wrong::SiteLost => Course::SiteLost,
         };
-        let report = run_seed(&setup)?;
-        promotions = promotions.saturating_add(report.promotions);
-        if args.trace && !output.is_json() {
-            output.text(report.events.join("\n"));
-            output.text(summary(&report));
+        setup
+    }
+}
+
+/// What is kept of a seed until its turn comes.
+struct Kept {
+    promotions: usize,
+    /// The whole run, if that is wanted.
+    trace: Option<String>,
+    /// What is told of a seed in which an invariant did not hold.
+    broken: Option<String>,
+    violations: Vec<serde_json::Value>,
+}
+
+impl Kept {
+    fn of(report: Report, args: &SimulateArgs, policy: &Policy) -> Self {
+        let again = again(&args.setup(report.seed, policy), args.policy.as_deref());
+        let violations = report.violations.iter().map(|violation| {
+            json!({
+                "seed": report.seed,
+                "invariant": violation.invariant.to_string(),
+                "at_ms": as_millis(violation.at),
+                "what": violation.what,
+            })
+        });
+        Self {
+            promotions: report.promotions,
+            trace: args
+                .trace
+                .then(|| format!("{}\n{}", report.events.join("\n"), summary(&report))),
+            broken: told(&report, &again),
+            violations: violations.collect(),
         }
-        if !report.violations.is_empty() {
-            show(&report, args, output);
-            broken.push(report);
+    }
+}
+
+/// What came of all seeds.
+#[derive(Default)]
+struct Sum {
+    seeds: u64,
+    broken: u64,
+    promotions: usize,
+    violations: Vec<serde_json::Value>,
+}
+
+impl Sum {
+    fn take(&mut self, kept: Kept, output: &Output) {
+        if let Some(trace) = kept.trace.filter(|_| !output.is_json()) {
+            output.text(trace);
         }
-        if done.saturating_add(1).is_multiple_of(100) {
-            output.say(format!(
-                "{} seeds, {} broken",
-                done.saturating_add(1),
-                broken.len()
+        if let Some(broken) = kept.broken {
+            self.broken = self.broken.saturating_add(1);
+            output.say(format!("{} {broken}", output.paint(Mood::Bad, "broken:")));
+        }
+        self.promotions = self.promotions.saturating_add(kept.promotions);
+        self.violations.extend(kept.violations);
+        self.seeds = self.seeds.saturating_add(1);
+        if self.seeds.is_multiple_of(100) {
+            output.say(format!("{} seeds, {} broken", self.seeds, self.broken));
+        }
+    }
+
+    fn show(&self, times: u64, args: &SimulateArgs, output: &Output) -> anyhow::Result<Exit> {
+        if output.is_json() {
+            output.json(&json!({
+                "schema_version": 1,
+                "seeds": self.seeds,
+                "violations": self.violations,
+                "times_real_time": times,
+            }))?;
+        } else {
+            let verdict = if self.broken == 0 {
+                output.paint(Mood::Good, "every invariant held")
+            } else {
+                let broken = format!("{} seeds broke an invariant", self.broken);
+                output.paint(Mood::Bad, broken)
+            };
+            output.text(format!(
+                "{} seeds of {} min, {} promotions, {times} x real time: {verdict}",
+                self.seeds, args.minutes, self.promotions
             ));
         }
-    }
-    let took = as_millis(clock.now().since(began)).max(1);
-    let simulated = as_millis(lasting).saturating_mul(args.seeds);
-    let times = simulated.checked_div(took).unwrap_or(0);
-    if output.is_json() {
-        let violations: Vec<_> = broken
-            .iter()
-            .flat_map(|report| {
-                report.violations.iter().map(|violation| {
-                    json!({
-                        "seed": report.seed,
-                        "invariant": violation.invariant.to_string(),
-                        "at_ms": as_millis(violation.at),
-                        "what": violation.what,
-                    })
-                })
-            })
-            .collect();
-        output.json(&json!({
-            "schema_version": 1,
-            "seeds": args.seeds,
-            "violations": violations,
-            "times_real_time": times,
-        }))?;
-    } else {
-        let verdict = if broken.is_empty() {
-            output.paint(Mood::Good, "every invariant held")
+        Ok(if self.broken == 0 {
+            Exit::Done
         } else {
-            output.paint(
-                Mood::Bad,
-                format!("{} seeds broke an invariant", broken.len()),
-            )
-        };
-        output.text(format!(
-            "{} seeds of {} min, {promotions} promotions, {times} x real time: {verdict}",
-            args.seeds, args.minutes
-        ));
+            Exit::No
+        })
     }
-    Ok(if broken.is_empty() {
-        Exit::Done
-    } else {
-        Exit::No
-    })
 }
 
 fn summary(report: &Report) -> String {
@@ -144,39 +191,4 @@ fn summary(report: &Report) -> String {
         "seed {}: {writes} writes, {lost} lost, {} after a thaw, {} promotions, plans {:?}, fingerprint {:016x}",
         report.seed, report.after_thaw, report.promotions, report.plans, report.fingerprint
     )
-}
-
-fn show(report: &Report, args: &SimulateArgs, output: &Output) {
-    let Some(first) = report.violations.first() else {
-        return;
-    };
-    output.say(format!(
-        "{} seed {}: {} at {:.3} s: {}",
-        output.paint(Mood::Bad, "broken:"),
-        report.seed,
-        first.invariant,
-        first.at.as_secs_f64(),
-        first.what
-    ));
-    let end = report
-        .events
-        .iter()
-        .position(|event| event.contains("VIOLATION"));
-    let end = end.map_or(report.events.len(), |end| end.saturating_add(1));
-    for event in report
-        .events
-        .iter()
-        .take(end)
-        .skip(end.saturating_sub(SHOWN))
-    {
-        output.say(format!("  {event}"));
-    }
-    let policy = args.policy.as_ref();
-    let policy = policy.map_or(String::new(), |file| {
-        format!(" --policy {}", file.display())
-    });
-    output.say(format!(
-        "  again: failover simulate --from {} --seeds 1 --minutes {}{policy} --trace",
-        report.seed, args.minutes
-    ));
 }

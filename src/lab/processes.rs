@@ -96,6 +96,14 @@ pub struct Seen {
     pub stopped: bool,
 }
 
+impl Seen {
+    /// What it calls itself: its command line, as long as it has not written something else there,
+    /// as each process of PostgreSQL does.
+    pub fn title(&self) -> Option<String> {
+        proc_files::title(self.id.pid)
+    }
+}
+
 /// The list of the lab's processes. One in a process, because being the reaper is a property of
 /// the whole process.
 pub struct Processes {

@@ -47,6 +47,8 @@ pub enum Fault {
     HangDatabase,
     /// Cut a standby off its primary
     StopReplication,
+    /// Kill a standby's WAL receiver; PostgreSQL begins anew by itself
+    KillReceiver,
     /// Kill the controller (the site does not matter)
     KillController,
     /// Freeze the controller (the site does not matter); `heal` thaws it

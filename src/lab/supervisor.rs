@@ -217,6 +217,10 @@ impl Supervisor {
                 sever(&layout.instance.local("app")?, SQL).await?;
                 Vec::new()
             }
+            Fault::KillReceiver => {
+                let receiver = self.receiver(site)?;
+                self.processes.kill9(&Who::Pid(receiver)).await?
+            }
         };
         self.processes.reap();
         Ok(format!("{fault} {site}: {} processes", hit.len()))
@@ -235,6 +239,20 @@ impl Supervisor {
         first
             .map(|seen| seen.id.pid)
             .with_context(|| format!("no PostgreSQL runs at `{site}`"))
+    }
+
+    /// The process of a site's PostgreSQL that receives WAL.
+    fn receiver(&mut self, site: &SiteName) -> anyhow::Result<i32> {
+        let all = self.processes.look()?;
+        let receiver = all.iter().find(|seen| {
+            seen.place.as_deref() == Some(site.as_str())
+                && seen
+                    .title()
+                    .is_some_and(|title| title.contains(": walreceiver"))
+        });
+        receiver
+            .map(|seen| seen.id.pid)
+            .with_context(|| format!("no WAL receiver runs at `{site}`"))
     }
 
     /// Thaws what is frozen, and nothing else.

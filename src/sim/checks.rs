@@ -14,7 +14,7 @@ use crate::engine::lease::FenceProof;
 use crate::engine::policy::{GUARD_TICK, Policy};
 use crate::engine::saga::{Command, Ending};
 use crate::engine::step::{DeclaredLoss, Event, Fact, Step};
-use crate::engine::topology::{Answer, SiteName};
+use crate::engine::topology::{Answer, Role, SiteName};
 use crate::engine::units::{Epoch, WallTime};
 use crate::wire::{Order, What};
 
@@ -351,13 +351,14 @@ impl Checks {
         *known = epoch;
     }
 
-    /// A line became durable.
-    pub fn logged(&mut self, at: Truth, line: &[u8], truth: &Truths<'_>) {
+    /// A line became durable. Of a decision: whether it is to fail over, for cause.
+    pub fn logged(&mut self, at: Truth, line: &[u8], truth: &Truths<'_>) -> Option<bool> {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let entry = match self.chain.take(line) {
             Ok(entry) => entry,
             Err(broken) => {
-                return self.violated(Invariant::LogVerifies, at, broken.to_string());
+                self.violated(Invariant::LogVerifies, at, broken.to_string());
+                return None;
             }
         };
         if entry.epoch < self.epoch {
@@ -412,6 +413,7 @@ impl Checks {
             | Body::Window { .. }
             | Body::Note { .. } => {}
         }
+        entries::fails_over(&entry.body)
     }
 
     fn plan_opened(&mut self, at: Truth, entry: &Entry, asked: bool, truth: &Truths<'_>) {
@@ -480,15 +482,9 @@ impl Checks {
                     self.violated(Invariant::FenceBeforePromote, at, what);
                 }
             }
-            (Step::Promote, Fact::Promoted { .. }) => {
-                let seen = self
-                    .promoted
-                    .iter()
-                    .any(|(_, site, _)| *site == active.site || *site == passive.site);
-                if !seen {
-                    let what = "a promotion is recorded that did not happen".to_owned();
-                    self.violated(Invariant::WriteAhead, at, what);
-                }
+            (Step::Promote, Fact::Promoted { .. }) if passive.role != Role::Primary => {
+                let what = "a promotion is recorded that did not happen".to_owned();
+                self.violated(Invariant::WriteAhead, at, what);
             }
             (Step::MoveTraffic { .. }, Fact::Moved { .. }) if !truth.moved => {
                 let what = "traffic is recorded as moved, and is not".to_owned();
@@ -541,6 +537,13 @@ pub struct Truths<'w> {
 }
 
 impl Checks {
+    /// Whether the log says that commits wait for the standby.
+    pub fn commits_wait(&self) -> bool {
+        self.chain
+            .state()
+            .is_some_and(|state| state.window.is_closed())
+    }
+
     /// The site that the log has as active.
     pub fn active(&self) -> Option<SiteName> {
         self.chain.state().map(|state| state.active.clone())

@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::checks::Truths;
-use super::entries::fails_over;
 use super::machine::Truth;
 use super::network::{NoAnswer, ask};
 use super::site_ports::{Place, take_order};
@@ -210,7 +209,7 @@ pub struct SimLog {
     /// Who writes.
     pub place: Place,
     /// How many lines there are, as far as the writer knows.
-    pub lines: usize,
+    pub lines: u64,
 }
 
 #[async_trait]
@@ -231,7 +230,7 @@ impl LogStore for SimLog {
             if now < state.disk_full {
                 return refused("no space left on device");
             }
-            if state.log.len() != lines {
+            if u64::try_from(state.log.len()) != Ok(lines) {
                 return refused("another controller has written");
             }
             log(state, now, line);
@@ -246,13 +245,6 @@ impl LogStore for SimLog {
 /// A line becomes durable, and is watched.
 pub fn log(state: &mut State, now: Truth, line: &[u8]) {
     state.log.push(line.to_vec());
-    let parsed = line
-        .get(65..)
-        .and_then(|json| serde_json::from_slice(json).ok());
-    let entry: Option<crate::engine::chain::Entry> = parsed;
-    if let Some(decided) = entry.as_ref().and_then(|entry| fails_over(&entry.body)) {
-        state.decided = Some(decided);
-    }
     let active = state.checks.active();
     let node = active.map_or(Node::First, |site| state.node(&site));
     let going = state.checks.going_to();
@@ -278,7 +270,9 @@ pub fn log(state: &mut State, now: Truth, line: &[u8]) {
         decided,
         moved,
     };
-    checks.logged(now, line, &truth);
+    if let Some(decided) = checks.logged(now, line, &truth) {
+        state.decided = Some(decided);
+    }
 }
 
 /// Kills the controller at a moment of a step.

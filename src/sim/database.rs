@@ -38,6 +38,9 @@ impl SimDatabase {
             if machine.fence.is_some() {
                 return failed("a fence is under way: wait for its end");
             }
+            if machine.ruined {
+                return failed("signal 11");
+            }
             if machine.role != role {
                 return failed("`standby.signal` does not fit");
             }

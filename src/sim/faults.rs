@@ -127,7 +127,10 @@ pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
         Fault::AgentKilled => kill.agents[usize::from(node == Node::Second)]
             .send(lasts)
             .unwrap_or_default(),
-        Fault::AgentFrozen => agent_frozen(&world, node, lasts).await,
+        Fault::AgentFrozen => {
+            let door = world.with(|state, _| state.agent(node).clone());
+            frozen(&world, door.map(|door| door.life), lasts).await;
+        }
         Fault::HostFrozen => host_frozen(&world, node, lasts).await,
         Fault::Power => power(&world, node, lasts).await,
         // Whichever runs.
@@ -229,12 +232,7 @@ pub async fn isolation(world: &World, lasts: Duration) {
     mend(world, cut, lasts).await;
 }
 
-async fn agent_frozen(world: &World, node: Node, lasts: Duration) {
-    let door = world.with(|state, _| state.agent(node).clone());
-    frozen(world, door.map(|door| door.life), lasts).await;
-}
-
-/// A process stands still for a while.
+/// A process stands still for a while, wherever it is, and goes on.
 async fn frozen(world: &World, life: Option<Arc<Life>>, lasts: Duration) {
     let Some(life) = life else { return };
     life.freeze(true);
@@ -323,9 +321,11 @@ async fn person(world: &World) {
     });
     let who = "ada".to_owned();
     let reason = "simulated".to_owned();
-    let handle: Handle = door.to;
+    let handle: Handle = door.to.clone();
     // Whether the controller lives long enough to answer is its own affair.
     let asked = async {
+        // A controller that stands still takes nothing in.
+        world.alive(&door.life).await;
         match what {
             0 => drop(
                 handle

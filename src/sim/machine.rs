@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::agent::guard::LEASE_EXPIRED;
 use crate::engine::policy::{FenceStages, GUARD_TICK};
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::Epoch;
@@ -95,6 +96,10 @@ pub struct Machine {
     pub marker: Option<(Epoch, String)>,
     /// Since when it is marked.
     pub marked: Truth,
+    /// Every fence that began: when it ended or will, and why.
+    pub fences: Vec<(Truth, String)>,
+    /// Whether PostgreSQL does not start any more, whoever tries.
+    pub ruined: bool,
     /// The highest epoch that the guard has seen.
     pub epoch: Epoch,
     /// The fence under way.
@@ -133,6 +138,8 @@ impl Machine {
             stages,
             marker: None,
             marked: Duration::ZERO,
+            fences: Vec::new(),
+            ruined: false,
             epoch: Epoch(0),
             fence: None,
             awake: Duration::ZERO,
@@ -193,7 +200,7 @@ impl Machine {
         if self.fence.is_none() {
             match self.right {
                 Some((epoch, Some(end))) if now >= end.max(self.awake) => {
-                    self.begin_fence(end.max(self.awake), epoch, "lease-expired");
+                    self.begin_fence(end.max(self.awake), epoch, LEASE_EXPIRED);
                 }
                 None if self.running && self.role == Role::Primary && now >= self.awake => {
                     let epoch = self.epoch;
@@ -229,6 +236,7 @@ impl Machine {
             Duration::from_millis(1)
         };
         let ends = at.saturating_add(takes);
+        self.fences.push((ends, cause.to_owned()));
         self.fence = Some(Fence { ends, epoch });
         ends
     }

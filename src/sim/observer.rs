@@ -50,8 +50,12 @@ impl ObserverLink for SimLink {
             let (world, report) = (Arc::clone(&world), report.clone());
             async move {
                 let door = world.with(|state, _| state.a_controller())?;
+                // A process that stands still takes nothing in.
+                world.alive(&door.life).await;
                 let asked = |answer| Input::ObserverReported(Box::new(report), answer);
-                door.to.ask(asked).await.ok()
+                let answer = door.to.ask(asked).await.ok()?;
+                world.alive(&door.life).await;
+                Some(answer)
             }
         };
         let ways = (self.0.node, Node::Neutral);

@@ -21,10 +21,10 @@ use crate::app::brain::Brain;
 use crate::app::control::{Control, Handle};
 use crate::app::executor::World as Outside;
 use crate::app::journal::{Journal, Stamp};
-use crate::app::leadership;
+use crate::app::leadership::{self, Leadership};
 use crate::app::prober::look_for_ever;
 use crate::app::run::{forward, watch_anchors};
-use crate::engine::chain::{Chain, Digest};
+use crate::engine::chain::Digest;
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{
     AgentLinks, AgentStore, Agents, Clock, LeaseStore, LocalDatabase, LogStore, Probe, Traffic,
@@ -193,6 +193,29 @@ pub async fn start_agent(
     Ok(Process { life, tasks })
 }
 
+/// Everything outside of a controller that its steps touch.
+fn outside(
+    place: &Place,
+    plant: &dyn Plant,
+    probe: &Arc<dyn Probe>,
+    leadership: Leadership,
+    crash: SimCrash,
+) -> Outside {
+    let targets = place.world.topology.traffic.iter();
+    let traffic = targets.map(|name| {
+        let (place, name) = (place.clone(), name.clone());
+        plant.traffic(Arc::new(SimTraffic { place, name }))
+    });
+    Outside {
+        agents: plant.agents(Arc::new(SimAgents(place.clone()))),
+        probe: Arc::clone(probe),
+        traffic: traffic.collect(),
+        front: Some(Arc::new(SimFront(place.clone()))),
+        leadership,
+        crash: Some(Arc::new(crash)),
+    }
+}
+
 /// Starts the controller: what it knows it reads from the log. `crash_after` is at which moment of
 /// a step it is killed, counted from its start.
 pub async fn start_controller(
@@ -211,11 +234,7 @@ pub async fn start_controller(
     });
     let timers = world.policy.lease.clone();
     let (leadership, keeping) = leadership::seek(store, Arc::clone(&clock), timers).await;
-    let lines = world.with(|state, _| state.log.clone());
-    let mut chain = Chain::default();
-    for line in &lines {
-        chain.take(line.strip_suffix(b"\n").unwrap_or(line))?;
-    }
+    let chain = world.with(|state, _| state.read_log())?;
     let topology = world.topology.clone();
     let stamp = Stamp {
         boot: "simulated".to_owned(),
@@ -223,7 +242,7 @@ pub async fn start_controller(
     };
     let store = plant.log(Box::new(SimLog {
         place: place.clone(),
-        lines: lines.len(),
+        lines: chain.entries,
     }));
     let (journal, writer) =
         Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp).await?;
@@ -234,18 +253,7 @@ pub async fn start_controller(
         after: AtomicU64::new(crash_after),
         killed,
     };
-    let traffic = topology.traffic.iter().map(|name| {
-        let (place, name) = (place.clone(), name.clone());
-        plant.traffic(Arc::new(SimTraffic { place, name }))
-    });
-    let outside = Outside {
-        agents: plant.agents(Arc::new(SimAgents(place.clone()))),
-        probe: Arc::clone(&probe),
-        traffic: traffic.collect(),
-        front: Some(Arc::new(SimFront(place.clone()))),
-        leadership,
-        crash: Some(Arc::new(crash)),
-    };
+    let outside = outside(&place, plant.as_ref(), &probe, leadership, crash);
     let policy = world.policy.clone();
     let brain = Brain::new(
         topology.clone(),

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::checks::{Invariant, Violation};
+use super::checks::{Checks, Invariant, Violation};
 use super::faults::{self, Kill};
+use super::machine::Truth;
 use super::observer;
+use super::partitions::{self, Row};
 use super::processes::{Honest, Plant, RESTART, start_agent, start_controller};
 use super::world::{Clocks, Node, World};
 use crate::engine::policy::Policy;
@@ -23,6 +25,8 @@ pub enum Course {
     Calm,
     /// The active site is lost for good after a while, and nothing else goes wrong.
     SiteLost,
+    /// One row of the partition table happens, and nothing else goes wrong.
+    Partition(Row),
 }
 
 /// What to run.
@@ -77,8 +81,12 @@ pub struct Report {
     pub plans: BTreeMap<&'static str, u64>,
     /// How many promotions there were.
     pub promotions: usize,
-    /// Of a lost site: how long until the other took a write.
+    /// When what the course is about went wrong.
+    pub fault: Option<Truth>,
+    /// From then until the other site took writes.
     pub writable: Option<Duration>,
+    /// The fences of the site that was active first: when each ended, and why it began.
+    pub fences: Vec<(Truth, String)>,
 }
 
 /// Why a run could not be made.
@@ -110,14 +118,14 @@ pub fn run(setup: &Setup) -> Result<Report, RunError> {
 /// When the site is lost, in [`Course::SiteLost`].
 const LOST_AT: Duration = Duration::from_secs(60);
 
-async fn live(setup: &Setup, topology: Topology) -> Report {
-    let drift = u64::from(setup.policy.lease.clock_drift_ppm);
-    let clocks = Clocks {
-        drift_ppm: setup.drift_ppm.unwrap_or(drift),
-        wall_ms: 200,
-    };
+/// The world of a seed, with an observer in a share of those in which things go wrong by chance. The
+/// partition table is about a policy as it is.
+fn made(setup: &Setup, topology: Topology, clocks: Clocks) -> Arc<World> {
     let mut policy = setup.policy.clone();
-    let observed = observer::of_seed(setup.seed);
+    let observed = match setup.course {
+        Course::Partition(_) => None,
+        Course::Faults | Course::Calm | Course::SiteLost => observer::of_seed(setup.seed),
+    };
     let observer = observed.map(|(name, quorum)| {
         // A lost observer may then keep a lost site from being replaced, which is no mistake.
         if setup.course == Course::Faults {
@@ -129,6 +137,31 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
     if let Some(name) = observer {
         tokio::spawn(observer::keep(Arc::clone(&world), name));
     }
+    world
+}
+
+/// One controller, and a second one that stands by in some of the worlds in which things go wrong.
+fn keep_controllers(
+    world: &Arc<World>,
+    plant: &Arc<dyn Plant>,
+    killed: [mpsc::UnboundedReceiver<Duration>; 2],
+    crashes: bool,
+) {
+    let two = crashes && world.with(|state, _| state.chance.percent(50));
+    let count = if two { 2 } else { 1 };
+    for (which, killed) in killed.into_iter().enumerate().take(count) {
+        let (world, plant) = (Arc::clone(world), Arc::clone(plant));
+        tokio::spawn(keep_controller(world, which, plant, killed, crashes));
+    }
+}
+
+async fn live(setup: &Setup, topology: Topology) -> Report {
+    let drift = u64::from(setup.policy.lease.clock_drift_ppm);
+    let clocks = Clocks {
+        drift_ppm: setup.drift_ppm.unwrap_or(drift),
+        wall_ms: 200,
+    };
+    let world = made(setup, topology, clocks);
     let (lead, lead_killed) = mpsc::unbounded_channel();
     let (other, other_killed) = mpsc::unbounded_channel();
     let (first, first_killed) = mpsc::unbounded_channel();
@@ -151,18 +184,7 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
         Arc::clone(plant),
         second_killed,
     ));
-    // A second controller stands by in some of the worlds in which things go wrong.
-    let two = crashes && world.with(|state, _| state.chance.percent(50));
-    let controllers = [lead_killed, other_killed].into_iter().enumerate();
-    for (which, killed) in controllers.take(if two { 2 } else { 1 }) {
-        tokio::spawn(keep_controller(
-            Arc::clone(&world),
-            which,
-            Arc::clone(plant),
-            killed,
-            crashes,
-        ));
-    }
+    keep_controllers(&world, plant, [lead_killed, other_killed], crashes);
     tokio::spawn(faults::clients(Arc::clone(&world)));
     match setup.course {
         Course::Faults => drop(tokio::spawn(faults::for_ever(
@@ -170,13 +192,17 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
             kill.clone(),
         ))),
         Course::Calm => {}
+        Course::Partition(row) => drop(tokio::spawn(partitions::happen(Arc::clone(&world), row))),
         Course::SiteLost => {
             let world = Arc::clone(&world);
             tokio::spawn(async move {
                 let late = world.with(|state, _| state.chance.millis(0, 5_000));
                 tokio::time::sleep(LOST_AT.saturating_add(late)).await;
                 world.trace(|| "A  is lost for good".to_owned());
-                world.with(|state, now| state.machine(Node::First).lose_power(now));
+                world.with(|state, now| {
+                    state.fault = Some(now);
+                    state.machine(Node::First).lose_power(now);
+                });
                 world.changed();
             });
         }
@@ -189,9 +215,15 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
 fn conclude(setup: &Setup, world: &World) -> Report {
     world.with(|state, now| {
         let log = std::mem::take(&mut state.log);
-        let checks = &mut state.checks;
+        let (fault, checks) = (state.fault, &mut state.checks);
         checks.audit(now, &log);
-        let writable = judge(setup, checks, now);
+        let promoted = checks.promoted.first().map(|(at, ..)| *at);
+        let writable = promoted
+            .zip(fault)
+            .map(|(at, fault)| at.saturating_sub(fault));
+        judge(setup, checks, writable, now);
+        let fences = state.machine(Node::First).fences.clone();
+        let checks = &state.checks;
         Report {
             log,
             seed: setup.seed,
@@ -202,42 +234,34 @@ fn conclude(setup: &Setup, world: &World) -> Report {
             after_thaw: checks.after_thaw,
             plans: checks.plans.clone(),
             promotions: checks.promoted.len(),
+            fault,
             writable,
+            fences,
         }
     })
 }
 
 /// What must have happened by the end.
-fn judge(setup: &Setup, checks: &mut super::checks::Checks, now: Duration) -> Option<Duration> {
+fn judge(setup: &Setup, checks: &mut Checks, writable: Option<Duration>, now: Truth) {
     let opened = checks.plans.get("opened").copied().unwrap_or(0);
     match setup.course {
-        Course::Faults => None,
+        Course::Faults | Course::Partition(_) => {}
         Course::Calm => {
             if opened > 0 {
                 let what = "a healthy pair was failed over".to_owned();
                 checks.violated(Invariant::Liveness, now, what);
             }
-            None
         }
         Course::SiteLost => {
-            let lost = checks
-                .events
-                .iter()
-                .find(|(_, text)| text.contains("is lost for good"));
-            let lost = lost.map(|(at, _)| *at)?;
-            let took = checks
-                .promoted
-                .first()
-                .map(|(at, ..)| at.saturating_sub(lost));
             let worst = crate::engine::timers::timers(&setup.policy);
             let worst = worst.first().and_then(|timer| timer.worst);
             // The ways of messages are the world's, not the policy's.
             let worst = worst.map(|worst| worst.saturating_add(Duration::from_millis(500)));
-            if took.is_none() || took > worst {
-                let what = format!("writable after {took:?}, the policy's worst case is {worst:?}");
+            if writable.is_none() || writable > worst {
+                let what =
+                    format!("writable after {writable:?}, the policy's worst case is {worst:?}");
                 checks.violated(Invariant::Liveness, now, what);
             }
-            took
         }
     }
 }

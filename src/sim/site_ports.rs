@@ -128,8 +128,12 @@ impl AgentLinks for SimLinks {
             let (world, report) = (Arc::clone(&world), report.clone());
             async move {
                 let door = world.with(|state, _| state.a_controller())?;
+                // A process that stands still takes nothing in.
+                world.alive(&door.life).await;
                 let asked = |answer| Input::Reported(Box::new(report), answer);
-                door.to.ask(asked).await.ok()
+                let answer = door.to.ask(asked).await.ok()?;
+                world.alive(&door.life).await;
+                Some(answer)
             }
         };
         let answer = ask(&self.0.world, (self.0.node, Node::Neutral), within, asked).await;

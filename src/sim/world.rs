@@ -15,6 +15,7 @@ use super::machine::{Machine, Truth, stream};
 use super::network::Door;
 use crate::agent::keeper::News;
 use crate::app::control::Handle;
+use crate::engine::chain::{Broken, Chain};
 use crate::engine::policy::Policy;
 use crate::engine::topology::{Answer, ObserverName, Role, SiteName, Topology};
 use crate::engine::units::{Epoch, MonoTime, WallTime, as_millis};
@@ -170,6 +171,8 @@ pub struct State {
     pub traffic: (Answer, u64),
     /// The decision log, line by line.
     pub log: Vec<Vec<u8>>,
+    /// The log as far as a controller that started has read it: no line is read twice.
+    read: Chain,
     /// The log's disk takes nothing until then.
     pub disk_full: Truth,
     /// Appends take so many milliseconds at most.
@@ -188,6 +191,8 @@ pub struct State {
     pub leader: Option<(usize, Truth)>,
     /// Whether the last logged decision was to fail over, for cause.
     pub decided: Option<bool>,
+    /// When what a course is about went wrong.
+    pub fault: Option<Truth>,
     /// What watches.
     pub checks: Checks,
 }
@@ -295,6 +300,15 @@ impl State {
         }
     }
 
+    /// What a controller that starts reads from the log.
+    pub fn read_log(&mut self) -> Result<Chain, Broken> {
+        let read = usize::try_from(self.read.entries).unwrap_or(usize::MAX);
+        for line in self.log.iter().skip(read) {
+            self.read.take(line.strip_suffix(b"\n").unwrap_or(line))?;
+        }
+        Ok(self.read.clone())
+    }
+
     /// The place of a site.
     pub fn node(&self, site: &SiteName) -> Node {
         if self.machines[0].site == *site {
@@ -369,6 +383,7 @@ impl World {
             memories: [None, None],
             traffic: (answer, 1),
             log: Vec::new(),
+            read: Chain::default(),
             disk_full: Duration::ZERO,
             slow_disk: 4,
             lossy: 0,
@@ -378,6 +393,7 @@ impl World {
             controllers: [None, None],
             leader: None,
             decided: None,
+            fault: None,
             checks: Checks::new(policy.clone()),
         };
         Arc::new(Self {

@@ -333,7 +333,7 @@ const LONG_FILES: &[(&str, usize)] = &[
     ("agent/keeper.rs", 535),
     ("engine/document.rs", 630),
     ("engine/policy.rs", 509),
-    ("sim/checks.rs", 564),
+    ("sim/checks.rs", 560),
 ];
 
 /// Functions over the limit. A number may only fall; a function that is short enough leaves the
@@ -342,7 +342,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("agent/run.rs run", 146),
     ("app/api.rs metrics", 75),
     ("app/run.rs run", 155),
-    ("cli/simulate.rs run", 83),
     ("lab/layout.rs create", 72),
     ("sim/processes.rs start_agent", 75),
     ("sim/processes.rs start_controller", 90),

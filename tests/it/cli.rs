@@ -462,3 +462,38 @@ fn the_status_of_a_stuck_plan_names_the_step_and_why() {
     assert_eq!(group.active, gcp());
     insta::assert_snapshot!("status_stuck", text);
 }
+
+#[test]
+fn a_simulation_ends_with_one_object_and_says_how_to_run_again_what_broke() {
+    let json = ["--output", "json", "simulate", "--minutes", "2"];
+    let (code, out, err) = ran(&[&json[..], &["--seeds", "2"]].concat());
+    let shown: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(shown["seeds"], 2);
+    assert_eq!(shown["violations"], serde_json::json!([]));
+    assert!(shown["times_real_time"].as_u64().unwrap() > 0, "{out}");
+    // A policy that only observes never replaces a site that is lost.
+    let lost = ["--course", "site-lost", "--policy", "policies/observe.toml"];
+    let (code, out, err) = ran(&[&json[..], &lost, &["--from", "3", "--seeds", "2"]].concat());
+    let shown: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, 1, "{out}{err}");
+    let broken: Vec<(u64, &str)> = shown["violations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| {
+            (
+                it["seed"].as_u64().unwrap(),
+                it["invariant"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(broken, [(3, "liveness"), (4, "liveness")]);
+    for seed in [3, 4] {
+        let again = format!(
+            "failover simulate --from {seed} --seeds 1 --minutes 2 --course site-lost \
+             --policy 'policies/observe.toml' --trace"
+        );
+        assert!(err.contains(&again), "{err}");
+    }
+}

@@ -7,15 +7,21 @@
     reason = "a test's helpers fail the test"
 )]
 
+use std::path::Path;
 use std::time::Duration;
 
 use failover::engine::policy::Policy;
 use failover::sim::checks::Invariant;
+use failover::sim::failure::{again, told};
 use failover::sim::observer::of_seed;
 use failover::sim::run::{Course, Report, Setup, run};
+use failover::sim::seeds::in_order;
 
+mod counted;
+mod orders;
 mod planted;
 mod relogged;
+mod table;
 mod zero_loss;
 
 const FAST: &str = include_str!("../../policies/fast.toml");
@@ -39,21 +45,24 @@ fn minutes(count: u64) -> Duration {
     Duration::from_secs(count * 60)
 }
 
+/// Runs a seed in which everything must hold, under `policies/fast.toml`.
 fn check(setup: &Setup) -> Report {
     let report = run(setup).unwrap();
-    if let Some(first) = report.violations.first() {
-        let end = report.events.iter().position(|it| it.contains("VIOLATION"));
-        let end = end.unwrap_or(report.events.len());
-        let last = report.events[end.saturating_sub(20)..end].join("\n");
-        panic!(
-            "seed {}: {} at {:?}: {}\n{last}\nagain: failover simulate --from {} --seeds 1 --minutes {} --trace",
-            report.seed,
-            first.invariant,
-            first.at,
-            first.what,
-            report.seed,
-            setup.lasting.as_secs() / 60
-        );
+    if let Some(told) = told(&report, &again(setup, None)) {
+        panic!("{told}");
+    }
+    report
+}
+
+/// Runs a seed in which everything must hold, under a policy whose text is written where the
+/// command that runs the seed again finds it.
+fn check_under(setup: &Setup, policy: &str) -> Report {
+    let report = run(setup).unwrap();
+    let name = format!("policy-of-{}.toml", setup.seed);
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if let Some(told) = told(&report, &again(setup, Some(&file))) {
+        std::fs::write(&file, policy).unwrap();
+        panic!("{told}");
     }
     report
 }
@@ -112,6 +121,49 @@ fn a_share_of_the_seeds_has_an_observer_that_sees_the_site_lost() {
 }
 
 #[test]
+fn a_seed_that_breaks_tells_what_happened_and_how_to_run_it_again() {
+    let mut setup = Setup::new(7, minutes(3), policy());
+    setup.course = Course::SiteLost;
+    setup.policy.mode = failover::engine::policy::Mode::Observe;
+    let report = run(&setup).unwrap();
+    let text = told(&report, &again(&setup, Some(Path::new("my own.toml")))).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!((3..=22).contains(&lines.len()), "{text}");
+    assert!(lines[0].starts_with("seed 7: liveness at 180.000 s: "));
+    let [.., event, command] = lines[..] else {
+        panic!("{text}");
+    };
+    assert!(event.contains("VIOLATION liveness"), "{text}");
+    assert_eq!(
+        command,
+        "  again: failover simulate --from 7 --seeds 1 --minutes 3 --course site-lost \
+         --policy 'my own.toml' --trace"
+    );
+    assert_eq!(
+        again(&Setup::new(7, minutes(3), policy()), None),
+        "failover simulate --from 7 --seeds 1 --minutes 3 --trace"
+    );
+    setup.course = Course::Calm;
+    assert_eq!(told(&run(&setup).unwrap(), ""), None);
+}
+
+#[test]
+fn many_jobs_hand_over_what_one_would_in_the_order_of_the_seeds() {
+    let came = |jobs| {
+        let mut came = Vec::new();
+        let jobs = std::num::NonZeroUsize::new(jobs).unwrap();
+        let setup = |seed| Setup::new(seed, minutes(1), policy());
+        let kept = |report: Report| (report.seed, report.fingerprint);
+        in_order(40..52, jobs, setup, kept, |kept| came.push(kept)).unwrap();
+        came
+    };
+    let one = came(1);
+    let seeds: Vec<u64> = one.iter().map(|(seed, _)| *seed).collect();
+    assert_eq!(seeds, (40..52).collect::<Vec<_>>());
+    assert_eq!(came(5), one);
+}
+
+#[test]
 fn the_same_seed_runs_the_same_twice() {
     for seed in [1, 30, 1027] {
         let setup = Setup::new(seed, minutes(2), policy());
@@ -121,13 +173,21 @@ fn the_same_seed_runs_the_same_twice() {
     }
 }
 
-/// Runs seeds until an invariant breaks; whether it did within 500.
-pub(crate) fn finds(invariant: Invariant, setup: impl Fn(u64) -> Setup) {
+/// Runs seeds until an invariant breaks, in these words, and prints at which it did; it must
+/// within 500.
+#[expect(
+    clippy::print_stdout,
+    reason = "whoever asks sees at which seed each mistake is found"
+)]
+pub(crate) fn finds(invariant: Invariant, words: &str, setup: impl Fn(u64) -> Setup) {
     for seed in 0..500 {
         let report = run(&setup(seed)).unwrap();
-        if report.violations.iter().any(|it| it.invariant == invariant) {
+        let mut broken = report.violations.iter();
+        if let Some(found) = broken.find(|it| it.invariant == invariant && it.what.contains(words))
+        {
+            println!("seed {seed}: {invariant}: {}", found.what);
             return;
         }
     }
-    panic!("{invariant} was never seen broken");
+    panic!("{invariant} was never seen broken: {words}");
 }

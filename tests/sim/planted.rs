@@ -1,6 +1,6 @@
 //! One mistake for each checker, planted through a port.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,18 +9,17 @@ use failover::engine::synchrony::SyncLook;
 use failover::engine::topology::{Answer, SiteName, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use failover::ports::{
-    AgentMemory, AgentStore, Agents, Clock, EffectError, LocalDatabase, LocalLook, LocalRight,
-    LogStore, OutsideView, StoreError, Traffic, Versioned, Way,
+    AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, LogStore,
+    OutsideView, StoreError, Traffic, Versioned,
 };
 use failover::sim::checks::Invariant;
 use failover::sim::processes::Plant;
 use failover::sim::run::{Course, Setup};
 use failover::sim::world::{Node, World};
-use failover::wire::{Came, Order, OrderAnswer, What};
 
 use super::{finds, minutes, policy};
 
-fn planted(seed: u64, plant: impl Plant + 'static) -> Setup {
+pub(crate) fn planted(seed: u64, plant: impl Plant + 'static) -> Setup {
     let mut setup = Setup::new(seed, minutes(3), policy());
     setup.plant = Arc::new(plant);
     setup
@@ -28,10 +27,27 @@ fn planted(seed: u64, plant: impl Plant + 'static) -> Setup {
 
 /// A guard that says it fenced, or holds a right for longer than it was told; a database whose
 /// commits only seem to wait.
-#[derive(Debug)]
-struct Guard {
+pub(crate) struct Guard {
     of: Arc<dyn LocalDatabase>,
     plant: PlantGuard,
+    longer: Arc<dyn Fn() -> Duration + Send + Sync>,
+}
+
+impl Guard {
+    /// A guard that holds a right for longer than it was told.
+    pub(crate) fn longer(
+        of: Arc<dyn LocalDatabase>,
+        plant: PlantGuard,
+        longer: Arc<dyn Fn() -> Duration + Send + Sync>,
+    ) -> Self {
+        Self { of, plant, longer }
+    }
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard").finish_non_exhaustive()
+    }
 }
 
 #[async_trait]
@@ -46,7 +62,8 @@ impl LocalDatabase for Guard {
         self.of.start_primary(right).await
     }
     async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError> {
-        let until = right.until.map(|until| until.plus(self.plant.longer));
+        let until = right.until.map(|until| until.plus((self.longer)()));
+        let until = until.map(|until| until.minus(self.plant.shorter));
         self.of.hold_right(&LocalRight { until, ..*right }).await
     }
     async fn release_right(&self) -> Result<(), EffectError> {
@@ -104,6 +121,7 @@ impl LocalDatabase for Guard {
 pub(crate) struct PlantGuard {
     pub(crate) lies: bool,
     pub(crate) longer: Duration,
+    pub(crate) shorter: Duration,
     pub(crate) pretends_to_wait: bool,
 }
 
@@ -112,6 +130,7 @@ impl PlantGuard {
         Self {
             lies: false,
             longer: Duration::ZERO,
+            shorter: Duration::ZERO,
             pretends_to_wait: false,
         }
     }
@@ -124,8 +143,8 @@ impl Plant for PlantGuard {
         _world: &Arc<World>,
         _node: Node,
     ) -> Arc<dyn LocalDatabase> {
-        let plant = self.clone();
-        Arc::new(Guard { of, plant })
+        let (plant, longer) = (self.clone(), self.longer);
+        Arc::new(Guard::longer(of, plant, Arc::new(move || longer)))
     }
 }
 
@@ -135,7 +154,9 @@ fn a_guard_that_only_says_it_fenced_is_seen() {
         lies: true,
         ..PlantGuard::honest()
     };
-    finds(Invariant::FenceBeforePromote, |seed| planted(seed, plant()));
+    finds(Invariant::FenceBeforePromote, "can write", |seed| {
+        planted(seed, plant())
+    });
 }
 
 #[test]
@@ -144,47 +165,17 @@ fn a_lease_that_is_counted_too_long_makes_two_writers() {
         longer: Duration::from_secs(4),
         ..PlantGuard::honest()
     };
-    finds(Invariant::OneWriter, |seed| planted(seed, plant()));
+    finds(Invariant::OneWriter, "beside", |seed| {
+        planted(seed, plant())
+    });
 }
 
 #[test]
 fn clocks_worse_than_the_policy_bears_make_two_writers() {
-    finds(Invariant::OneWriter, |seed| {
+    finds(Invariant::OneWriter, "beside", |seed| {
         let mut setup = Setup::new(seed, minutes(3), policy());
         setup.drift_ppm = Some(1_400_000);
         setup
-    });
-}
-
-/// A way to the agents that answers `Fenced` for whoever is silent.
-#[derive(Debug)]
-struct FalseWord(Arc<dyn Agents>);
-
-#[async_trait]
-impl Agents for FalseWord {
-    async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer {
-        if order.what == What::Fence {
-            return Ok(Came::Fenced {
-                said: "false".to_owned(),
-            });
-        }
-        self.0.order(order, by, within).await
-    }
-}
-
-#[derive(Debug)]
-struct PlantFalseWord;
-
-impl Plant for PlantFalseWord {
-    fn agents(&self, of: Arc<dyn Agents>) -> Arc<dyn Agents> {
-        Arc::new(FalseWord(of))
-    }
-}
-
-#[test]
-fn a_false_word_that_the_old_side_is_fenced_is_seen() {
-    finds(Invariant::FenceBeforePromote, |seed| {
-        planted(seed, PlantFalseWord)
     });
 }
 
@@ -214,48 +205,94 @@ impl Plant for PlantForgetful {
 
 #[test]
 fn an_effect_before_its_entry_is_seen() {
-    finds(Invariant::WriteAhead, |seed| planted(seed, PlantForgetful));
+    finds(Invariant::WriteAhead, "without a durable", |seed| {
+        planted(seed, PlantForgetful)
+    });
 }
 
 #[test]
 fn a_log_with_a_hole_does_not_verify() {
-    finds(Invariant::LogVerifies, |seed| planted(seed, PlantForgetful));
+    finds(Invariant::LogVerifies, "", |seed| {
+        planted(seed, PlantForgetful)
+    });
 }
 
-/// A traffic target that switches both sites on.
+/// What a traffic target does instead of what it is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Astray {
+    /// Switches both sites on.
+    Both,
+    /// Switches both off.
+    Nobody,
+    /// Switches on the one that is left.
+    TheOther,
+    /// Nothing, and says it did.
+    Nothing,
+}
+
 #[derive(Debug)]
-struct Both(Arc<dyn Traffic>);
+struct Stray {
+    of: Arc<dyn Traffic>,
+    plant: Astray,
+    said: Mutex<Option<Answer>>,
+}
 
 #[async_trait]
-impl Traffic for Both {
+impl Traffic for Stray {
     fn name(&self) -> &TargetName {
-        self.0.name()
+        self.of.name()
     }
     async fn read(&self) -> Result<Versioned, EffectError> {
-        self.0.read().await
+        let mut read = self.of.read().await?;
+        if let Some(said) = self.said.lock().unwrap().clone() {
+            read.answer = said;
+        }
+        Ok(read)
     }
     async fn apply(&self, from: &Versioned, to: &Answer, note: &str) -> Result<(), EffectError> {
-        let mut both = to.clone();
-        both.weights.values_mut().for_each(|weight| *weight = 50);
-        self.0.apply(from, &both, note).await
+        let mut astray = to.clone();
+        let weights = astray.weights.values_mut();
+        match self.plant {
+            Astray::Both => weights.for_each(|weight| *weight = 50),
+            Astray::Nobody => weights.for_each(|weight| *weight = 0),
+            Astray::TheOther => weights.for_each(|weight| *weight = 100 - *weight),
+            Astray::Nothing => {
+                *self.said.lock().unwrap() = Some(to.clone());
+                return Ok(());
+            }
+        }
+        self.of.apply(from, &astray, note).await
     }
     async fn verify_outside(&self) -> Vec<OutsideView> {
-        self.0.verify_outside().await
+        self.of.verify_outside().await
     }
 }
 
-#[derive(Debug)]
-struct PlantBoth;
-
-impl Plant for PlantBoth {
+impl Plant for Astray {
     fn traffic(&self, of: Arc<dyn Traffic>) -> Arc<dyn Traffic> {
-        Arc::new(Both(of))
+        let (plant, said) = (*self, Mutex::default());
+        Arc::new(Stray { of, plant, said })
     }
 }
 
 #[test]
-fn an_answer_with_both_sites_on_is_seen() {
-    finds(Invariant::ForbiddenAnswer, |seed| planted(seed, PlantBoth));
+fn a_forbidden_answer_is_seen() {
+    for (plant, words) in [
+        (Astray::Both, "both sites"),
+        (Astray::Nobody, "nobody"),
+        (Astray::TheOther, "which is fenced"),
+    ] {
+        finds(Invariant::ForbiddenAnswer, words, |seed| {
+            planted(seed, plant)
+        });
+    }
+}
+
+#[test]
+fn traffic_that_is_logged_as_moved_and_was_not_is_seen() {
+    finds(Invariant::WriteAhead, "recorded as moved", |seed| {
+        planted(seed, Astray::Nothing)
+    });
 }
 
 /// A disk of an agent that forgets.
@@ -283,7 +320,9 @@ impl Plant for PlantAmnesia {
 
 #[test]
 fn an_epoch_that_falls_is_seen() {
-    finds(Invariant::EpochMonotone, |seed| planted(seed, PlantAmnesia));
+    finds(Invariant::EpochMonotone, "falls from epoch", |seed| {
+        planted(seed, PlantAmnesia)
+    });
 }
 
 /// A wall clock of the controller that jumps, so that windows are declared wrongly.
@@ -318,7 +357,7 @@ impl Plant for PlantJumpy {
 
 #[test]
 fn a_window_that_does_not_hold_the_loss_is_seen() {
-    finds(Invariant::DeclaredLoss, |seed| {
+    finds(Invariant::DeclaredLoss, "is lost, but declared", |seed| {
         let mut setup = planted(seed, PlantJumpy);
         setup.course = Course::SiteLost;
         setup
@@ -327,11 +366,26 @@ fn a_window_that_does_not_hold_the_loss_is_seen() {
 
 #[test]
 fn a_site_that_is_not_replaced_in_time_is_seen() {
-    finds(Invariant::Liveness, |seed| {
+    finds(Invariant::Liveness, "writable after", |seed| {
         let mut setup = Setup::new(seed, minutes(3), policy());
         setup.course = Course::SiteLost;
         // Observes only: it never acts.
         setup.policy.mode = failover::engine::policy::Mode::Observe;
+        setup
+    });
+}
+
+#[test]
+fn a_healthy_pair_that_is_failed_over_is_seen() {
+    finds(Invariant::Liveness, "a healthy pair", |seed| {
+        let mut setup = planted(
+            seed,
+            PlantGuard {
+                shorter: Duration::from_millis(2_600),
+                ..PlantGuard::honest()
+            },
+        );
+        setup.course = Course::Calm;
         setup
     });
 }

@@ -39,6 +39,12 @@ const REAL: Real = Real {
 
 /// Which invariants the checkers say are broken by a log.
 fn seen(entries: Vec<Entry>, real: &Real) -> Vec<Invariant> {
+    let checks = checked(entries, real);
+    let broken = checks.violations.iter().map(|it| it.invariant);
+    broken.filter(|it| *it != Invariant::WriteAhead).collect()
+}
+
+fn checked(entries: Vec<Entry>, real: &Real) -> Checks {
     let policy = policy();
     let stages = policy.lease.fence;
     let mut active = Machine::new("aws".parse().unwrap(), Role::Primary, stages);
@@ -65,8 +71,7 @@ fn seen(entries: Vec<Entry>, real: &Real) -> Vec<Invariant> {
         let line = chain.append(&entry).unwrap();
         checks.logged(Duration::from_secs(60), &line, &truth);
     }
-    let broken = checks.violations.iter().map(|it| it.invariant);
-    broken.filter(|it| *it != Invariant::WriteAhead).collect()
+    checks
 }
 
 #[test]
@@ -133,4 +138,25 @@ fn a_second_automatic_plan_by_disarmed_automation_is_seen() {
     again.body = Body::Plan { plan };
     altered.push(again);
     assert_eq!(seen(altered, &REAL), [Invariant::OneRecovery]);
+}
+
+#[test]
+fn a_log_that_lost_its_last_entry_does_not_verify() {
+    let mut setup = Setup::new(1, minutes(2), policy());
+    setup.course = Course::SiteLost;
+    let log = run(&setup).unwrap().log;
+    let mut chain = Chain::default();
+    let lines = log.iter().map(|line| line.strip_suffix(b"\n").unwrap());
+    let kept = lines.map(|line| chain.take(line).unwrap()).collect();
+    let mut checks = checked(kept, &REAL);
+    checks.audit(setup.lasting, &log);
+    let broken = |checks: &Checks| {
+        checks
+            .violations
+            .iter()
+            .any(|it| it.invariant == Invariant::LogVerifies)
+    };
+    assert!(!broken(&checks));
+    checks.audit(setup.lasting, &log[..log.len() - 1]);
+    assert!(broken(&checks));
 }

@@ -10,16 +10,22 @@ use failover::sim::checks::Invariant;
 use failover::sim::run::{Course, Report, Setup};
 
 use super::planted::PlantGuard;
-use super::{FAST, check, finds, minutes};
+use super::{FAST, finds, minutes};
 
 /// `policies/fast.toml`, with commits that wait.
-fn policy(on_stall: &str) -> Policy {
-    let text = FAST
-        .replace("durability = \"async\"", "durability = \"sync\"")
-        .replace("\"release-after 5s\"", &format!("\"{on_stall}\""));
-    let policy = Policy::read("sync.toml", &text).unwrap();
+fn text(on_stall: &str) -> String {
+    FAST.replace("durability = \"async\"", "durability = \"sync\"")
+        .replace("\"release-after 5s\"", &format!("\"{on_stall}\""))
+}
+
+pub(crate) fn policy(on_stall: &str) -> Policy {
+    let policy = Policy::read("sync.toml", &text(on_stall)).unwrap();
     assert_ne!(policy, super::policy());
     policy
+}
+
+fn check(setup: &Setup, on_stall: &str) -> Report {
+    super::check_under(setup, &text(on_stall))
 }
 
 /// How often the window was closed, and how many of the declarations said that nothing is lost.
@@ -53,7 +59,7 @@ fn every_invariant_holds_where_commits_wait() {
     let mut sum = (0, 0, 0);
     for seed in 7000..7060 {
         let stall = ["release-after 1s", "release-after 5s", "block"][(seed % 3) as usize];
-        let report = check(&Setup::new(seed, minutes(2), policy(stall)));
+        let report = check(&Setup::new(seed, minutes(2), policy(stall)), stall);
         let (closed, nothing, declared) = counted(&report);
         sum = (sum.0 + closed, sum.1 + nothing, sum.2 + declared);
     }
@@ -67,7 +73,7 @@ fn a_lost_site_loses_nothing_that_was_acknowledged() {
     for seed in 0..20 {
         let mut setup = Setup::new(seed, minutes(2), policy("block"));
         setup.course = Course::SiteLost;
-        let report = check(&setup);
+        let report = check(&setup, "block");
         assert_eq!(report.writes.1, 0, "seed {seed}");
         assert_eq!(counted(&report), (1, 1, 1), "seed {seed}");
         assert!(report.writable.is_some(), "seed {seed}");
@@ -79,13 +85,14 @@ fn a_healthy_pair_keeps_its_window_closed() {
     for seed in 0..5 {
         let mut setup = Setup::new(seed, minutes(3), policy("release-after 1s"));
         setup.course = Course::Calm;
-        assert_eq!(counted(&check(&setup)), (1, 0, 0), "seed {seed}");
+        let report = check(&setup, "release-after 1s");
+        assert_eq!(counted(&report), (1, 0, 0), "seed {seed}");
     }
 }
 
 #[test]
 fn commits_that_only_seem_to_wait_are_seen() {
-    finds(Invariant::DeclaredLoss, |seed| {
+    finds(Invariant::DeclaredLoss, "is lost, but declared", |seed| {
         let mut setup = Setup::new(seed, minutes(3), policy("block"));
         setup.plant = Arc::new(PlantGuard {
             pretends_to_wait: true,

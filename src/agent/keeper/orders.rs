@@ -258,6 +258,14 @@ impl Keeper {
         }
     }
 
+    /// A standby needs no right, and must not be fenced for the lack of one.
+    pub(super) async fn renounce(&mut self) {
+        self.holder = None;
+        if let Err(error) = self.database.release_right().await {
+            tracing::warn!(%error, "the guard's deadline is not disarmed");
+        }
+    }
+
     pub(super) async fn promoted(&mut self, came: OrderAnswer) {
         if came.is_ok() {
             let memory = AgentMemory {

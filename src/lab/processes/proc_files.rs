@@ -51,6 +51,12 @@ pub(super) fn one(pid: i32) -> Option<Process> {
     parse(pid, &String::from_utf8_lossy(&stat))
 }
 
+/// What a process calls itself.
+pub(super) fn title(pid: i32) -> Option<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(String::from_utf8_lossy(&line).into_owned())
+}
+
 /// The value of an environment variable that a process was started with, as long as the process
 /// has not overwritten it (PostgreSQL's backends have).
 pub(super) fn variable(pid: i32, name: &str) -> Option<String> {

@@ -1,56 +1,53 @@
-//! A lab in a network of its own, with its clients and its decision log, and the two things that
-//! are done with it.
+//! A lab in a network of its own, with its clients and its decision log, and the rows in which
+//! nobody may be promoted.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use failover::adapters::clock::SystemClock;
-use failover::adapters::files;
 use failover::engine::chain::{Body, Entry};
 use failover::engine::decision::Verdict;
+use failover::engine::policy::{Durability, Policy};
 use failover::engine::reason::Code;
-use failover::engine::step::{Event, Step};
 use failover::engine::units::{MonoTime, WallTime};
 use failover::lab::client::{
     Attempt, Client, ClientConfig, Outcome, Report, Route, present_numbers,
 };
 use failover::lab::layout::{Layout, SERVICE};
-use failover::lab::network::Namespaces;
+use failover::lab::network::{Namespaces, Place};
 use failover::lab::processes::Processes;
 use failover::lab::standing::Fault;
 use failover::lab::supervisor::Supervisor;
 use failover::ports::Clock;
 use tempfile::TempDir;
 
-use super::log::{Log, decisions, from_log, milliseconds, window};
+use super::disk::{self, Disk};
+use super::log::{self, Log, decisions, milliseconds, window};
+use super::rows::{Full, Row, Then};
 use super::table::Measured;
-use super::{Row, Then};
 
-const POLICY: &str = include_str!("../../../policies/fast.toml");
 /// `fail_after` of it, five times.
 const HELD_FOR: Duration = Duration::from_secs(10);
 /// How long a failover may take, with everything around it.
-const OVER_WITHIN: Duration = Duration::from_secs(45);
-/// How long the old site is watched after it thawed, or after the new one took over.
-const AFTERWARDS: Duration = Duration::from_secs(3);
-/// How long the controller is frozen: longer than any lease.
-const FROZEN_FOR: Duration = Duration::from_secs(5);
-/// How long a thawed site may acknowledge writes, in milliseconds: some ticks of a guard that
-/// shares its machine with all the other processes that thaw.
-const THAWED_WITHIN: u64 = 1000;
+pub(super) const OVER_WITHIN: Duration = Duration::from_secs(45);
+/// How long after it a fault that comes again and again comes again.
+const AGAIN: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(10);
 
 pub(super) struct Lab {
-    supervisor: Supervisor,
+    pub(super) supervisor: Supervisor,
     network: Namespaces,
-    user: Client,
+    pub(super) user: Client,
     stubborn: Client,
-    log: Log,
+    pub(super) log: Log,
+    /// Every commit waits for the standby.
+    pub(super) zero_loss: bool,
     looked: MonoTime,
+    disk: Option<Disk>,
     dir: TempDir,
 }
 
-fn now() -> MonoTime {
+pub(super) fn now() -> MonoTime {
     SystemClock.now()
 }
 
@@ -74,14 +71,15 @@ fn acknowledged(attempts: &[Attempt]) -> usize {
 }
 
 impl Lab {
-    pub(super) async fn start(network: Namespaces) -> Self {
+    pub(super) async fn start(network: Namespaces, policy: &str, full: Option<Full>) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("failover-partitions-")
             .tempdir()
             .unwrap();
+        let disk = full.map(|_| Disk::mount(&dir.path().join("aws/pg")));
         let program = std::path::Path::new(env!("CARGO_BIN_EXE_failover"));
         let processes = Processes::new("partitions", Arc::new(SystemClock)).unwrap();
-        let layout = Layout::create(dir.path(), program, Some(network), POLICY)
+        let layout = Layout::create(dir.path(), program, Some(network), policy)
             .await
             .unwrap();
         let supervisor = Supervisor::start(layout, processes).await.unwrap();
@@ -109,7 +107,9 @@ impl Lab {
                 entries: Vec::new(),
             },
             network,
+            zero_loss: Policy::read("policy", policy).unwrap().data.durability == Durability::Sync,
             looked: now(),
+            disk,
             dir,
             supervisor,
         };
@@ -120,29 +120,50 @@ impl Lab {
                 .expect("the clients write")
                 .unwrap();
         }
+        lab.until_closed().await.unwrap();
         lab
     }
 
+    /// In zero-loss mode: waits until every commit waits for the standby.
+    async fn until_closed(&mut self) -> anyhow::Result<()> {
+        let deadline = now().plus(OVER_WITHIN);
+        while self.zero_loss && !log::is_closed(self.log.read()) {
+            anyhow::ensure!(now() < deadline, "the RPO window does not close");
+            self.wait().await;
+        }
+        Ok(())
+    }
+
     /// Makes happen what the row says, and says when.
-    async fn hit(&mut self, row: &Row) -> WallTime {
+    pub(super) async fn hit(&mut self, row: &Row) -> WallTime {
         self.log.read();
         let at = SystemClock.wall();
         for (from, to) in &row.cuts {
             self.network.cut(*from, *to).unwrap();
         }
-        if let Some(fault) = row.fault {
-            self.fault(fault).await;
+        if let Some((fault, place)) = row.fault {
+            self.fault(fault, place).await;
+        }
+        if let (Some(disk), Some(full)) = (&self.disk, row.full) {
+            disk.fill();
+            if full == Full::Wal {
+                disk::end_of_segment(&self.supervisor.layout.sites[0].instance).await;
+            }
         }
         at
     }
 
-    async fn fault(&mut self, fault: Fault) {
-        let active = self.supervisor.layout.sites[0].name.clone();
-        self.supervisor.fault(fault, &active).await.unwrap();
+    pub(super) async fn fault(&mut self, fault: Fault, place: Place) {
+        self.try_fault(fault, place).await.unwrap();
+    }
+
+    async fn try_fault(&mut self, fault: Fault, place: Place) -> anyhow::Result<String> {
+        let site = place.name().parse().unwrap();
+        self.supervisor.fault(fault, &site).await
     }
 
     /// A moment's wait, with the processes looked after.
-    async fn wait(&mut self) {
+    pub(super) async fn wait(&mut self) {
         if now().since(self.looked) > Duration::from_millis(500) {
             self.supervisor.look().unwrap();
             self.looked = now();
@@ -150,7 +171,7 @@ impl Lab {
         tokio::time::sleep(POLL).await;
     }
 
-    fn attempts(&self) -> Vec<Attempt> {
+    pub(super) fn attempts(&self) -> Vec<Attempt> {
         [self.user.attempts(), self.stubborn.attempts()].concat()
     }
 
@@ -161,8 +182,19 @@ impl Lab {
         let before = before.saturating_sub(usize::from(code == Code::Healthy));
         let at = self.hit(row).await;
         let until = now().plus(HELD_FOR);
+        let mut again = 0;
+        let mut last = now();
         while now() < until {
             self.log.read();
+            if let (Then::OverAndOver, Some((fault, place))) = (row.then, row.fault)
+                && now().since(last) >= AGAIN
+            {
+                // There need not be one to be killed at this moment.
+                if self.try_fault(fault, place).await.is_ok() {
+                    again += 1;
+                }
+                last = now();
+            }
             self.wait().await;
         }
         let mut measured = Measured {
@@ -184,6 +216,10 @@ impl Lab {
                 decisions(entries)
             ));
         }
+        if row.then == Then::OverAndOver && again < 3 {
+            let problem = format!("it could be done {again} times again only");
+            measured.problems.push(problem);
+        }
         let moved = entries.iter().any(|entry| {
             matches!(&entry.body, Body::Plan { .. })
                 || matches!(&entry.body, Body::Decision { decision, .. } if matches!(decision.verdict, Verdict::FailOver { .. }))
@@ -192,8 +228,33 @@ impl Lab {
             let said = format!("a plan was opened: {}", decisions(entries));
             measured.problems.push(said);
         }
+        measured.opened_ms = log::opened(entries).map(|opened| milliseconds(at, opened));
+        if self.zero_loss && measured.opened_ms.is_some() != row.released {
+            let problem = format!(
+                "the RPO window was opened after {:?} ms",
+                measured.opened_ms
+            );
+            measured.problems.push(problem);
+        }
         measured.gap_ms = self.gap(at);
+        if row.released {
+            self.goes_on(at, &mut measured);
+        }
         measured
+    }
+
+    /// Writes that were permitted to go on without the standby do.
+    fn goes_on(&self, at: WallTime, measured: &mut Measured) {
+        let released = at.0 + measured.opened_ms.unwrap_or_default();
+        let mut attempts = self.user.attempts();
+        attempts.retain(|attempt| attempt.sent_ms > released);
+        // Each writes 50 rows a second.
+        let expected = usize::try_from(HELD_FOR.as_secs()).unwrap() * 50 / 2;
+        let found = acknowledged(&attempts);
+        if found < expected {
+            let problem = format!("{found} writes went on, not {expected}");
+            measured.problems.push(problem);
+        }
     }
 
     /// Holds what was promised since `at` against what the active site has.
@@ -228,6 +289,7 @@ impl Lab {
                 Err(_) => Vec::new(),
             };
             if reasons.iter().any(|reason| reason.code == Code::Healthy) {
+                self.until_closed().await?;
                 self.account_of_held(measured.at, measured).await;
                 return Ok(());
             }
@@ -284,121 +346,8 @@ impl Lab {
         measured.proof = Some(format!("served by {site}"));
     }
 
-    /// The other site must take over, and keep every promise.
-    pub(super) async fn fail_over(&mut self, row: &Row) -> Measured {
-        let before = self.log.read().len();
-        let at = self.hit(row).await;
-        let [old, new] = self.supervisor.layout.sites.clone();
-        let mut then = row.then;
-        let deadline = now().plus(OVER_WITHIN);
-        let mut over = None;
-        let mut thawed_at = None;
-        while now() < deadline && over.is_none_or(|over| now().since(over) < AFTERWARDS) {
-            let entries = &self.log.read()[before..];
-            let waits = entries.iter().any(|entry| {
-                matches!(
-                    &entry.body,
-                    Body::Step {
-                        step: Step::Fence,
-                        event: Event::Started,
-                        ..
-                    }
-                )
-            });
-            let ended = entries
-                .iter()
-                .any(|entry| matches!(&entry.body, Body::Outcome { .. }));
-            match then {
-                Then::ControllerKilled if waits => {
-                    self.fault(Fault::KillController).await;
-                    self.supervisor.start_controller(None).unwrap();
-                    then = Then::Nothing;
-                }
-                Then::ControllerFrozen if waits => {
-                    self.fault(Fault::FreezeController).await;
-                    tokio::time::sleep(FROZEN_FOR).await;
-                    self.supervisor.thaw().await.unwrap();
-                    then = Then::Nothing;
-                }
-                Then::Nothing
-                | Then::Returns
-                | Then::Thawed
-                | Then::ControllerKilled
-                | Then::ControllerFrozen => {}
-            }
-            let served = self.user.attempts().iter().rev().take(20).any(|attempt| {
-                matches!(&attempt.outcome, Outcome::Acknowledged { site, .. } if *site == new.name)
-            });
-            if ended && served && over.is_none() {
-                over = Some(now());
-                if then == Then::Thawed {
-                    thawed_at = Some(SystemClock.wall());
-                    self.supervisor.thaw().await.unwrap();
-                }
-            }
-            self.wait().await;
-        }
-        self.log.read();
-        let entries = &self.log.entries[before..];
-        let mut measured = from_log(entries, at);
-        let attempts = self.attempts();
-        match present_numbers(new.api).await {
-            Ok(present) => {
-                let report = Report::new(&attempts, &present);
-                let outside = match window(entries) {
-                    Some((from, until)) => report.lost_outside(from.0, until.0).len(),
-                    None => report.lost.len(),
-                };
-                measured.acknowledged = report.acknowledged.len();
-                measured.lost = report.lost.len();
-                measured.lost_outside = outside;
-                measured.by_old_after_new = report.by_old_after_new(&old.name, &new.name).len();
-                measured.thawed_ms = thawed_at.and_then(|thawed| {
-                    let last = report.acknowledged.iter().rev();
-                    let last = last
-                        .take_while(|ack| ack.received_ms >= thawed.0)
-                        .find(|ack| ack.site == old.name)?;
-                    Some(last.received_ms.saturating_sub(thawed.0))
-                });
-                measured.user_ms = report
-                    .first_by(&new.name, at.0)
-                    .map(|ack| ack.received_ms.saturating_sub(at.0));
-            }
-            Err(error) => measured.problems.push(format!("{error:#}")),
-        }
-        measured.gap_ms = self.gap(at);
-        let thawed = row.then == Then::Thawed;
-        if measured.thawed_ms.is_some_and(|late| late > THAWED_WITHIN) {
-            let late = measured.thawed_ms.unwrap_or_default();
-            let problem = format!("the thawed site took writes for {late} ms");
-            measured.problems.push(problem);
-        }
-        for (found, what) in [
-            (measured.lost_outside, "lost outside the declared window"),
-            (
-                measured.by_old_after_new,
-                "acknowledged by the old site after the new one's first",
-            ),
-        ] {
-            // A thawed host goes on until its guard has looked at the clock: that is bounded by
-            // time, not by their number.
-            if found > 0 && !thawed {
-                measured.problems.push(format!("{found} writes {what}"));
-            }
-        }
-        if over.is_none() {
-            measured
-                .problems
-                .push(format!("not over in time: {}", decisions(entries)));
-        }
-        if let Err(error) = files::verify(&self.log.path) {
-            measured.problems.push(error.to_string());
-        }
-        measured
-    }
-
     /// The longest time since the fault without an acknowledgement.
-    fn gap(&self, at: WallTime) -> u64 {
+    pub(super) fn gap(&self, at: WallTime) -> u64 {
         let mut attempts = self.user.attempts();
         attempts.retain(|attempt| attempt.ended_ms >= at.0);
         let report = Report::new(&attempts, &std::collections::BTreeSet::new());
@@ -410,6 +359,9 @@ impl Lab {
         self.network.mend_all().unwrap();
         drop((self.user, self.stubborn));
         self.supervisor.end().await.unwrap();
+        if let Some(disk) = self.disk.filter(|_| keep) {
+            disk.keep();
+        }
         if keep {
             let kept = self.dir.keep();
             eprintln!("kept in {}", kept.display());

@@ -5,7 +5,8 @@ use std::io::{Read, Seek, SeekFrom};
 use failover::engine::chain::{Body, Entry, read_line};
 use failover::engine::lease::FenceProof;
 use failover::engine::saga::Ending;
-use failover::engine::step::{Event, Fact, Step};
+use failover::engine::step::{DeclaredLoss, Event, Fact, Step};
+use failover::engine::synchrony::WindowChange;
 use failover::engine::units::WallTime;
 
 use super::table::Measured;
@@ -41,21 +42,52 @@ pub(super) fn milliseconds(from: WallTime, to: WallTime) -> u64 {
     to.0.saturating_sub(from.0)
 }
 
-/// The window that was declared.
-pub(super) fn window(entries: &[Entry]) -> Option<(WallTime, WallTime)> {
+/// Whether every commit waits for the standby.
+pub(super) fn is_closed(entries: &[Entry]) -> bool {
+    let mut changes = entries.iter().rev().filter_map(|entry| match &entry.body {
+        Body::Window { change } => Some(change),
+        _ => None,
+    });
+    matches!(changes.next(), Some(WindowChange::Closed { .. }))
+}
+
+/// When commits were first permitted to go on without the standby.
+pub(super) fn opened(entries: &[Entry]) -> Option<WallTime> {
+    let opened = |entry: &&Entry| {
+        matches!(
+            &entry.body,
+            Body::Window {
+                change: WindowChange::Opened { .. }
+            }
+        )
+    };
+    entries.iter().find(opened).map(|entry| entry.at)
+}
+
+/// The loss that was declared.
+fn declared(entries: &[Entry]) -> Option<&DeclaredLoss> {
     entries.iter().rev().find_map(|entry| match &entry.body {
         Body::Step {
             event: Event::Done {
                 fact: Fact::Declared { loss },
             },
             ..
-        } => Some((loss.from?, loss.until)),
+        } => Some(loss),
         _ => None,
     })
 }
 
+/// The window that may be lost, as it was declared; `None` where nothing may.
+pub(super) fn window(entries: &[Entry]) -> Option<(WallTime, WallTime)> {
+    let loss = declared(entries).filter(|loss| !loss.nothing)?;
+    Some((loss.from?, loss.until))
+}
+
 pub(super) fn from_log(entries: &[Entry], at: WallTime) -> Measured {
-    let mut measured = Measured::default();
+    let mut measured = Measured {
+        declared: declared(entries).cloned(),
+        ..Measured::default()
+    };
     for entry in entries {
         match &entry.body {
             Body::Step {
@@ -96,6 +128,7 @@ pub(super) fn decisions(entries: &[Entry]) -> String {
             Some(format!("{} ({})", decision.verdict, reasons.join("; ")))
         }
         Body::Step { step, event, .. } => Some(format!("{step} {event:?}")),
+        Body::Window { change } => Some(change.to_string()),
         _ => None,
     });
     lines.collect::<Vec<_>>().join("\n    ")

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use failover::engine::step::DeclaredLoss;
 use failover::engine::units::WallTime;
 
-use super::{Expect, Row};
+use super::rows::{Expect, Row, Section};
 
 /// The page.
 pub(super) const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/partitions.md");
@@ -18,8 +19,12 @@ pub(super) struct Measured {
     pub(super) after_ms: Option<u64>,
     /// From the fault to a user's first write at the new site.
     pub(super) user_ms: Option<u64>,
+    /// From the fault until commits were permitted to go on without the standby.
+    pub(super) opened_ms: Option<u64>,
     /// How the old primary was proven fenced.
     pub(super) proof: Option<String>,
+    /// What was declared before the promotion.
+    pub(super) declared: Option<DeclaredLoss>,
     /// The longest time without any acknowledgement.
     pub(super) gap_ms: u64,
     pub(super) acknowledged: usize,
@@ -35,15 +40,17 @@ impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "after {:?} ms, user {:?} ms, gap {} ms, {} acknowledged, {} lost, {} outside, {} by old after new, {}",
+            "after {:?} ms, user {:?} ms, opened {:?} ms, gap {} ms, {} acknowledged, {} lost, {} outside, {} by old after new, {}, declared {}",
             self.after_ms,
             self.user_ms,
+            self.opened_ms,
             self.gap_ms,
             self.acknowledged,
             self.lost,
             self.lost_outside,
             self.by_old_after_new,
             self.proof.as_deref().unwrap_or("no fence"),
+            declared(std::slice::from_ref(self)),
         )?;
         for problem in &self.problems {
             write!(f, "\n  PROBLEM {problem}")?;
@@ -52,11 +59,22 @@ impl fmt::Display for Measured {
     }
 }
 
+fn in_seconds(ms: u64) -> String {
+    format!("{}.{}", ms / 1000, ms % 1000 / 100)
+}
+
 /// The largest of several, in seconds.
 fn seconds(values: impl Iterator<Item = u64>) -> String {
-    values.max().map_or("–".to_owned(), |ms| {
-        format!("{}.{}", ms / 1000, ms % 1000 / 100)
-    })
+    values.max().map_or("–".to_owned(), in_seconds)
+}
+
+/// The median of several and the largest, in seconds.
+fn median_and_worst(values: impl Iterator<Item = u64>) -> String {
+    let mut values: Vec<u64> = values.collect();
+    values.sort_unstable();
+    let median = values.get(values.len() / 2).copied().map(in_seconds);
+    let median = median.unwrap_or_else(|| "–".to_owned());
+    format!("{median} | {}", seconds(values.into_iter()))
 }
 
 fn span(values: impl Iterator<Item = usize> + Clone) -> String {
@@ -75,30 +93,84 @@ fn old_after_new(all: &[Measured]) -> String {
     }
 }
 
+/// The longest window that was declared, in seconds.
+fn declared(all: &[Measured]) -> String {
+    let losses = || all.iter().filter_map(|one| one.declared.as_ref());
+    if losses().count() > 0 && losses().all(|loss| loss.nothing) {
+        return "nothing".to_owned();
+    }
+    let open = losses().filter(|loss| !loss.nothing);
+    let windows = open.filter_map(|loss| loss.window);
+    seconds(windows.filter_map(|window| u64::try_from(window.as_millis()).ok()))
+}
+
 /// The whole page.
-pub(super) fn text(rows: &[Row], all: &[Vec<Measured>]) -> String {
-    let walks = all.iter().map(Vec::len).max().unwrap_or_default();
+pub(super) fn text(sections: &[Section], all: &[Vec<Vec<Measured>>]) -> String {
+    let walks = all.iter().flatten().map(Vec::len).max().unwrap_or_default();
     let mut text = format!(
         "# What happens in each partition\n\n\
-         Written by the test that walks these rows ({walks} times, the worst of them shown): \
+         Written by the test that walks these rows; here each was walked {walks} times: \
          `UPDATE_DOCS=1 PARTITION_REPEAT=3 cargo test --test lab partitions`. Two sites, a neutral \
          place and the users, each in a network namespace of its own, with real PostgreSQL, under \
-         `policies/fast.toml`. One client follows the service's name, another keeps its sessions \
-         with the old primary for as long as they last; both write 50 rows a second.\n\n\
+         `policies/fast.toml` with the changes that a section names. One client follows the \
+         service's name, another keeps its sessions with the old primary for as long as they last; \
+         both write 50 rows a second.\n\n\
          A is the active site, P the passive one, N the neutral place of the controller. `A→P` is \
          one direction: packets from A to P vanish, those from P to A arrive. `A–P` is both.\n\n\
-         ## Held\n\n\
-         No promotion within five times `fail_after`, and no acknowledged write lost. When all is \
-         mended, each returns to what it was without anybody's help.\n\n\
-         | what is wrong | reason in the decision log | after s | longest write gap s | acknowledged | lost |\n\
-         | --- | --- | ---: | ---: | ---: | ---: |\n"
+         **Held**: no promotion within five times `fail_after`, and no acknowledged write lost. \
+         When all is mended, each returns to what it was without anybody's help.\n\n\
+         **Failed over**: *declared* is the longest window that was declared before the promotion, \
+         in seconds. *Lost* are writes that were acknowledged and are not in the new primary; all \
+         of them must lie in that window. *Old after new* are writes that the old primary \
+         acknowledged although they were sent after the new one's first acknowledgement. A host \
+         that was frozen as a whole and thaws is the one exception, and only where commits do not \
+         wait for the standby: until its guard looks at the clock, what was on its way is still \
+         acknowledged. A walk that meets no such moment shows 0.\n\n\
+         The *write gap* is the longest time in which the client that follows the name got no \
+         acknowledgement. Of a time without \"median\" the worst is shown.\n"
     );
-    for (row, all) in rows.iter().zip(all) {
+    for (section, all) in sections.iter().zip(all) {
+        text += &format!("\n## {}\n\n{}\n", section.heading, section.about);
+        for (was, is) in section.changes {
+            text += &format!("\n- `{is}` instead of `{was}`");
+        }
+        if !section.changes.is_empty() {
+            text += "\n";
+        }
+        let waits = section.rows.iter().any(|row| row.released);
+        let of = |wanted: fn(&Expect) -> bool| {
+            let rows = section.rows.iter().zip(all);
+            rows.filter(move |(row, _)| wanted(&row.expect))
+        };
+        text += &held(of(|expect| matches!(expect, Expect::Hold(_))), waits);
+        text += &failed_over(of(|expect| *expect == Expect::FailOver));
+    }
+    text
+}
+
+fn held<'r>(rows: impl Iterator<Item = (&'r Row, &'r Vec<Measured>)>, waits: bool) -> String {
+    let (column, rule) = if waits {
+        (" commits go on without the standby after s |", " ---: |")
+    } else {
+        ("", "")
+    };
+    let mut text = format!(
+        "\n### Held\n\n\
+         | what is wrong | reason in the decision log | after s | longest write gap s |{column} acknowledged | lost |\n\
+         | --- | --- | ---: | ---: |{rule} ---: | ---: |\n"
+    );
+    for (row, all) in rows {
         let Expect::Hold(code) = row.expect else {
             continue;
         };
+        let opened = seconds(all.iter().filter_map(|one| one.opened_ms));
+        let opened = if waits {
+            format!(" {opened} |")
+        } else {
+            String::new()
+        };
         text += &format!(
-            "| {} | [`{code}`](../runbooks/{code}.md) | {} | {} | {} | {} |\n",
+            "| {} | [`{code}`](../runbooks/{code}.md) | {} | {} |{opened} {} | {} |\n",
             row.name,
             seconds(all.iter().filter_map(|one| one.after_ms)),
             seconds(all.iter().map(|one| one.gap_ms)),
@@ -106,28 +178,26 @@ pub(super) fn text(rows: &[Row], all: &[Vec<Measured>]) -> String {
             span(all.iter().map(|one| one.lost)),
         );
     }
-    text += "\n## Failed over\n\n\
-         *Lost* are writes that were acknowledged and are not in the new primary; all of them must \
-         lie in the window that was declared before the promotion. *Old after new* are writes that \
-         the old primary acknowledged although they were sent after the new one's first \
-         acknowledgement. A host that was frozen as a whole and thaws is the one exception: until \
-         its guard looks at the clock, what was on its way is still acknowledged. A walk that \
-         meets no such moment shows 0.\n\n\
-         | what is wrong | writable s | user writes again s | proof of the fence | acknowledged | lost | outside the window | old after new |\n\
-         | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |\n";
-    for (row, all) in rows.iter().zip(all) {
-        if row.expect != Expect::FailOver {
-            continue;
-        }
+    text
+}
+
+fn failed_over<'r>(rows: impl Iterator<Item = (&'r Row, &'r Vec<Measured>)>) -> String {
+    let mut text = "\n### Failed over\n\n\
+         | what is wrong | writable s, median | worst | user writes again s, median | worst | write gap s | proof of the fence | declared s | acknowledged | lost | outside the window | old after new |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |\n"
+        .to_owned();
+    for (row, all) in rows {
         let mut proofs: Vec<_> = all.iter().filter_map(|one| one.proof.clone()).collect();
         proofs.sort();
         proofs.dedup();
         text += &format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             row.name,
-            seconds(all.iter().filter_map(|one| one.after_ms)),
-            seconds(all.iter().filter_map(|one| one.user_ms)),
+            median_and_worst(all.iter().filter_map(|one| one.after_ms)),
+            median_and_worst(all.iter().filter_map(|one| one.user_ms)),
+            seconds(all.iter().map(|one| one.gap_ms)),
             proofs.join(", "),
+            declared(all),
             span(all.iter().map(|one| one.acknowledged)),
             span(all.iter().map(|one| one.lost)),
             span(all.iter().map(|one| one.lost_outside)),
