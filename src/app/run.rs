@@ -398,8 +398,8 @@ pub(crate) async fn watch_anchors(
     }
 }
 
-/// Puts rejected connections, or observers, into the log: at most one in ten seconds, with how many there were,
-/// so that nobody fills the log by knocking.
+/// Puts rejected connections, or observers, into the log: at most one in ten seconds, with how many
+/// there were, so that nobody fills the log by knocking.
 async fn note_rejections(
     code: &'static str,
     mut rejections: mpsc::Receiver<RejectedPeer>,
