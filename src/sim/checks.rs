@@ -537,13 +537,6 @@ pub struct Truths<'w> {
 }
 
 impl Checks {
-    /// Whether the log says that commits wait for the standby.
-    pub fn commits_wait(&self) -> bool {
-        self.chain
-            .state()
-            .is_some_and(|state| state.window.is_closed())
-    }
-
     /// The site that the log has as active.
     pub fn active(&self) -> Option<SiteName> {
         self.chain.state().map(|state| state.active.clone())

@@ -191,7 +191,8 @@ pub async fn happen(world: Arc<World>, row: Row) {
     let late = world.with(|state, _| state.chance.millis(0, any));
     tokio::time::sleep(span.steady.saturating_add(late)).await;
     world.with(|state, now| {
-        let waits = state.checks.commits_wait();
+        let log = state.checks.chain();
+        let waits = log.state().is_some_and(|group| group.window.is_closed());
         if world.policy.data.durability == Durability::Sync && !waits {
             let what = "commits do not wait for the standby of a pair that is well".to_owned();
             state.checks.violated(Invariant::Liveness, now, what);

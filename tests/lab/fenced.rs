@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use failover::engine::lease::FenceProof;
+use failover::engine::observation::ReceiverFacts;
 use failover::engine::policy::Policy;
 use failover::engine::situation::{AgentFacts, LocalDatabase};
 use failover::engine::step::{Fact, Step};
@@ -166,7 +167,7 @@ fn a_fenced_database_stays_down_whoever_starts_anew_until_it_rejoins() {
             let database = site.database.as_ref().map(|database| &database.fact);
             database.is_some_and(|facts| {
                 let receiver = facts.receiver.as_ref();
-                facts.role == Role::Standby && receiver.is_some_and(|it| it.is_streaming())
+                facts.role == Role::Standby && receiver.is_some_and(ReceiverFacts::is_streaming)
             })
         })
         .await;

@@ -63,7 +63,6 @@ impl LocalDatabase for Guard {
     }
     async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError> {
         let until = right.until.map(|until| until.plus((self.longer)()));
-        let until = until.map(|until| until.minus(self.plant.shorter));
         self.of.hold_right(&LocalRight { until, ..*right }).await
     }
     async fn release_right(&self) -> Result<(), EffectError> {
@@ -121,7 +120,6 @@ impl LocalDatabase for Guard {
 pub(crate) struct PlantGuard {
     pub(crate) lies: bool,
     pub(crate) longer: Duration,
-    pub(crate) shorter: Duration,
     pub(crate) pretends_to_wait: bool,
 }
 
@@ -130,7 +128,6 @@ impl PlantGuard {
         Self {
             lies: false,
             longer: Duration::ZERO,
-            shorter: Duration::ZERO,
             pretends_to_wait: false,
         }
     }
@@ -375,16 +372,30 @@ fn a_site_that_is_not_replaced_in_time_is_seen() {
     });
 }
 
+/// A database that dies where nothing was to go wrong.
+#[derive(Debug)]
+struct PlantDeath;
+
+impl Plant for PlantDeath {
+    fn database(
+        &self,
+        of: Arc<dyn LocalDatabase>,
+        world: &Arc<World>,
+        node: Node,
+    ) -> Arc<dyn LocalDatabase> {
+        let world = Arc::clone(world);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            world.with(|state, _| state.machine(node).crash("signal 9"));
+        });
+        of
+    }
+}
+
 #[test]
-fn a_healthy_pair_that_is_failed_over_is_seen() {
+fn a_pair_that_is_failed_over_though_nothing_went_wrong_is_seen() {
     finds(Invariant::Liveness, "a healthy pair", |seed| {
-        let mut setup = planted(
-            seed,
-            PlantGuard {
-                shorter: Duration::from_millis(2_600),
-                ..PlantGuard::honest()
-            },
-        );
+        let mut setup = planted(seed, PlantDeath);
         setup.course = Course::Calm;
         setup
     });
