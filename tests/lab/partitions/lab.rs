@@ -177,9 +177,13 @@ impl Lab {
 
     /// Nobody may be promoted.
     pub(super) async fn hold(&mut self, row: &Row, code: Code) -> Measured {
-        let before = self.log.read().len();
-        // What still stands from the decision before counts as well.
-        let before = before.saturating_sub(usize::from(code == Code::Healthy));
+        let entries = self.log.read();
+        let decided = |entry: &Entry| matches!(&entry.body, Body::Decision { .. });
+        // What still stands from the decision before counts as well, whatever was noted since.
+        let before = match entries.iter().rposition(decided) {
+            Some(standing) if code == Code::Healthy => standing,
+            Some(_) | None => entries.len(),
+        };
         let at = self.hit(row).await;
         let until = now().plus(HELD_FOR);
         let mut again = 0;
