@@ -172,6 +172,10 @@ pub(super) fn text(sections: &[Section], all: &[Vec<Vec<Measured>>]) -> String {
 }
 
 fn held<'r>(rows: impl Iterator<Item = (&'r Row, &'r Vec<Measured>)>, waits: bool) -> String {
+    let mut rows = rows.peekable();
+    if rows.peek().is_none() {
+        return String::new();
+    }
     let (column, rule) = if waits {
         (" commits go on without the standby after s |", " ---: |")
     } else {
