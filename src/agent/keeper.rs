@@ -7,30 +7,30 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::engine::lease::{Holder, is_superseded};
-use crate::engine::policy::FenceStages;
+use crate::engine::lease::Holder;
 use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState};
 use crate::engine::synchrony::Synchrony;
 use crate::engine::topology::{GroupName, Role, SiteName};
 use crate::engine::units::{Epoch, MonoTime};
 use crate::ports::{
-    AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
-    Workloads,
+    AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, StoreError, Workloads,
 };
 use crate::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, ReportAnswer};
 
 mod durability;
 mod marking;
 mod orders;
+mod right;
 
 use self::durability::{Step, Told};
 use self::marking::Marking;
 use self::orders::Promoting;
+use self::right::adopt;
 
 /// How many messages may wait: reports and questions come one at a time, orders a few.
 const WAITING: usize = 64;
 
-/// How often it looks at the guard when nothing arrives.
+/// How often it looks at the guard, however much arrives.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How long a database that nobody failed over from stays down before it is started again, on top
@@ -132,13 +132,6 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
 }
 
-/// The stages of a fence before a policy was ever heard of: those of `standard.toml`.
-const STAGES_UNTIL_TOLD: FenceStages = FenceStages {
-    fast: Duration::from_secs(6),
-    immediate: Duration::from_secs(3),
-    kill: Duration::from_secs(2),
-};
-
 impl Keeper {
     /// A keeper that takes up where the one before it ended: it remembers epochs, and adopts a
     /// guard that still holds a right.
@@ -197,16 +190,34 @@ impl Keeper {
 
     /// Keeps the database within its right, until nobody can send news any more.
     pub async fn run(mut self) {
+        let mut next_look = self.clock.now().plus(LOOK_EVERY);
         loop {
-            let news = tokio::select! {
-                biased;
-                news = self.news.recv() => news,
-                () = self.clock.sleep(LOOK_EVERY) => Some(News::Look),
+            let wait = self.clock.now().until(next_look);
+            let news = if wait.is_zero() {
+                Some(News::Look)
+            } else {
+                tokio::select! {
+                    biased;
+                    news = self.news.recv() => news,
+                    () = self.clock.sleep(wait) => Some(News::Look),
+                }
             };
             let Some(news) = news else { return };
+            if matches!(news, News::Look) {
+                next_look = self.clock.now().plus(LOOK_EVERY);
+            }
             self.take(news).await;
             self.show();
         }
+    }
+
+    /// Runs beside the keeper what may hang, and brings it what came of it.
+    fn beside(&self, work: impl Future<Output = News> + Send + 'static) {
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            // A keeper that is gone has nobody to tell.
+            drop(sender.send(work.await).await);
+        });
     }
 
     async fn take(&mut self, news: News) {
@@ -267,13 +278,6 @@ impl Keeper {
         self.start_again(now).await;
         self.mark(now);
         self.synchronise();
-    }
-
-    fn drop_right_that_is_over(&mut self) {
-        let now = self.clock.now();
-        if self.holder.take_if(|holder| holder.is_over(now)).is_some() {
-            tracing::warn!("the right to take writes ran out");
-        }
     }
 
     /// Role and right must fit each other.
@@ -364,92 +368,6 @@ impl Keeper {
         }
     }
 
-    fn right_of(&self, holder: &Holder) -> LocalRight {
-        let fence = self
-            .memory
-            .timers
-            .as_ref()
-            .map_or(STAGES_UNTIL_TOLD, |timers| timers.fence);
-        LocalRight {
-            epoch: holder.epoch(),
-            until: holder.deadline(),
-            fence,
-        }
-    }
-
-    async fn push_right(&mut self) {
-        let Some(holder) = &self.holder else { return };
-        let right = self.right_of(holder);
-        if let Err(error) = self.database.hold_right(&right).await {
-            // Not pushed: the guard will fence, and then says so.
-            tracing::warn!(%error, "the guard's deadline was not pushed");
-        }
-    }
-
-    async fn answered(&mut self, asked: MonoTime, answer: ReportAnswer) {
-        self.restart_grace = answer.restart_grace;
-        self.told = Some(Told(answer.window));
-        let mut memory = self.memory.clone();
-        memory.timers = Some(answer.timers.clone());
-        let ours = answer.holder.as_ref() == Some(&self.site);
-        if ours {
-            memory.epoch = memory.epoch.max(answer.epoch);
-            if memory.fenced.is_some_and(|fenced| fenced <= answer.epoch) {
-                memory.fenced = None;
-            }
-        }
-        if !self.remember(memory).await {
-            return;
-        }
-        if let Some(Ok(grant)) = &answer.grant {
-            match &mut self.holder {
-                Some(holder) => holder.renewed(grant.epoch, asked, answer.timers),
-                None => self.holder = Some(Holder::granted(grant.epoch, asked, answer.timers)),
-            }
-            // One that was held up on its way may be over by now: nothing is begun under it.
-            self.drop_right_that_is_over();
-            self.push_right().await;
-            self.begin_promotion();
-            self.look().await;
-        }
-        let other_holds = answer.holder.is_some() && !ours;
-        let promoting = self.promoting.as_ref().map(|promoting| promoting.epoch);
-        self.give_up_promotion(other_holds && promoting.is_some_and(|epoch| epoch <= answer.epoch));
-        if other_holds && answer.epoch > self.memory.epoch {
-            self.superseded(answer.epoch).await;
-        }
-    }
-
-    async fn peer_answered(&mut self, asked: MonoTime, answer: PeerAnswer) {
-        self.peer_answered = self.peer_answered.max(Some(asked));
-        if answer.superseded {
-            return self.superseded(answer.epoch).await;
-        }
-        if let Some(holder) = &mut self.holder {
-            holder.peer_answered(asked);
-            self.push_right().await;
-        }
-    }
-
-    /// Another site holds the right in a later epoch, or is about to.
-    async fn superseded(&mut self, epoch: Epoch) {
-        if self.memory.fenced >= Some(epoch) || self.look.set_up_as == Role::Standby {
-            return;
-        }
-        tracing::warn!(epoch = epoch.0, "superseded");
-        if let Err(error) = self.fence(epoch, "superseded").await {
-            tracing::error!(%error, "the fence is not proven");
-        }
-    }
-
-    fn answer_peer(&self, question: &PeerQuestion) -> PeerAnswer {
-        let AgentMemory { epoch, severed, .. } = self.memory;
-        PeerAnswer {
-            superseded: is_superseded(question.epoch, severed, epoch),
-            epoch: epoch.max(severed.unwrap_or_default()),
-        }
-    }
-
     /// Keeps something; what cannot be kept was not done.
     async fn remember(&mut self, memory: AgentMemory) -> bool {
         if memory == self.memory {
@@ -521,12 +439,4 @@ impl Keeper {
 
 fn lost(error: StoreError) -> EffectError {
     EffectError::Failed(error.to_string())
-}
-
-/// The right that a guard still holds from the agent before this one.
-fn adopt(memory: &AgentMemory, look: &LocalLook, now: MonoTime) -> Option<Holder> {
-    let (epoch, until) = look.right.filter(|(_, until)| *until > now)?;
-    let timers = memory.timers.clone()?;
-    let asked = until.minus(timers.lease_ttl).min(now);
-    look.running.then(|| Holder::granted(epoch, asked, timers))
 }

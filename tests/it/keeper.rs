@@ -11,7 +11,7 @@ use failover::engine::policy::Policy;
 use failover::engine::situation::LocalDatabase as Said;
 use failover::engine::synchrony::{ClosedWindow, RpoWindow, SyncLook};
 use failover::engine::topology::{Role, SiteName};
-use failover::engine::units::{Epoch, Lsn, Timeline};
+use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline};
 use failover::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
 };
@@ -319,17 +319,18 @@ async fn taken_in(news: &mpsc::Sender<News>) {
     answer.await.unwrap();
 }
 
-#[tokio::test]
-async fn a_grant_that_is_over_when_it_is_taken_in_begins_no_promotion() {
-    let database = standby();
+/// A grant that was asked for so much before its end is taken in: no promotion begins. With the
+/// next grant one does.
+async fn begins_no_promotion(database: Arc<Database>, left: impl Fn(Duration) -> MonoTime) {
     let (keeper, news, _shown) = Keeper::begin(parts(&database, &Arc::default()))
         .await
         .unwrap();
     let keeping = tokio::spawn(keeper.run());
     let answer = order(&news, What::Promote, 2).await;
-    let long_ago = SystemClock.now().minus(Duration::from_secs(60));
-    let held_up = News::Answered(long_ago, Box::new(granted(2)));
-    news.send(held_up).await.unwrap();
+    let grant = granted(2);
+    let asked = left(grant.timers.lease_ttl);
+    let late = News::Answered(asked, Box::new(grant));
+    news.send(late).await.unwrap();
     taken_in(&news).await;
     assert_eq!(database.promotions.load(Ordering::SeqCst), 0);
     let now = News::Answered(SystemClock.now(), Box::new(granted(2)));
@@ -340,24 +341,42 @@ async fn a_grant_that_is_over_when_it_is_taken_in_begins_no_promotion() {
 }
 
 #[tokio::test]
+async fn a_grant_that_is_over_when_it_is_taken_in_begins_no_promotion() {
+    begins_no_promotion(standby(), |ttl| SystemClock.now().minus(ttl * 2)).await;
+}
+
+#[tokio::test]
 async fn a_right_that_ran_out_while_the_guard_was_told_begins_no_promotion() {
     let database = standby();
     database.takes_its_time.store(true, Ordering::SeqCst);
-    let (keeper, news, _shown) = Keeper::begin(parts(&database, &Arc::default()))
+    let nearly_over = |ttl| SystemClock.now().minus(ttl).plus(SLOW / 2);
+    begins_no_promotion(database, nearly_over).await;
+}
+
+#[tokio::test]
+async fn however_much_arrives_it_looks_at_the_guard() {
+    let database = Arc::new(Database::default());
+    *database.running.lock().unwrap() = true;
+    *database.right.lock().unwrap() = Some(LocalRight {
+        epoch: Epoch(1),
+        until: None,
+        fence: granted(1).timers.fence,
+    });
+    let (keeper, news, mut shown) = Keeper::begin(parts(&database, &Arc::default()))
         .await
         .unwrap();
     let keeping = tokio::spawn(keeper.run());
-    let answer = order(&news, What::Promote, 2).await;
-    let grant = granted(2);
-    let asked = SystemClock.now().minus(grant.timers.lease_ttl);
-    let late = News::Answered(asked.plus(SLOW / 2), Box::new(grant));
-    news.send(late).await.unwrap();
-    taken_in(&news).await;
-    assert_eq!(database.promotions.load(Ordering::SeqCst), 0);
-    let now = News::Answered(SystemClock.now(), Box::new(granted(2)));
-    news.send(now).await.unwrap();
-    let came = answer.await.unwrap().unwrap();
-    assert!(matches!(came, Came::Promoted { already: false, .. }));
+    let asking = tokio::spawn(async move {
+        loop {
+            taken_in(&news).await;
+        }
+    });
+    *database.running.lock().unwrap() = false;
+    let seen = shown.wait_for(|shown| shown.facts.database != Said::Up);
+    let limit = Duration::from_secs(20);
+    let seen = tokio::time::timeout(limit, seen).await;
+    drop(seen.expect("it is seen that the database ended").unwrap());
+    asking.abort();
     keeping.abort();
 }
 

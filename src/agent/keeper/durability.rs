@@ -37,13 +37,11 @@ impl Keeper {
             return;
         }
         self.synchronising = true;
-        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
-        let (peer, began) = (self.peer.clone(), self.clock.now());
-        tokio::spawn(async move {
+        let (database, peer) = (Arc::clone(&self.database), self.peer.clone());
+        let began = self.clock.now();
+        self.beside(async move {
             let looked = database.look_at_standby(&peer, SQL).await;
-            // A keeper that is gone has nobody to tell.
-            let step = Step::Looked(began, looked);
-            drop(sender.send(News::Synchronised(step)).await);
+            News::Synchronised(Step::Looked(began, looked))
         });
     }
 
@@ -71,22 +69,21 @@ impl Keeper {
     }
 
     async fn make(&mut self, next: SyncMove) {
-        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
-        let peer = self.peer.clone();
+        let (database, peer) = (Arc::clone(&self.database), self.peer.clone());
         match next {
             SyncMove::Nothing => {}
             SyncMove::Wait => {
                 self.synchronising = true;
-                tokio::spawn(async move {
-                    let step = Step::Waits(database.wait_for_standby(&peer, SQL).await);
-                    drop(sender.send(News::Synchronised(step)).await);
+                self.beside(async move {
+                    let waits = database.wait_for_standby(&peer, SQL).await;
+                    News::Synchronised(Step::Waits(waits))
                 });
             }
             SyncMove::GoOn => {
                 self.synchronising = true;
-                tokio::spawn(async move {
-                    let step = Step::GoesOn(database.go_on_alone(SQL).await);
-                    drop(sender.send(News::Synchronised(step)).await);
+                self.beside(async move {
+                    let goes_on = database.go_on_alone(SQL).await;
+                    News::Synchronised(Step::GoesOn(goes_on))
                 });
             }
             SyncMove::Close(window) => {

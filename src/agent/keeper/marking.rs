@@ -39,12 +39,8 @@ impl Keeper {
             return;
         }
         self.marking = Marking::UnderWay;
-        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
-        tokio::spawn(async move {
-            let came = database.write_epoch(epoch, SQL).await;
-            // A keeper that is gone has nobody to tell.
-            drop(sender.send(News::Marked(epoch, came)).await);
-        });
+        let database = Arc::clone(&self.database);
+        self.beside(async move { News::Marked(epoch, database.write_epoch(epoch, SQL).await) });
     }
 
     pub(super) fn marked(&mut self, epoch: Epoch, came: Result<(), EffectError>) {

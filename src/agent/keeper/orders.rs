@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Keeper, News, SQL};
 use crate::engine::lease::Holder;
+use crate::engine::synchrony::Synchrony;
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
 use crate::ports::{AgentMemory, EffectError, LocalDatabase, Workloads};
@@ -239,11 +240,11 @@ impl Keeper {
         }
         promoting.begun = true;
         let (epoch, within) = (promoting.epoch, now.until(promoting.until));
-        let (database, sender) = (Arc::clone(&self.database), self.sender.clone());
-        tokio::spawn(async move {
-            let came = promote_and_mark(database.as_ref(), epoch, within).await;
-            // A keeper that is gone has nobody to tell.
-            drop(sender.send(News::Promoted(came)).await);
+        // What is known of waiting commits is about the time as a primary before this one.
+        self.synchrony = Synchrony::default();
+        let database = Arc::clone(&self.database);
+        self.beside(async move {
+            News::Promoted(promote_and_mark(database.as_ref(), epoch, within).await)
         });
     }
 
@@ -256,14 +257,6 @@ impl Keeper {
             .take_if(|promoting| !promoting.begun && (elsewhere || now >= promoting.until));
         if let Some(promoting) = over {
             promoting.give_up("the right to take writes was not granted");
-        }
-    }
-
-    /// A standby needs no right, and must not be fenced for the lack of one.
-    pub(super) async fn renounce(&mut self) {
-        self.holder = None;
-        if let Err(error) = self.database.release_right().await {
-            tracing::warn!(%error, "the guard's deadline is not disarmed");
         }
     }
 

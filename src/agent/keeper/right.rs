@@ -1,0 +1,131 @@
+//! The right to take writes, as far as this site holds it: counted from before it was asked for,
+//! pushed to the guard, and lost to another site.
+
+use std::time::Duration;
+
+use super::Keeper;
+use super::durability::Told;
+use crate::engine::lease::{Holder, is_superseded};
+use crate::engine::policy::FenceStages;
+use crate::engine::topology::Role;
+use crate::engine::units::{Epoch, MonoTime};
+use crate::ports::{AgentMemory, LocalLook, LocalRight};
+use crate::wire::{PeerAnswer, PeerQuestion, ReportAnswer};
+
+/// The stages of a fence before a policy was ever heard of: those of `standard.toml`.
+const STAGES_UNTIL_TOLD: FenceStages = FenceStages {
+    fast: Duration::from_secs(6),
+    immediate: Duration::from_secs(3),
+    kill: Duration::from_secs(2),
+};
+
+impl Keeper {
+    pub(super) fn drop_right_that_is_over(&mut self) {
+        let now = self.clock.now();
+        if self.holder.take_if(|holder| holder.is_over(now)).is_some() {
+            tracing::warn!("the right to take writes ran out");
+        }
+    }
+
+    pub(super) fn right_of(&self, holder: &Holder) -> LocalRight {
+        let fence = self
+            .memory
+            .timers
+            .as_ref()
+            .map_or(STAGES_UNTIL_TOLD, |timers| timers.fence);
+        LocalRight {
+            epoch: holder.epoch(),
+            until: holder.deadline(),
+            fence,
+        }
+    }
+
+    async fn push_right(&mut self) {
+        let Some(holder) = &self.holder else { return };
+        let right = self.right_of(holder);
+        if let Err(error) = self.database.hold_right(&right).await {
+            // Not pushed: the guard will fence, and then says so.
+            tracing::warn!(%error, "the guard's deadline was not pushed");
+        }
+    }
+
+    pub(super) async fn answered(&mut self, asked: MonoTime, answer: ReportAnswer) {
+        self.restart_grace = answer.restart_grace;
+        self.told = Some(Told(answer.window));
+        let mut memory = self.memory.clone();
+        memory.timers = Some(answer.timers.clone());
+        let ours = answer.holder.as_ref() == Some(&self.site);
+        if ours {
+            memory.epoch = memory.epoch.max(answer.epoch);
+            if memory.fenced.is_some_and(|fenced| fenced <= answer.epoch) {
+                memory.fenced = None;
+            }
+        }
+        if !self.remember(memory).await {
+            return;
+        }
+        if let Some(Ok(grant)) = &answer.grant {
+            match &mut self.holder {
+                Some(holder) => holder.renewed(grant.epoch, asked, answer.timers),
+                None => self.holder = Some(Holder::granted(grant.epoch, asked, answer.timers)),
+            }
+            // One that was held up on its way may be over by now: nothing is begun under it.
+            self.drop_right_that_is_over();
+            self.push_right().await;
+            self.begin_promotion();
+            self.look().await;
+        }
+        let other_holds = answer.holder.is_some() && !ours;
+        let promoting = self.promoting.as_ref().map(|promoting| promoting.epoch);
+        self.give_up_promotion(other_holds && promoting.is_some_and(|epoch| epoch <= answer.epoch));
+        if other_holds && answer.epoch > self.memory.epoch {
+            self.superseded(answer.epoch).await;
+        }
+    }
+
+    pub(super) async fn peer_answered(&mut self, asked: MonoTime, answer: PeerAnswer) {
+        self.peer_answered = self.peer_answered.max(Some(asked));
+        if answer.superseded {
+            return self.superseded(answer.epoch).await;
+        }
+        if let Some(holder) = &mut self.holder {
+            holder.peer_answered(asked);
+            self.push_right().await;
+        }
+    }
+
+    /// A standby needs no right, and must not be fenced for the lack of one.
+    pub(super) async fn renounce(&mut self) {
+        self.holder = None;
+        if let Err(error) = self.database.release_right().await {
+            tracing::warn!(%error, "the guard's deadline is not disarmed");
+        }
+    }
+
+    /// Another site holds the right in a later epoch, or is about to.
+    async fn superseded(&mut self, epoch: Epoch) {
+        if self.memory.fenced >= Some(epoch) || self.look.set_up_as == Role::Standby {
+            return;
+        }
+        tracing::warn!(epoch = epoch.0, "superseded");
+        if let Err(error) = self.fence(epoch, "superseded").await {
+            tracing::error!(%error, "the fence is not proven");
+        }
+    }
+
+    pub(super) fn answer_peer(&self, question: &PeerQuestion) -> PeerAnswer {
+        let AgentMemory { epoch, severed, .. } = self.memory;
+        PeerAnswer {
+            superseded: is_superseded(question.epoch, severed, epoch),
+            epoch: epoch.max(severed.unwrap_or_default()),
+        }
+    }
+}
+
+/// The right that a guard still holds from the agent before this one.
+pub(super) fn adopt(memory: &AgentMemory, look: &LocalLook, now: MonoTime) -> Option<Holder> {
+    let (epoch, until) = look.right.filter(|(_, until)| *until > now)?;
+    let timers = memory.timers.clone()?;
+    let asked = until.minus(timers.lease_ttl).min(now);
+    look.running.then(|| Holder::granted(epoch, asked, timers))
+}
