@@ -10,6 +10,7 @@ pub mod chance;
 pub mod world;
 pub mod machine;
 pub mod entries;
+pub mod invariant;
 pub mod checks;
 pub mod network;
 pub mod site_ports;

@@ -1,81 +1,23 @@
-//! The invariants of DESIGN section 3, watched from outside: from what clients were acknowledged,
+//! The invariants, watched from outside: from what clients were acknowledged,
 //! what the hosts really did, what went over the wire and what stands in the log.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::time::Duration;
 
 use super::entries;
+use super::invariant::{Invariant, Violation};
 use super::machine::{Machine, Truth, Written};
 use super::world::{Link, Skew};
+use crate::engine::answer::Answer;
 use crate::engine::chain::{Body, Chain, Digest, Entry};
 use crate::engine::decision::decide;
 use crate::engine::lease::FenceProof;
 use crate::engine::policy::{GUARD_TICK, Policy};
 use crate::engine::saga::{Command, Ending};
 use crate::engine::step::{DeclaredLoss, Event, Fact, Step};
-use crate::engine::topology::{Answer, Role, SiteName};
+use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, WallTime};
 use crate::wire::{Order, What};
-
-/// What must always be so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Invariant {
-    /// 1: no two sites acknowledge writes in overlapping time.
-    OneWriter,
-    /// 2: a promotion happens only when the old primary cannot write.
-    FenceBeforePromote,
-    /// 3: `Started` is durable before the effect, the outcome is written after it.
-    WriteAhead,
-    /// 5: what is lost lies inside the declared window.
-    DeclaredLoss,
-    /// 6: a site that is well and seen by its peer is not failed over; an isolated controller holds.
-    AbsenceOfEvidence,
-    /// 7: a site is not made active for being well again.
-    NoAutomaticReturn,
-    /// 8: one plan at a time, and none by automation that is disarmed.
-    OneRecovery,
-    /// 9: a traffic answer names one site, which is not fenced.
-    ForbiddenAnswer,
-    /// 10: epochs only grow.
-    EpochMonotone,
-    /// 11: a logged decision replays.
-    SameDecision,
-    /// 12: the log verifies.
-    LogVerifies,
-    /// A lost site is replaced within the policy's worst case, and a healthy pair is left alone.
-    Liveness,
-}
-
-impl fmt::Display for Invariant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Invariant::OneWriter => "one-writer",
-            Invariant::FenceBeforePromote => "fence-before-promote",
-            Invariant::WriteAhead => "write-ahead",
-            Invariant::DeclaredLoss => "declared-loss",
-            Invariant::AbsenceOfEvidence => "absence-of-evidence",
-            Invariant::NoAutomaticReturn => "no-automatic-return",
-            Invariant::OneRecovery => "one-recovery-at-a-time",
-            Invariant::ForbiddenAnswer => "never-a-forbidden-answer",
-            Invariant::EpochMonotone => "epoch-monotone",
-            Invariant::SameDecision => "same-decision",
-            Invariant::LogVerifies => "log-verifies",
-            Invariant::Liveness => "liveness",
-        })
-    }
-}
-
-/// An invariant that did not hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
-    /// Which.
-    pub invariant: Invariant,
-    /// When.
-    pub at: Truth,
-    /// What was seen.
-    pub what: String,
-}
 
 /// A write that a client was told is safe.
 #[derive(Debug, Clone)]
@@ -86,6 +28,23 @@ struct Acknowledged {
     number: u64,
     /// By a host that had just thawed.
     excused: bool,
+}
+
+/// What is really so when an entry is written.
+#[derive(Debug)]
+pub struct Truths<'w> {
+    /// The active host and the passive one, as the log has them.
+    pub machines: [&'w Machine; 2],
+    /// The controller's links to and from the sites.
+    pub neutral: [Link; 4],
+    /// The links between the sites.
+    pub between: [Link; 2],
+    /// Whether no messages are lost at random.
+    pub calm: bool,
+    /// Whether the last decision was to fail over.
+    pub decided: Option<bool>,
+    /// Whether traffic leads where the open plan wants it.
+    pub moved: bool,
 }
 
 /// How many events are kept for whoever looks for a cause.
@@ -517,26 +476,7 @@ impl Checks {
             .map(|(at, text)| format!("{:>10.3} s  {text}", at.as_secs_f64()))
             .collect()
     }
-}
 
-/// What is really so when an entry is written.
-#[derive(Debug)]
-pub struct Truths<'w> {
-    /// The active host and the passive one, as the log has them.
-    pub machines: [&'w Machine; 2],
-    /// The controller's links to and from the sites.
-    pub neutral: [Link; 4],
-    /// The links between the sites.
-    pub between: [Link; 2],
-    /// Whether no messages are lost at random.
-    pub calm: bool,
-    /// Whether the last decision was to fail over.
-    pub decided: Option<bool>,
-    /// Whether traffic leads where the open plan wants it.
-    pub moved: bool,
-}
-
-impl Checks {
     /// The site that the log has as active.
     pub fn active(&self) -> Option<SiteName> {
         self.chain.state().map(|state| state.active.clone())

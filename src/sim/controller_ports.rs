@@ -13,8 +13,9 @@ use super::network::{NoAnswer, ask};
 use super::site_ports::{Place, take_order};
 use super::world::{Life, Node, State, World};
 use crate::app::executor::{CrashDrill, Moment};
+use crate::engine::answer::Answer;
 use crate::engine::step::Step;
-use crate::engine::topology::{Answer, SiteName, TargetName};
+use crate::engine::topology::{SiteName, TargetName};
 use crate::ports::{
     Agents, EffectError, FrontDoor, LeaseStore, LogStore, OutsideView, StoreError, Traffic,
     Versioned, Way,

@@ -9,9 +9,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::chance::Chance;
-use super::network::{NoAnswer, ask};
 use super::processes::{Process, RESTART};
-use super::site_ports::{Place, SimProbe};
+use super::site_ports::{Place, SimProbe, ask_controller};
 use super::world::{Life, Node, SimClock, World};
 use crate::app::control::Input;
 use crate::app::prober::look_for_ever;
@@ -44,29 +43,8 @@ impl ObserverLink for SimLink {
         report: &ObserverReport,
         within: Duration,
     ) -> Result<ObserverAnswer, EffectError> {
-        self.0.work(0, 1).await;
-        let (world, report) = (Arc::clone(&self.0.world), report.clone());
-        let asked = move || {
-            let (world, report) = (Arc::clone(&world), report.clone());
-            async move {
-                let door = world.with(|state, _| state.a_controller())?;
-                // A process that stands still takes nothing in.
-                world.alive(&door.life).await;
-                let asked = |answer| Input::ObserverReported(Box::new(report), answer);
-                let answer = door.to.ask(asked).await.ok()?;
-                world.alive(&door.life).await;
-                Some(answer)
-            }
-        };
-        let ways = (self.0.node, Node::Neutral);
-        let answer = ask(&self.0.world, ways, within, asked).await;
-        self.0.world.alive(&self.0.life).await;
-        match answer {
-            Ok(Ok(told)) => Ok(told),
-            Ok(Err(why)) => Err(EffectError::Refused(why)),
-            Err(NoAnswer::Refused) => Err(EffectError::Failed("connection refused".to_owned())),
-            Err(NoAnswer::TimedOut) => Err(EffectError::Unknown("no answer in time".to_owned())),
-        }
+        let told = ask_controller(&self.0, within, report, Input::ObserverReported).await?;
+        told.map_err(EffectError::Refused)
     }
 }
 

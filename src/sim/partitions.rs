@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checks::Invariant;
+use super::invariant::Invariant;
 use super::world::{Node, World};
 use crate::engine::policy::{Durability, Policy};
 use crate::engine::timers::timers;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::checks::{Checks, Invariant, Violation};
+use super::checks::Checks;
 use super::faults::{self, Kill};
+use super::invariant::{Invariant, Violation};
 use super::machine::Truth;
 use super::observer;
 use super::partitions::{self, Row};

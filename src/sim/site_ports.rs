@@ -122,23 +122,7 @@ pub struct SimLinks(pub Place);
 #[async_trait]
 impl AgentLinks for SimLinks {
     async fn report(&self, report: &Report, within: Duration) -> Result<ReportAnswer, EffectError> {
-        self.0.work(0, 1).await;
-        let (world, report) = (Arc::clone(&self.0.world), report.clone());
-        let asked = move || {
-            let (world, report) = (Arc::clone(&world), report.clone());
-            async move {
-                let door = world.with(|state, _| state.a_controller())?;
-                // A process that stands still takes nothing in.
-                world.alive(&door.life).await;
-                let asked = |answer| Input::Reported(Box::new(report), answer);
-                let answer = door.to.ask(asked).await.ok()?;
-                world.alive(&door.life).await;
-                Some(answer)
-            }
-        };
-        let answer = ask(&self.0.world, (self.0.node, Node::Neutral), within, asked).await;
-        self.0.world.alive(&self.0.life).await;
-        answer.map_err(no_answer)
+        ask_controller(&self.0, within, report, Input::Reported).await
     }
 
     async fn ask_peer(
@@ -157,6 +141,37 @@ impl AgentLinks for SimLinks {
         self.0.world.alive(&self.0.life).await;
         answer.map_err(no_answer)
     }
+}
+
+/// Tells a controller something from a place, and waits for its answer for at most `within`.
+pub(super) async fn ask_controller<Q, T>(
+    place: &Place,
+    within: Duration,
+    question: &Q,
+    input: fn(Box<Q>, oneshot::Sender<T>) -> Input,
+) -> Result<T, EffectError>
+where
+    Q: Clone + Send + Sync + 'static,
+    T: Send + 'static,
+{
+    place.work(0, 1).await;
+    let (world, question) = (Arc::clone(&place.world), question.clone());
+    let asked = move || {
+        let (world, question) = (Arc::clone(&world), Box::new(question.clone()));
+        async move {
+            let door = world.with(|state, _| state.a_controller())?;
+            // A process that stands still takes nothing in.
+            world.alive(&door.life).await;
+            let asked = |answer| input(question, answer);
+            let answer = door.to.ask(asked).await.ok()?;
+            world.alive(&door.life).await;
+            Some(answer)
+        }
+    };
+    let ways = (place.node, Node::Neutral);
+    let answer = ask(&place.world, ways, within, asked).await;
+    place.world.alive(&place.life).await;
+    answer.map_err(no_answer)
 }
 
 /// Tells an agent something and waits for its answer; `None` where none runs.

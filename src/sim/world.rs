@@ -15,9 +15,10 @@ use super::machine::{Machine, Truth, stream};
 use super::network::Door;
 use crate::agent::keeper::News;
 use crate::app::control::Handle;
+use crate::engine::answer::Answer;
 use crate::engine::chain::{Broken, Chain};
 use crate::engine::policy::Policy;
-use crate::engine::topology::{Answer, ObserverName, Role, SiteName, Topology};
+use crate::engine::topology::{ObserverName, Role, SiteName, Topology};
 use crate::engine::units::{Epoch, MonoTime, WallTime, as_millis};
 use crate::ports::{AgentMemory, Clock};
 

@@ -11,12 +11,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use failover::engine::policy::Policy;
-use failover::sim::checks::Invariant;
 use failover::sim::failure::{again, told};
+use failover::sim::invariant::Invariant;
 use failover::sim::observer::of_seed;
 use failover::sim::run::{Course, Report, Setup, run};
 use failover::sim::seeds::in_order;
 
+mod counted;
 mod orders;
 mod planted;
 mod relogged;

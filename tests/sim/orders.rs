@@ -10,7 +10,7 @@ use failover::engine::observation::{Finding, ProbeFailure};
 use failover::engine::topology::TargetKind;
 use failover::engine::units::{Lsn, Timeline};
 use failover::ports::{AgentLinks, Agents, EffectError, Way};
-use failover::sim::checks::Invariant;
+use failover::sim::invariant::Invariant;
 use failover::sim::processes::Plant;
 use failover::wire::{
     Came, Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer, What,

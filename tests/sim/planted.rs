@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use failover::engine::answer::Answer;
+use failover::engine::policy::Policy;
 use failover::engine::synchrony::SyncLook;
-use failover::engine::topology::{Answer, SiteName, TargetName};
+use failover::engine::topology::{SiteName, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use failover::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, LogStore,
     OutsideView, StoreError, Traffic, Versioned,
 };
-use failover::sim::checks::Invariant;
+use failover::sim::invariant::Invariant;
 use failover::sim::partitions::{ROWS, Span};
 use failover::sim::processes::Plant;
 use failover::sim::run::{Course, Setup};
@@ -164,19 +166,25 @@ fn a_lease_that_is_counted_too_long_makes_two_writers() {
         ..PlantGuard::honest()
     };
     finds(Invariant::OneWriter, "beside", |seed| {
-        planted(seed, plant())
+        let mut setup = cut_off(seed, policy());
+        setup.plant = Arc::new(plant());
+        setup
     });
+}
+
+/// The active site is cut off and users reach it, so that all rests on its right's end.
+pub(crate) fn cut_off(seed: u64, policy: Policy) -> Setup {
+    let mut rows = ROWS.into_iter();
+    let row = rows.find(|row| row.name.contains("users reach it"));
+    let mut setup = Setup::new(seed, Span::of(&policy).lasting(), policy);
+    setup.course = Course::Partition(row.unwrap());
+    setup
 }
 
 #[test]
 fn clocks_worse_than_the_policy_bears_make_two_writers() {
     finds(Invariant::OneWriter, "beside", |seed| {
-        // Cut off and reached by users: all rests on the clocks.
-        let row = ROWS
-            .into_iter()
-            .find(|row| row.name.contains("users reach it"));
-        let mut setup = Setup::new(seed, Span::of(&policy()).lasting(), policy());
-        setup.course = Course::Partition(row.unwrap());
+        let mut setup = cut_off(seed, policy());
         setup.drift_ppm = Some(1_400_000);
         setup
     });

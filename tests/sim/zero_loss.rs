@@ -6,7 +6,7 @@ use failover::engine::chain::{Body, Chain};
 use failover::engine::policy::Policy;
 use failover::engine::step::{Event, Fact};
 use failover::engine::synchrony::WindowChange;
-use failover::sim::checks::Invariant;
+use failover::sim::invariant::Invariant;
 use failover::sim::run::{Course, Report, Setup};
 
 use super::planted::PlantGuard;

@@ -1,0 +1,64 @@
+//! The promises that are watched, by name, and what one that did not hold looks like.
+
+use std::fmt;
+
+use super::machine::Truth;
+
+/// What must always be so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Invariant {
+    /// 1: no two sites acknowledge writes in overlapping time.
+    OneWriter,
+    /// 2: a promotion happens only when the old primary cannot write.
+    FenceBeforePromote,
+    /// 3: `Started` is durable before the effect, the outcome is written after it.
+    WriteAhead,
+    /// 5: what is lost lies inside the declared window.
+    DeclaredLoss,
+    /// 6: a site that is well and seen by its peer is not failed over; an isolated controller holds.
+    AbsenceOfEvidence,
+    /// 7: a site is not made active for being well again.
+    NoAutomaticReturn,
+    /// 8: one plan at a time, and none by automation that is disarmed.
+    OneRecovery,
+    /// 9: a traffic answer names one site, which is not fenced.
+    ForbiddenAnswer,
+    /// 10: epochs only grow.
+    EpochMonotone,
+    /// 11: a logged decision replays.
+    SameDecision,
+    /// 12: the log verifies.
+    LogVerifies,
+    /// A lost site is replaced within the policy's worst case, and a healthy pair is left alone.
+    Liveness,
+}
+
+impl fmt::Display for Invariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Invariant::OneWriter => "one-writer",
+            Invariant::FenceBeforePromote => "fence-before-promote",
+            Invariant::WriteAhead => "write-ahead",
+            Invariant::DeclaredLoss => "declared-loss",
+            Invariant::AbsenceOfEvidence => "absence-of-evidence",
+            Invariant::NoAutomaticReturn => "no-automatic-return",
+            Invariant::OneRecovery => "one-recovery-at-a-time",
+            Invariant::ForbiddenAnswer => "never-a-forbidden-answer",
+            Invariant::EpochMonotone => "epoch-monotone",
+            Invariant::SameDecision => "same-decision",
+            Invariant::LogVerifies => "log-verifies",
+            Invariant::Liveness => "liveness",
+        })
+    }
+}
+
+/// An invariant that did not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which.
+    pub invariant: Invariant,
+    /// When.
+    pub at: Truth,
+    /// What was seen.
+    pub what: String,
+}
