@@ -15,6 +15,7 @@
 pub mod units;
 pub mod document;
 pub mod topology;
+pub mod answer;
 pub mod reason;
 pub mod policy;
 pub mod timers;

@@ -7,10 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::answer::Answer;
 use crate::engine::observation::Finding;
 use crate::engine::policy::{FenceStages, LeaseTimers};
 use crate::engine::synchrony::{ClosedWindow, SyncLook};
-use crate::engine::topology::{Answer, Role, SiteName, Target, TargetName};
+use crate::engine::topology::{Role, SiteName, Target, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use crate::wire::{
     ObserverAnswer, ObserverReport, Order, OrderAnswer, PeerAnswer, PeerQuestion, Report,
@@ -50,7 +51,7 @@ pub enum EffectError {
 
 /// Something that decides which site users reach: a DNS zone, a load balancer.
 ///
-/// A change is read, guarded by the engine (`gate::guard_answer`), and applied by compare-and-swap
+/// A change is read, guarded by the engine (`answer::guard_answer`), and applied by compare-and-swap
 /// against exactly what was read.
 #[async_trait]
 pub trait Traffic: Send + Sync + fmt::Debug {

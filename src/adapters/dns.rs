@@ -15,7 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
-use crate::engine::topology::{Answer, SiteName};
+use crate::engine::answer::Answer;
+use crate::engine::topology::SiteName;
 use crate::engine::units::Epoch;
 
 /// The weight of a site that is on, where a target only knows on and off.

@@ -19,7 +19,8 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, TSigner};
 use serde::{Deserialize, Serialize};
 
 use super::dns::{self, ExchangeError, Lookup, LookupError};
-use crate::engine::topology::{Answer, SiteName, TargetName};
+use crate::engine::answer::Answer;
+use crate::engine::topology::{SiteName, TargetName};
 use crate::ports::{Clock, EffectError, OutsideView, Traffic, Versioned};
 
 /// How far the two clocks may be apart, in seconds: the value that RFC 8945 recommends.

@@ -22,7 +22,8 @@ pub use records::{Kind, Settings, SiteRecord};
 
 use self::records::{Held, Layout};
 use super::dns::{self, Lookup, LookupError};
-use crate::engine::topology::{Answer, TargetName};
+use crate::engine::answer::Answer;
+use crate::engine::topology::TargetName;
 use crate::ports::{Clock, EffectError, OutsideView, Traffic, Versioned};
 
 /// How often each name server is asked. Weighted answers are drawn at random: with two sites on

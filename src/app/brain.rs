@@ -39,7 +39,7 @@ pub struct Brain {
     agents: BTreeMap<SiteName, (MonoTime, AgentFacts)>,
     /// The extra observers that are believed, and when each last reported.
     observers: BTreeMap<ObserverName, Option<MonoTime>>,
-    /// When the controller itself last got an answer from a site.
+    /// When a look of the controller itself last got an answer from a site.
     reached: BTreeMap<SiteName, MonoTime>,
     anchors: (u32, u32),
 }
@@ -97,14 +97,17 @@ impl Brain {
     /// Takes in an observation.
     pub fn observe(&mut self, observation: &Observation) {
         self.detector.observe(observation);
-        let Finding::Good(facts) = &observation.finding else {
-            return;
-        };
         let site = &observation.target.site;
-        if observation.vantage == Vantage::Controller {
+        let answered = match &observation.finding {
+            Finding::Good(Facts::Database(_) | Facts::Api) => true,
+            // Its report came here; nothing has shown that ours gets there.
+            Finding::Good(Facts::Agent) => false,
+            Finding::Bad(failure) => failure.came_from_database(),
+        };
+        if answered && observation.vantage == Vantage::Controller {
             self.reached.insert(site.clone(), observation.ended);
         }
-        if let Facts::Database(database) = facts {
+        if let Finding::Good(Facts::Database(database)) = &observation.finding {
             self.database(site, observation, database);
         }
     }
@@ -166,7 +169,6 @@ impl Brain {
     /// granted.
     pub fn report(&mut self, report: Report, group: &GroupState, now: MonoTime) -> ReportAnswer {
         let site = report.site;
-        self.reached.insert(site.clone(), now);
         self.agents.insert(site.clone(), (now, report.facts));
         self.observe(&Observation {
             target: Target {

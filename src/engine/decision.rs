@@ -4,12 +4,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::detector::{State, VoteKind};
+use super::detector::{State, Vote, VoteKind};
 use super::gate::{self, Gate, LossEstimate};
 use super::policy::{ApiFailure, Durability, Policy};
 use super::reason::{Code, Reason};
 use super::situation::Situation;
-use super::topology::{SiteName, TargetKind};
+use super::topology::{SiteName, TargetKind, Vantage};
 use super::units::Bytes;
 
 /// What is to be done.
@@ -203,14 +203,14 @@ fn trigger(situation: &Situation, policy: &Policy) -> Trigger {
             let reason = Reason::vantages(Code::QuorumMissing, against, policy.detect.quorum);
             let reason = reason.at(active).since(health.since).because(&health.why);
             Trigger::None(
-                own_isolation(situation)
+                own_isolation(situation, policy)
                     .into_iter()
                     .chain([reason])
                     .chain(gate::observer_silent(situation, policy))
                     .collect(),
             )
         }
-        State::Unknown => Trigger::None(match own_isolation(situation) {
+        State::Unknown => Trigger::None(match own_isolation(situation, policy) {
             Some(isolated) => vec![isolated.since(health.since).because(&health.why)],
             None => unknown_because(situation, policy, against),
         }),
@@ -237,14 +237,21 @@ fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Ve
         Reason::time(Code::EvidenceMissing, health.since, limit).at(active)
     };
     let reason = reason.since(health.since).because(&health.why);
-    // Where the standby gets nothing either, the link between the sites is what is broken.
-    let link = standby_trouble(situation, policy).filter(|_| against > 0);
-    link.into_iter().chain([reason]).collect()
+    let mut reasons = vec![reason];
+    if let Some(trouble) = standby_trouble(situation, policy).filter(|_| against > 0) {
+        // Where we see the active site well ourselves, what is wrong is at the other one.
+        let ours =
+            |vote: &Vote| vote.vantage == Vantage::Controller && vote.kind == VoteKind::Against;
+        let follows = health.votes.iter().any(ours);
+        reasons.insert(usize::from(follows), trouble);
+    }
+    reasons
 }
 
-/// A controller that reaches no site knows nothing of either (invariant 6).
-fn own_isolation(situation: &Situation) -> Option<Reason> {
-    let isolated = situation.sites.values().all(|site| !site.reached);
+/// A controller that hears of no site knows nothing of either (invariant 6).
+fn own_isolation(situation: &Situation, policy: &Policy) -> Option<Reason> {
+    let limit = policy.detect.stale_after;
+    let isolated = situation.sites.values().all(|site| !site.heard(limit));
     let anchors = situation.controller.anchors_reached;
     isolated.then(|| {
         let measured = format!("0 sites, {anchors} anchors");
@@ -265,12 +272,7 @@ fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
         ));
     };
     if !site.reached {
-        // The other agent still sees it, but no order of ours would get there.
-        return trouble(Reason::word(
-            Code::StandbyUnreachable,
-            "seen by others only",
-            "a fresh answer",
-        ));
+        return trouble(gate::seen_by_others_only());
     }
     let streaming = facts
         .receiver
@@ -354,7 +356,7 @@ mod tests {
     use super::super::situation::samples::{aws, gcp, healthy, seconds};
     use super::super::situation::{AutomationState, HoldFacts, LocalDatabase, OpenPlan};
     use super::super::synchrony::{RpoWindow, SyncFacts};
-    use super::super::topology::{Role, Vantage};
+    use super::super::topology::Role;
     use super::super::units::{Epoch, Lsn, SystemId, Timeline, WallTime};
     use super::*;
 
@@ -419,17 +421,21 @@ mod tests {
                         all.replication.advanced = Some(seconds(40));
                         all.replication.primary.as_mut().unwrap().fact = Lsn(2000);
                     }), Verdict::Hold, &[ReplicationBroken, ObserverSideFault]),
+            ("the evidence is contradictory, and the standby is not reached",
+                healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40)).vote(Vantage::Controller, VoteKind::Against)
+                    .with_site(gcp(), |site| site.reached = false), Verdict::Hold, &[ObserverSideFault, StandbyUnreachable]),
             ("only the controller sees it fail, and it sees nobody",
+                vote(1).unheard(aws()).unheard(gcp()), Verdict::Hold, &[OwnIsolation, QuorumMissing]),
+            ("only the controller sees it fail, it reaches nobody, and reports come",
                 vote(1).with_site(aws(), |site| site.reached = false).with_site(gcp(), |site| site.reached = false),
-                Verdict::Hold, &[OwnIsolation, QuorumMissing]),
+                Verdict::Hold, &[QuorumMissing]),
             ("we are not let in",
                 healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40)).vote(Vantage::Controller, VoteKind::Mute),
                 Verdict::Hold, &[ProbeNotAuthorised]),
             ("nothing was ever seen",
                 healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(0)), Verdict::Hold, &[EvidenceMissing]),
             ("the controller sees nobody",
-                healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40))
-                    .with_site(aws(), |site| site.reached = false).with_site(gcp(), |site| site.reached = false),
+                healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(40)).unheard(aws()).unheard(gcp()),
                 Verdict::Hold, &[OwnIsolation]),
             ("lost, but no anchor answers",
                 lost().change(|all| all.controller.anchors_reached = 0), Verdict::Hold, &[OwnIsolation, ActiveSiteFailed]),
@@ -455,6 +461,8 @@ mod tests {
             ("lost, and the other agent silent",
                 lost().with_site(gcp(), |site| site.agent.as_mut().unwrap().age = seconds(60)),
                 Verdict::Hold, &[StandbyAgentSilent, ActiveSiteFailed]),
+            ("lost, and the other reports but is not reached",
+                lost().with_site(gcp(), |site| site.reached = false), Verdict::Hold, &[StandbyUnreachable, ActiveSiteFailed]),
             ("lost, the other is no standby",
                 lost().with_database(gcp(), |facts| facts.role = Role::Primary).with_database(aws(), |facts| facts.role = Role::Standby),
                 Verdict::Hold, &[StandbyNotInRecovery, ActiveSiteFailed]),

@@ -1,7 +1,5 @@
 //! Conditions checked before acting. A gate says yes, or no with its reason; none is skipped
 //! because another already said no, so that `status` shows them all.
-//!
-//! At the end of the file stands the one guard that every traffic write passes (invariant 9).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,7 +12,7 @@ use super::observation::{DatabaseFacts, ReplayPause};
 use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
 use super::reason::{Code, Reason};
 use super::situation::{AgentFacts, LocalDatabase, Situation};
-use super::topology::{Answer, Role, SiteName, TargetKind, Topology, Vantage};
+use super::topology::{Role, SiteName, TargetKind, Vantage};
 use super::units::Bytes;
 
 /// One condition, checked.
@@ -73,7 +71,7 @@ fn automation_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
         "armed"
     };
     vec![
-        isolation_gate(situation),
+        isolation_gate(situation, policy),
         gate(
             controller.in_charge >= grace,
             Reason::time(Code::Starting, controller.in_charge, grace),
@@ -95,19 +93,21 @@ fn automation_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
 }
 
 /// A controller that reaches too little judges nobody (invariant 6).
-fn isolation_gate(situation: &Situation) -> Gate {
+fn isolation_gate(situation: &Situation, policy: &Policy) -> Gate {
     let controller = &situation.controller;
-    let sites_reached = situation.sites.values().filter(|site| site.reached).count();
+    let limit = policy.detect.stale_after;
+    let heard = situation.sites.values().filter(|site| site.heard(limit));
+    let heard = heard.count();
     let anchors = controller.anchors == 0 || controller.anchors_reached > 0;
     let measured = format!(
-        "{sites_reached} of {} sites, {} of {} anchors",
+        "{heard} of {} sites, {} of {} anchors",
         situation.sites.len(),
         controller.anchors_reached,
         controller.anchors
     );
     let limit = "1 site and 1 anchor";
     gate(
-        sites_reached > 0 && anchors,
+        heard > 0 && anchors,
         Reason::word(Code::OwnIsolation, measured, limit),
     )
 }
@@ -233,17 +233,12 @@ fn standby_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let agent = facts.and_then(|facts| facts.agent.as_ref());
     let agent_age = agent.map_or(Duration::MAX, |agent| agent.age);
     let database = facts.and_then(|facts| facts.database.as_ref());
-    let database_age = database.map_or(Duration::MAX, |database| database.age);
-    let shown = |age: Duration| age.min(Duration::from_secs(86_400));
     let mut gates = vec![
         gate(
             agent_age <= limit,
-            Reason::time(Code::StandbyAgentSilent, shown(agent_age), limit).at(site),
+            Reason::time(Code::StandbyAgentSilent, at_most_a_day(agent_age), limit).at(site),
         ),
-        gate(
-            database_age <= limit,
-            Reason::time(Code::StandbyUnreachable, shown(database_age), limit).at(site),
-        ),
+        reachable_gate(situation, limit),
     ];
     if let Some(database) = database {
         let primary = situation
@@ -253,6 +248,36 @@ fn standby_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
         gates.extend(promotable(site, &database.fact, primary));
     }
     gates
+}
+
+/// An age that may be endless, as a reason shows it.
+fn at_most_a_day(age: Duration) -> Duration {
+    age.min(Duration::from_secs(86_400))
+}
+
+/// Whether the standby answers, the controller too: what only its agent reports of it shows no way
+/// there for an order.
+fn reachable_gate(situation: &Situation, limit: Duration) -> Gate {
+    let facts = situation.passive_site();
+    let database = facts.and_then(|facts| facts.database.as_ref());
+    let age = database.map_or(Duration::MAX, |database| database.age);
+    let fresh = age <= limit;
+    let reached = facts.is_some_and(|facts| facts.reached);
+    let reason = if fresh && !reached {
+        seen_by_others_only()
+    } else {
+        Reason::time(Code::StandbyUnreachable, at_most_a_day(age), limit)
+    };
+    gate(fresh && reached, reason.at(&situation.passive))
+}
+
+/// The standby answers others, and no order of ours would get there.
+pub fn seen_by_others_only() -> Reason {
+    Reason::word(
+        Code::StandbyUnreachable,
+        "seen by others only",
+        "a fresh answer",
+    )
 }
 
 /// Whether a database is a standby of this pair that PostgreSQL would promote.
@@ -430,49 +455,6 @@ pub fn two_primaries(situation: &Situation, policy: &Policy) -> bool {
     primaries.count() > 1
 }
 
-/// Why a traffic write is forbidden.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ForbiddenAnswer {
-    /// Nobody could be served.
-    #[error("no site would be on: users would get an error, or every site (all weights zero)")]
-    NobodyOn,
-    /// Users would write at both sites.
-    #[error("{0} sites would be on: the database takes writes at one")]
-    SeveralOn(usize),
-    /// Users would be sent to a database that takes no writes.
-    #[error("site `{on}` would be on, but the right to take writes is at `{active}`")]
-    FencedOn {
-        /// The site that would be on.
-        on: SiteName,
-        /// The site that has the right.
-        active: SiteName,
-    },
-    /// The answer is about sites that the group does not have.
-    #[error("site `{0}` is not one of this group")]
-    Foreign(SiteName),
-}
-
-/// The one guard just before the wire: refuses every answer that must never be given (invariant 9).
-pub fn guard_answer(
-    answer: &Answer,
-    topology: &Topology,
-    active: &SiteName,
-) -> Result<(), ForbiddenAnswer> {
-    if let Some(foreign) = answer.weights.keys().find(|site| !topology.has(site)) {
-        return Err(ForbiddenAnswer::Foreign(foreign.clone()));
-    }
-    let on: Vec<&SiteName> = answer.sites_on().collect();
-    match on.as_slice() {
-        [] => Err(ForbiddenAnswer::NobodyOn),
-        [only] if *only == active => Ok(()),
-        [only] => Err(ForbiddenAnswer::FencedOn {
-            on: (*only).clone(),
-            active: active.clone(),
-        }),
-        several => Err(ForbiddenAnswer::SeveralOn(several.len())),
-    }
-}
-
 /// What would be lost, for the plan and the report: from where, since when, how much.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossEstimate {
@@ -496,61 +478,5 @@ impl LossEstimate {
             bytes: situation.replication.loss_estimate(),
             window: situation.replication.covered,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::super::situation::samples::{aws, gcp};
-    use super::super::units::Epoch;
-    use super::*;
-
-    fn topology() -> Topology {
-        let group = "shop".parse().unwrap();
-        Topology {
-            group,
-            first: aws(),
-            second: gcp(),
-            traffic: Vec::new(),
-        }
-    }
-
-    fn guard(weights: &[(&str, u16)]) -> Result<(), ForbiddenAnswer> {
-        let weights: BTreeMap<_, _> = weights
-            .iter()
-            .map(|(site, weight)| (site.parse().unwrap(), *weight))
-            .collect();
-        guard_answer(
-            &Answer {
-                weights,
-                epoch: Some(Epoch(2)),
-            },
-            &topology(),
-            &gcp(),
-        )
-    }
-
-    #[test]
-    fn no_traffic_write_may_leave_a_forbidden_answer() {
-        assert_eq!(guard(&[("aws", 0), ("gcp", 100)]), Ok(()));
-        assert_eq!(guard(&[]), Err(ForbiddenAnswer::NobodyOn));
-        assert_eq!(
-            guard(&[("aws", 0), ("gcp", 0)]),
-            Err(ForbiddenAnswer::NobodyOn)
-        );
-        assert_eq!(
-            guard(&[("aws", 1), ("gcp", 1)]),
-            Err(ForbiddenAnswer::SeveralOn(2))
-        );
-        assert!(matches!(
-            guard(&[("aws", 1)]),
-            Err(ForbiddenAnswer::FencedOn { .. })
-        ));
-        assert!(matches!(
-            guard(&[("gcp", 1), ("paris", 0)]),
-            Err(ForbiddenAnswer::Foreign(_))
-        ));
     }
 }

@@ -104,6 +104,24 @@ impl ProbeFailure {
             | ProbeFailure::Protocol(_) => false,
         }
     }
+
+    /// Whether the database itself said so, so that the way there and back is open. A refused
+    /// connection says nothing of the kind: a firewall on the way can refuse too, and the status
+    /// of a service can be that of a proxy in front of it.
+    pub fn came_from_database(&self) -> bool {
+        match self {
+            ProbeFailure::NotAccepting(_)
+            | ProbeFailure::Exhausted(_)
+            | ProbeFailure::CannotWrite(_)
+            | ProbeFailure::DiskFailed(_)
+            | ProbeFailure::Unauthorized(_) => true,
+            ProbeFailure::Timeout(_)
+            | ProbeFailure::Refused
+            | ProbeFailure::Unreachable(_)
+            | ProbeFailure::Protocol(_)
+            | ProbeFailure::Status(_) => false,
+        }
+    }
 }
 
 /// What a PostgreSQL instance says of itself on a fresh connection.

@@ -57,7 +57,7 @@ codes! {
     PlanOpen = "plan-open": "A plan is open; a group has one at a time.",
     PlanStuck = "plan-stuck": "A plan is stuck and needs a person.",
     ReplicationBroken = "replication-broken": "The standby does not receive from the active database.",
-    StandbyUnreachable = "standby-unreachable": "The standby's database gives no fresh answer.",
+    StandbyUnreachable = "standby-unreachable": "The standby's database gives no fresh answer, or none to the controller.",
     StandbyAgentSilent = "standby-agent-silent": "The agent at the passive site gives no fresh report.",
     StandbyNotInRecovery = "standby-not-in-recovery": "The database at the passive site is not a standby.",
     TwoPrimaries = "two-primaries": "Both databases accept writes.",

@@ -100,7 +100,7 @@ pub struct OpenPlan {
 pub struct SiteFacts {
     /// What is thought of each target.
     pub health: BTreeMap<TargetKind, Health>,
-    /// Whether the controller itself reaches anything of the site.
+    /// Whether the controller's own looks lately got an answer from there: what it sends arrives.
     pub reached: bool,
     /// The newest good answer of its database, and how old it is.
     pub database: Option<Aged<DatabaseFacts>>,
@@ -114,6 +114,12 @@ impl SiteFacts {
         self.health
             .get(&kind)
             .map_or(State::Unknown, |health| health.state)
+    }
+
+    /// Whether the controller lately heard anything from the site: an answer, or its agent's
+    /// report, which also comes where nothing gets there.
+    pub fn heard(&self, limit: Duration) -> bool {
+        self.reached || self.agent.as_ref().is_some_and(|agent| agent.age <= limit)
     }
 }
 
@@ -422,17 +428,22 @@ pub(crate) mod samples {
             })
         }
 
+        /// The controller has no answer from a site, and no report.
+        pub(crate) fn unheard(self, name: SiteName) -> Self {
+            self.with_site(name, |site| {
+                site.reached = false;
+                site.agent.as_mut().unwrap().age = seconds(60);
+            })
+        }
+
         /// The active site is gone: seen by a quorum, for a minute.
         pub(crate) fn active_lost(self) -> Self {
             let minute = seconds(60);
-            self.state(aws(), TargetKind::Database, State::Failed, minute)
+            self.unheard(aws())
+                .state(aws(), TargetKind::Database, State::Failed, minute)
                 .state(aws(), TargetKind::Api, State::Failed, minute)
                 .state(aws(), TargetKind::Agent, State::Failed, minute)
-                .with_site(aws(), |site| {
-                    site.reached = false;
-                    site.database.as_mut().unwrap().age = minute;
-                    site.agent.as_mut().unwrap().age = minute;
-                })
+                .with_site(aws(), |site| site.database.as_mut().unwrap().age = minute)
                 .with_site(gcp(), |site| {
                     site.agent.as_mut().unwrap().fact.peer = Some(minute);
                 })

@@ -3,13 +3,12 @@
 //!
 //! Names are checked when they are made, so that nothing later needs to quote or escape them.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::units::{Epoch, UnitError, serde_as_text};
+use super::units::{UnitError, serde_as_text};
 
 /// The longest name; it must fit a DNS label with room for a suffix.
 const NAME_LIMIT: usize = 40;
@@ -221,41 +220,6 @@ impl FromStr for Vantage {
 
 serde_as_text!(Vantage);
 
-/// What one traffic target answers: which share of users each site gets, and the epoch that was
-/// written beside it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    /// The weight of each site; 0 is off. Only the ratio matters.
-    pub weights: BTreeMap<SiteName, u16>,
-    /// The epoch of the change that made this answer; `None` where nobody wrote one.
-    pub epoch: Option<Epoch>,
-}
-
-impl Answer {
-    /// All users to one site of a group.
-    pub fn only(site: &SiteName, topology: &Topology, epoch: Epoch) -> Self {
-        let weight = |name: &SiteName| (name.clone(), if name == site { 100 } else { 0 });
-        Self {
-            weights: topology.sites().into_iter().map(weight).collect(),
-            epoch: Some(epoch),
-        }
-    }
-
-    /// The sites that users reach.
-    pub fn sites_on(&self) -> impl Iterator<Item = &SiteName> {
-        self.weights
-            .iter()
-            .filter(|(_, weight)| **weight > 0)
-            .map(|(site, _)| site)
-    }
-
-    /// Whether users reach this site and no other.
-    pub fn is_only(&self, site: &SiteName) -> bool {
-        let mut on = self.sites_on();
-        on.next() == Some(site) && on.next().is_none()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,17 +252,5 @@ mod tests {
         for text in ["", "agent", "agent:", "other:aws", "controller:x"] {
             assert!(text.parse::<Vantage>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn an_answer_with_two_sites_on_is_not_only_one() {
-        let site = |name: &str| name.parse::<SiteName>().unwrap();
-        let weights = BTreeMap::from([(site("aws"), 1), (site("gcp"), 1)]);
-        let answer = Answer {
-            weights,
-            epoch: None,
-        };
-        assert!(!answer.is_only(&site("aws")));
-        assert_eq!(answer.sites_on().count(), 2);
     }
 }

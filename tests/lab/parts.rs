@@ -14,7 +14,7 @@ use failover::adapters::clock::SystemClock;
 use failover::adapters::http::{HttpProber, ProbeError, Roots};
 use failover::adapters::postgres::{Database, promote, write_epoch};
 use failover::adapters::rfc2136::{Rfc2136, TsigKey};
-use failover::engine::topology::Answer;
+use failover::engine::answer::Answer;
 use failover::engine::units::Epoch;
 use failover::lab::client::{
     Attempt, Client, ClientConfig, Outcome, Report, Route, present_numbers, read_attempts,

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use failover::adapters::rfc2136::{Rfc2136, Settings, TsigKey};
-use failover::engine::topology::{Answer, SiteName};
+use failover::engine::answer::Answer;
+use failover::engine::topology::SiteName;
 use failover::engine::units::Epoch;
 use failover::lab::name_server::{NameServer, free_port};
 use failover::ports::{EffectError, Traffic, Versioned};

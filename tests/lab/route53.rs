@@ -14,7 +14,8 @@ use aws_sdk_route53::types::{
 };
 use failover::adapters::rfc2136::{Rfc2136, TsigKey};
 use failover::adapters::route53::{Access, Api, Kind, Route53, Settings, SiteRecord};
-use failover::engine::topology::{Answer, SiteName};
+use failover::engine::answer::Answer;
+use failover::engine::topology::SiteName;
 use failover::engine::units::Epoch;
 use failover::lab::name_server::{NameServer, free_port};
 use failover::ports::{EffectError, Traffic, Versioned};

@@ -60,26 +60,18 @@ fn wanted(row: &Row) -> Wanted<'static> {
         | "A is cut off from everybody"
         | "the whole of A is lost" => (MOVE, Code::ActiveSiteFailed, &[]),
         "the sites lost each other" => (HOLD, Code::ReplicationBroken, &[]),
-        // What P's agent reports looks as fresh as if an order would get there.
-        "the controller lost P" => (
-            HOLD,
-            Code::StandbyUnreachable,
-            &[((P, N), HOLD, Code::Healthy)],
-        ),
-        "P is cut off" => (
-            HOLD,
-            Code::StandbyUnreachable,
-            &[((P, N), HOLD, Code::ReplicationBroken)],
-        ),
+        // Also where P's agent still reports: no order would get there.
+        "the controller lost P" | "P is cut off" => (HOLD, Code::StandbyUnreachable, &[]),
         "the controller is cut off" => (
             HOLD,
             Code::OwnIsolation,
             &[
-                ((A, N), HOLD, Code::StandbyUnreachable),
+                ((A, N), HOLD, Code::ObserverSideFault),
                 ((P, N), HOLD, Code::ObserverSideFault),
             ],
         ),
-        // With P's word A counts as failed; but no sever gets to P, and nobody is promoted.
+        // With P's word A counts as failed, a moment before P's last answer is too old: no sever
+        // gets to P, and nobody is promoted.
         "everybody is cut off" => (
             HOLD,
             Code::OwnIsolation,

@@ -8,7 +8,8 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::dns;
-use crate::engine::topology::{Answer, SiteName, TargetName};
+use crate::engine::answer::Answer;
+use crate::engine::topology::{SiteName, TargetName};
 use crate::engine::units::Epoch;
 
 /// The largest weight that Route 53 takes (CLOUDS.md 2.1).

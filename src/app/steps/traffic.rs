@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{Outcome, SHORT_ORDER, Steps};
 use crate::app::control::Input;
-use crate::engine::gate::guard_answer;
+use crate::engine::answer::{Answer, guard_answer};
 use crate::engine::saga::OpenSaga;
 use crate::engine::step::Fact;
-use crate::engine::topology::{Answer, SiteName, TargetName};
+use crate::engine::topology::{SiteName, TargetName};
 use crate::engine::units::MonoTime;
 use crate::ports::{EffectError, Traffic};
 

@@ -11,6 +11,7 @@ use failover::app::control::{Control, Handle, Input};
 use failover::app::executor::World;
 use failover::app::journal::{Journal, JournalError, Stamp};
 use failover::app::leadership::Leadership;
+use failover::engine::answer::Answer;
 use failover::engine::chain::{Body, Chain, Digest, Entry, read_line};
 use failover::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, ProbeFailure, ReceiverFacts, ReplayPause,
@@ -19,7 +20,7 @@ use failover::engine::policy::Policy;
 use failover::engine::saga::GroupState;
 use failover::engine::situation::{AgentFacts, LocalDatabase};
 use failover::engine::topology::{
-    Answer, Role, SiteName, Target, TargetKind, TargetName, Topology, Vantage,
+    Role, SiteName, Target, TargetKind, TargetName, Topology, Vantage,
 };
 use failover::engine::units::{Epoch, Lsn, MonoTime, SystemId, Timeline, WallTime};
 use failover::ports::{
