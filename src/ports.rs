@@ -49,10 +49,14 @@ pub enum EffectError {
     Conflict(String),
 }
 
+/// Whether a change may still be made, asked once more just before the wire: a process that stood
+/// still since it decided must not go on as if no time had passed (invariants 9 and 10).
+pub type Still<'s> = &'s (dyn Fn() -> Result<(), EffectError> + Send + Sync);
+
 /// Something that decides which site users reach: a DNS zone, a load balancer.
 ///
-/// A change is read, guarded by the engine (`answer::guard_answer`), and applied by compare-and-swap
-/// against exactly what was read.
+/// A change is read, and applied by compare-and-swap against exactly what was read, if it still may
+/// be.
 #[async_trait]
 pub trait Traffic: Send + Sync + fmt::Debug {
     /// The name in the configuration.
@@ -63,8 +67,15 @@ pub trait Traffic: Send + Sync + fmt::Debug {
 
     /// Replaces `from` with `to`; fails with `Conflict` when `from` is no longer what is there.
     /// Returns when the system says that the change is made (for Route 53: `INSYNC`).
-    /// `note` goes into the change where the system keeps one (a plan id).
-    async fn apply(&self, from: &Versioned, to: &Answer, note: &str) -> Result<(), EffectError>;
+    /// `note` goes into the change where the system keeps one (a plan id). `still` is asked last
+    /// of all before the change is sent: its error is the answer, and nothing was sent.
+    async fn apply(
+        &self,
+        from: &Versioned,
+        to: &Answer,
+        note: &str,
+        still: Still<'_>,
+    ) -> Result<(), EffectError>;
 
     /// Asks every place that users' resolvers ask, on its own, what it answers now. One view for
     /// each place; a place that does not answer is an `Err` in its row.
@@ -275,6 +286,10 @@ pub struct AgentMemory {
     /// The epoch in which it was fenced by order, or superseded. Unlike a fence by an expired
     /// lease this one is only lifted for an epoch in which the site holds the right.
     pub fenced: Option<Epoch>,
+    /// The epoch of a promotion that was begun and of which nobody knows yet what became.
+    pub promoting: Option<Epoch>,
+    /// The last plan of which it promised that no promotion comes any more.
+    pub desisted: Option<u64>,
     /// The plan for which it started workloads that did not answer before.
     pub started_for: Option<u64>,
     /// The timers of the last answer of the controller.

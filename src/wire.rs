@@ -57,7 +57,8 @@ impl SentObservation {
     }
 
     /// What it is to a process that received it at `received`: as old as the sender said, not
-    /// counting the way. Evidence of a failure so never looks older than it is.
+    /// counting the way, which was short (see [`Receipt`]). Evidence of a failure so never looks
+    /// older than it is.
     pub fn unpack(self, vantage: Vantage, received: MonoTime) -> Observation {
         Observation {
             target: self.target,
@@ -67,6 +68,37 @@ impl SentObservation {
             finding: self.finding,
         }
     }
+}
+
+/// When the controller sent an answer, by its own clock, which nobody else can read. It comes back
+/// with the next report, which so cannot have been made before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Postmark {
+    /// Which controller, in which of its lives: another one cannot read it.
+    pub life: u64,
+    /// When.
+    #[serde(rename = "at_ms", with = "millis")]
+    pub at: Duration,
+}
+
+/// The last answer that a process had when it made a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// When it was sent.
+    pub postmark: Postmark,
+    /// How long ago it arrived, by the clock of who reports.
+    #[serde(rename = "ago_ms", with = "millis")]
+    pub ago: Duration,
+}
+
+/// What the controller says of a report itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// For the next report.
+    pub postmark: Postmark,
+    /// Whether what the report says was taken in. Not where it may have been under way for longer
+    /// than a look may take, as the first one always may.
+    pub taken: bool,
 }
 
 /// What an agent tells the controller, and by which it asks for the right to take writes.
@@ -84,6 +116,8 @@ pub struct Report {
     pub facts: AgentFacts,
     /// What it saw since its last report.
     pub observations: Vec<SentObservation>,
+    /// The controller's last answer; `None` before the first.
+    pub heard: Option<Heard>,
     /// The version of the program.
     pub version: String,
 }
@@ -91,6 +125,8 @@ pub struct Report {
 /// The controller's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportAnswer {
+    /// What it says of the report itself.
+    pub receipt: Receipt,
     /// The present epoch.
     pub epoch: Epoch,
     /// The site that may hold the right in it; `None` in the middle of a plan.
@@ -122,12 +158,20 @@ pub struct ObserverReport {
     pub name: ObserverName,
     /// What it saw since its last report.
     pub observations: Vec<SentObservation>,
+    /// The controller's last answer; `None` before the first.
+    pub heard: Option<Heard>,
     /// The version of the program.
     pub version: String,
 }
 
-/// The controller's answer: how to go on looking. Reports come as often as looks.
-pub type ObserverAnswer = Rhythm;
+/// The controller's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObserverAnswer {
+    /// What it says of the report itself.
+    pub receipt: Receipt,
+    /// How to go on looking. Reports come as often as looks.
+    pub rhythm: Rhythm,
+}
 
 /// The right to take writes, for `lease_ttl` from before it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +232,8 @@ pub enum What {
     Reconnect,
     /// Make the standby primary.
     Promote,
+    /// Promise that no promotion of this plan comes any more, or say that it came.
+    Desist,
     /// Start the workloads.
     StartWorkloads,
     /// Stop them.

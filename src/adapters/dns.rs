@@ -77,13 +77,14 @@ impl Lookup {
     pub async fn ask_tcp(&self, server: SocketAddr) -> Result<Vec<RData>, LookupError> {
         let request = self.request();
         let bytes = request.to_vec().map_err(other)?;
-        let reply =
-            exchange_tcp(server, &bytes, self.timeout)
-                .await
-                .map_err(|error| match error {
-                    ExchangeError::Timeout { .. } => LookupError::Timeout(self.timeout),
-                    ExchangeError::NotSent(_) | ExchangeError::Lost(_) => other(error),
-                })?;
+        let failed = |error| match error {
+            ExchangeError::Timeout { .. } => LookupError::Timeout(self.timeout),
+            ExchangeError::NotSent(_) | ExchangeError::Lost(_) => other(error),
+        };
+        let stream = connect_tcp(server, self.timeout).await.map_err(failed)?;
+        let reply = exchange(stream, &bytes, self.timeout)
+            .await
+            .map_err(failed)?;
         self.records(&request, &Message::from_vec(&reply).map_err(other)?)
     }
 
@@ -169,24 +170,28 @@ pub enum ExchangeError {
     Lost(String),
 }
 
-/// Sends one message over a TCP connection of its own, and receives one.
-/// `timeout` holds for connecting, and again for the answer.
-pub async fn exchange_tcp(
+/// A TCP connection for one exchange.
+pub async fn connect_tcp(
     server: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, ExchangeError> {
+    match tokio::time::timeout(timeout, TcpStream::connect(server)).await {
+        Ok(connected) => connected.map_err(|error| ExchangeError::NotSent(error.to_string())),
+        Err(_elapsed) => Err(ExchangeError::Timeout {
+            sent: false,
+            after: timeout,
+        }),
+    }
+}
+
+/// Sends one message over a connection of its own, and receives one, within `timeout`.
+pub async fn exchange(
+    mut stream: TcpStream,
     request: &[u8],
     timeout: Duration,
 ) -> Result<Vec<u8>, ExchangeError> {
     let length = u16::try_from(request.len())
         .map_err(|_too_long| ExchangeError::NotSent("the message is too long for DNS".into()))?;
-    let late = |sent| ExchangeError::Timeout {
-        sent,
-        after: timeout,
-    };
-    let connect = TcpStream::connect(server);
-    let mut stream = match tokio::time::timeout(timeout, connect).await {
-        Ok(connected) => connected.map_err(|error| ExchangeError::NotSent(error.to_string()))?,
-        Err(_elapsed) => return Err(late(false)),
-    };
     let framed = [&length.to_be_bytes(), request].concat();
     let exchange = async {
         stream.write_all(&framed).await?;
@@ -196,7 +201,10 @@ pub async fn exchange_tcp(
     };
     match tokio::time::timeout(timeout, exchange).await {
         Ok(reply) => reply.map_err(|error| ExchangeError::Lost(error.to_string())),
-        Err(_elapsed) => Err(late(true)),
+        Err(_elapsed) => Err(ExchangeError::Timeout {
+            sent: true,
+            after: timeout,
+        }),
     }
 }
 

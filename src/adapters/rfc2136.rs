@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::dns::{self, ExchangeError, Lookup, LookupError};
 use crate::engine::answer::Answer;
 use crate::engine::topology::{SiteName, TargetName};
-use crate::ports::{Clock, EffectError, OutsideView, Traffic, Versioned};
+use crate::ports::{Clock, EffectError, OutsideView, Still, Traffic, Versioned};
 
 /// How far the two clocks may be apart, in seconds: the value that RFC 8945 recommends.
 const FUDGE_SECONDS: u16 = 300;
@@ -391,7 +391,13 @@ impl Traffic for Rfc2136 {
         Ok(Versioned { answer, token })
     }
 
-    async fn apply(&self, from: &Versioned, to: &Answer, _note: &str) -> Result<(), EffectError> {
+    async fn apply(
+        &self,
+        from: &Versioned,
+        to: &Answer,
+        _note: &str,
+        still: Still<'_>,
+    ) -> Result<(), EffectError> {
         let old: Held = serde_json::from_str(&from.token)
             .map_err(|cause| self.refused(format!("the token is not of this target: {cause}")))?;
         let new = self.content(to)?;
@@ -402,6 +408,10 @@ impl Traffic for Rfc2136 {
             timeout,
             ..
         } = &self.settings;
+        let unsent = |error: ExchangeError| {
+            EffectError::Failed(format!("`{name}`: update at {server}: {error}"))
+        };
+        let stream = dns::connect_tcp(*server, *timeout).await.map_err(unsent)?;
         let mut request = self.update(&old, &new);
         let signer = key.signer().map_err(|cause| self.refused(cause))?;
         let seconds = self.clock.wall().0 / 1000;
@@ -411,7 +421,8 @@ impl Traffic for Rfc2136 {
         let bytes = request
             .to_vec()
             .map_err(|cause| self.refused(cause.to_string()))?;
-        let reply = dns::exchange_tcp(*server, &bytes, *timeout)
+        still()?;
+        let reply = dns::exchange(stream, &bytes, *timeout)
             .await
             .map_err(|error| {
                 let text = format!("`{name}`: update at {server}: {error}");

@@ -24,7 +24,7 @@ use self::records::{Held, Layout};
 use super::dns::{self, Lookup, LookupError};
 use crate::engine::answer::Answer;
 use crate::engine::topology::TargetName;
-use crate::ports::{Clock, EffectError, OutsideView, Traffic, Versioned};
+use crate::ports::{Clock, EffectError, OutsideView, Still, Traffic, Versioned};
 
 /// How often each name server is asked. Weighted answers are drawn at random: with two sites on
 /// evenly, 4 questions miss one of them in 1 of 8 views; with one site on, none may differ.
@@ -124,7 +124,13 @@ impl Traffic for Route53 {
         Ok(Versioned { answer, token })
     }
 
-    async fn apply(&self, from: &Versioned, to: &Answer, note: &str) -> Result<(), EffectError> {
+    async fn apply(
+        &self,
+        from: &Versioned,
+        to: &Answer,
+        note: &str,
+        still: Still<'_>,
+    ) -> Result<(), EffectError> {
         let old: Held = serde_json::from_str(&from.token)
             .map_err(|cause| self.refused(&format!("the token is not of this target: {cause}")))?;
         let new = self
@@ -133,6 +139,7 @@ impl Traffic for Route53 {
             .map_err(|cause| self.refused(&cause))?;
         let comment: String = note.chars().take(COMMENT_LIMIT).collect();
         let zone_id = &self.layout.settings().zone_id;
+        still()?;
         let sent = self
             .api
             .swap(zone_id, old.records(), new.records(), &comment)

@@ -273,6 +273,10 @@ impl Keeper {
             return;
         }
         self.drop_right_that_is_over();
+        let primary = self.look.set_up_as == Role::Primary && self.look.running;
+        if primary && self.promoting.is_none() {
+            self.remember_promoting(None).await;
+        }
         self.keep_in_step().await;
         let now = self.clock.now();
         self.start_again(now).await;
@@ -293,7 +297,9 @@ impl Keeper {
             .fenced
             .as_ref()
             .is_some_and(|(epoch, _)| *epoch >= self.memory.epoch);
-        if self.look.set_up_as == Role::Standby && (armed || self.holder.is_some()) {
+        let may_come = self.memory.promoting.is_some();
+        let standby = self.look.set_up_as == Role::Standby;
+        if standby && !may_come && (armed || self.holder.is_some()) {
             // A promotion did not come about.
             self.renounce().await;
         } else if self.look.set_up_as == Role::Primary
@@ -344,7 +350,11 @@ impl Keeper {
     async fn start_standby(&mut self) {
         self.last_start = Some(self.clock.now());
         match self.database.start_standby().await {
-            Ok(()) => tracing::info!("standby started"),
+            Ok(()) => {
+                tracing::info!("standby started");
+                // PostgreSQL forgets with its end what it was told to do.
+                self.remember_promoting(None).await;
+            }
             Err(error) => tracing::error!(%error, "the standby does not start"),
         }
     }
@@ -425,7 +435,8 @@ impl Keeper {
             peer: self.peer_answered.map(|asked| now.since(asked)),
             synchrony: self.shown_synchrony(now),
         };
-        let asks = self.promoting.is_some() || (primary && self.memory.fenced.is_none());
+        let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
+        let asks = promoting || (primary && self.memory.fenced.is_none());
         self.shown.send_replace(Shown {
             epoch: self.memory.epoch,
             asks,

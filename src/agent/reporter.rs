@@ -82,7 +82,9 @@ impl Reporter {
     pub async fn report(&self, mut unsent: Unsent) {
         loop {
             let asked = self.clock.now();
-            let report = self.make(unsent.pack(asked), asked);
+            let mut report = self.make(unsent.pack(asked), asked);
+            report.heard = unsent.heard(asked);
+            let mut again = false;
             let every = self.pace.borrow().renew_every;
             match self
                 .links
@@ -90,7 +92,7 @@ impl Reporter {
                 .await
             {
                 Ok(answer) => {
-                    unsent.arrived();
+                    again = unsent.answered(answer.receipt, self.clock.now());
                     self.pace.send_if_modified(|pace| {
                         let told = Pace::from(&answer);
                         let changed = *pace != told;
@@ -107,6 +109,9 @@ impl Reporter {
                     }
                 }
                 Err(error) => tracing::warn!(%error, "the controller does not answer"),
+            }
+            if again {
+                continue;
             }
             let took = self.clock.now().since(asked);
             tokio::select! {
@@ -128,6 +133,7 @@ impl Reporter {
             asks: shown.asks,
             facts: aged(shown.facts, age),
             observations,
+            heard: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

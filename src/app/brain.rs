@@ -9,19 +9,20 @@ use crate::engine::lease::{LastRight, LeaseBook, can_wait_out};
 use crate::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, PositionHistory, PositionSample,
 };
-use crate::engine::policy::{Durability, Policy};
+use crate::engine::policy::Policy;
 use crate::engine::saga::GroupState;
 use crate::engine::situation::{
     Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, ObserverFacts, OpenPlan,
     Replication, Request, SiteFacts, Situation,
 };
 use crate::engine::step::{DeclaredLoss, Step};
-use crate::engine::synchrony::{RpoWindow, WindowChange, window_change};
+use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::{
     ObserverName, Role, SiteName, Target, TargetKind, Topology, Vantage,
 };
 use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
-use crate::wire::{Grant, ObserverAnswer, ObserverReport, Report, ReportAnswer, Rhythm};
+
+mod reports;
 
 /// What the controller knows.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Brain {
     topology: Topology,
     policy: Policy,
     in_charge_since: MonoTime,
+    /// This life of this controller, for the marks on its answers.
+    life: u64,
     detector: Detector,
     book: LeaseBook,
     /// Which site the position readings are about.
@@ -53,10 +56,18 @@ struct StandbyReading {
 }
 
 impl Brain {
-    /// A brain that takes over at `now`: it knows the log and nothing else.
-    pub fn new(topology: Topology, policy: Policy, group: &GroupState, now: MonoTime) -> Self {
+    /// A brain that takes over at `now`: it knows the log and nothing else. `life` is any number
+    /// that no other life of a controller has.
+    pub fn new(
+        topology: Topology,
+        policy: Policy,
+        group: &GroupState,
+        now: MonoTime,
+        life: u64,
+    ) -> Self {
         Self {
             in_charge_since: now,
+            life,
             detector: Detector::default(),
             book: book_of(group, now),
             readings_of: group.active.clone(),
@@ -79,6 +90,12 @@ impl Brain {
         self
     }
 
+    /// Begins every window anew: evidence from before `now` says nothing any more.
+    pub fn begin_anew(&mut self, now: MonoTime) {
+        self.detector = Detector::default();
+        self.in_charge_since = now;
+    }
+
     /// The policy in force.
     pub fn policy(&self) -> &Policy {
         &self.policy
@@ -94,8 +111,16 @@ impl Brain {
         self.anchors = (reached, of);
     }
 
-    /// Takes in an observation.
+    /// Takes in an observation of our own. One into which a standstill fell is late because of us.
     pub fn observe(&mut self, observation: &Observation) {
+        if observation.began < self.in_charge_since {
+            return;
+        }
+        self.take(observation, Duration::ZERO);
+    }
+
+    /// Takes in an observation that was under way for so long at most.
+    fn take(&mut self, observation: &Observation, way: Duration) {
         self.detector.observe(observation);
         let site = &observation.target.site;
         let answered = match &observation.finding {
@@ -108,11 +133,17 @@ impl Brain {
             self.reached.insert(site.clone(), observation.ended);
         }
         if let Finding::Good(Facts::Database(database)) = &observation.finding {
-            self.database(site, observation, database);
+            self.database(site, observation, database, way);
         }
     }
 
-    fn database(&mut self, site: &SiteName, observation: &Observation, facts: &DatabaseFacts) {
+    fn database(
+        &mut self,
+        site: &SiteName,
+        observation: &Observation,
+        facts: &DatabaseFacts,
+        way: Duration,
+    ) {
         let newest = self.databases.get(site).map(|(began, _)| *began);
         if newest.is_some_and(|newest| newest > observation.began) {
             return;
@@ -121,11 +152,11 @@ impl Brain {
             .insert(site.clone(), (observation.began, facts.clone()));
         let active = *site == self.readings_of;
         match facts.role {
-            // An agent's reading looks younger than it is by its way here, which nobody knows: what
-            // was acknowledged meanwhile would count as safe. Only our own readings bound the loss.
-            Role::Primary if active && observation.vantage == Vantage::Controller => {
+            // A reading that looked younger than it is would have what was acknowledged meanwhile
+            // count as safe: the longest way that it can have had is added to its age.
+            Role::Primary if active => {
                 let sample = PositionSample {
-                    began: observation.began,
+                    began: observation.began.minus(way),
                     position: facts.position,
                 };
                 self.readings.add(sample);
@@ -154,104 +185,6 @@ impl Brain {
             heartbeat,
             advanced,
         });
-    }
-
-    /// What is to be written about the RPO window, now that an agent reports; before it is answered.
-    pub fn window_change(&self, report: &Report, group: &GroupState) -> Option<WindowChange> {
-        if group.open.is_some() || report.site != group.active {
-            return None;
-        }
-        let facts = report.facts.synchrony.as_ref();
-        window_change(group.window, facts, &self.policy.data)
-    }
-
-    /// Takes in an agent's report and answers it: the only place where the right to take writes is
-    /// granted.
-    pub fn report(&mut self, report: Report, group: &GroupState, now: MonoTime) -> ReportAnswer {
-        let site = report.site;
-        self.agents.insert(site.clone(), (now, report.facts));
-        self.observe(&Observation {
-            target: Target {
-                site: site.clone(),
-                kind: TargetKind::Agent,
-            },
-            vantage: Vantage::Controller,
-            began: now,
-            ended: now,
-            finding: Finding::Good(Facts::Agent),
-        });
-        for sent in report.observations {
-            self.observe(&sent.unpack(Vantage::Agent(site.clone()), now));
-        }
-        self.follow(group);
-        let grant = report.asks.then(|| {
-            let epoch = report.epoch;
-            self.book.grant(&site, epoch, now).map(|()| Grant { epoch })
-        });
-        // Nothing is asked of an agent only once the log says that the window is open.
-        let asks_nothing =
-            self.policy.data.durability == Durability::Async && !group.window.is_closed();
-        // A site that was left must not go on without the new primary, whatever that one may do.
-        let permitted = if site == group.active {
-            group.window
-        } else {
-            RpoWindow::Closed
-        };
-        ReportAnswer {
-            window: (!asks_nothing).then_some(permitted),
-            epoch: self.book.epoch,
-            holder: self.book.holder.clone(),
-            grant,
-            timers: self.policy.lease.clone(),
-            probe_every: self.policy.detect.probe_every,
-            probe_timeout: self.policy.detect.probe_timeout,
-            restart_grace: self.policy.automation.local_restart_grace,
-        }
-    }
-
-    /// Takes in what an extra observer saw, and tells it how to go on; or why it is not believed.
-    ///
-    /// What it saw are votes on whether targets answer, and nothing else. What a database said to
-    /// it is not kept beside what it said to us and the agents, unlike what an agent hears: role,
-    /// system and position decide which database may be promoted and what would be lost, and an
-    /// observer finds its databases by addresses of its own, which nothing here vouches for. An
-    /// agent's word about the standby is the word of the process that will promote it. An observer
-    /// would only add readings of unknown age, a late one of which lets a standby that stands
-    /// still seem to advance.
-    pub fn observed(
-        &mut self,
-        report: ObserverReport,
-        now: MonoTime,
-    ) -> Result<ObserverAnswer, String> {
-        let name = report.name;
-        let Some(last) = self.observers.get_mut(&name) else {
-            return Err(format!(
-                "`{name}` is none of the observers of this controller: name it in `[[observers]]`"
-            ));
-        };
-        let mut targets = report.observations.iter().map(|sent| &sent.target);
-        let foreign = targets
-            .find(|target| !self.topology.has(&target.site) || target.kind == TargetKind::Agent);
-        if let Some(foreign) = foreign {
-            let [first, second] = self.topology.sites();
-            return Err(format!(
-                "`{foreign}` is nothing for an observer to look at: give it api and database of `{first}` and `{second}`"
-            ));
-        }
-        *last = Some(now);
-        // Windows begin anew with this process, whatever age is claimed.
-        let oldest = now.since(self.in_charge_since);
-        for mut sent in report.observations {
-            sent.began = sent.began.min(oldest);
-            sent.ended = sent.ended.min(sent.began);
-            let vantage = Vantage::Observer(name.clone());
-            self.detector.observe(&sent.unpack(vantage, now));
-        }
-        let detect = &self.policy.detect;
-        Ok(Rhythm {
-            every: detect.probe_every,
-            within: detect.probe_timeout,
-        })
     }
 
     /// What follows from the log without anybody saying so: an undone plan gives the right back,
@@ -441,154 +374,5 @@ fn automation_of(group: &GroupState, wall: WallTime) -> AutomationState {
         last_failover: group
             .last_plan
             .map(|at| wall.since(at).max(Duration::from_millis(1))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::detector::{State, VoteKind};
-    use crate::engine::observation::{Heartbeat, ProbeFailure, ReplayPause};
-    use crate::engine::situation::Situation;
-    use crate::engine::units::{SystemId, Timeline};
-    use crate::wire::SentObservation;
-
-    const FAST: &str = include_str!("../../policies/fast.toml");
-
-    fn topology() -> Topology {
-        Topology {
-            group: "shop".parse().unwrap(),
-            first: "aws".parse().unwrap(),
-            second: "gcp".parse().unwrap(),
-            traffic: Vec::new(),
-        }
-    }
-
-    fn second(count: u64) -> MonoTime {
-        MonoTime(Duration::from_secs(count))
-    }
-
-    /// A controller that took over in the tenth second and believes `paris`.
-    fn brain() -> Brain {
-        let policy = Policy::read("fast", FAST).unwrap();
-        Brain::new(
-            topology(),
-            policy,
-            &GroupState::new(&topology()),
-            second(10),
-        )
-        .observed_by(["paris".parse().unwrap()])
-    }
-
-    fn situation(brain: &mut Brain, now: u64) -> Situation {
-        let group = GroupState::new(&topology());
-        brain.situation(&group, false, None, second(now), WallTime(0))
-    }
-
-    fn saw(site: &str, kind: TargetKind, finding: Finding, age: Duration) -> SentObservation {
-        let site = site.parse().unwrap();
-        SentObservation {
-            target: Target { site, kind },
-            began: age,
-            ended: Duration::ZERO,
-            finding,
-        }
-    }
-
-    fn report(name: &str, observations: Vec<SentObservation>) -> ObserverReport {
-        ObserverReport {
-            group: "shop".parse().unwrap(),
-            name: name.parse().unwrap(),
-            observations,
-            version: "0".to_owned(),
-        }
-    }
-
-    fn primary() -> Finding {
-        Finding::Good(Facts::Database(Box::new(DatabaseFacts {
-            role: Role::Primary,
-            system_id: SystemId(7),
-            timeline: Timeline(1),
-            version: 150_018,
-            position: Lsn(1000),
-            replayed: Lsn(1000),
-            receiver: None,
-            senders: Vec::new(),
-            heartbeat: None::<Heartbeat>,
-            epoch: Some(Epoch(1)),
-            replay_pause: ReplayPause::None,
-            apply_delay: Duration::ZERO,
-            synchronous_names: String::new(),
-            limits: [100, 8, 10, 0, 64],
-            write_took: None,
-        })))
-    }
-
-    #[test]
-    fn what_an_observer_sees_is_a_vote_and_nothing_else() {
-        let mut brain = brain();
-        let seen = vec![saw("aws", TargetKind::Database, primary(), Duration::ZERO)];
-        let told = brain.observed(report("paris", seen), second(11)).unwrap();
-        assert_eq!(told.every, Duration::from_millis(250));
-        let situation = situation(&mut brain, 12);
-        let site = situation.active_site().unwrap();
-        let votes = &site.health[&TargetKind::Database].votes;
-        assert_eq!(votes.len(), 1);
-        assert_eq!(votes[0].vantage.to_string(), "observer:paris");
-        assert_eq!(votes[0].kind, VoteKind::For);
-        assert_eq!(site.state(TargetKind::Database), State::Healthy);
-        // Neither does it bound the loss, nor does the controller reach what an observer reaches.
-        assert_eq!((&site.database, site.reached), (&None, false));
-        assert_eq!(situation.replication.primary, None);
-        let age = situation.observers[&"paris".parse().unwrap()].age;
-        assert_eq!(age, Some(Duration::from_secs(1)));
-    }
-
-    #[test]
-    fn an_observer_that_is_not_named_is_told_so() {
-        let mut brain = brain();
-        let refused = brain.observed(report("rome", vec![]), second(11));
-        assert!(
-            refused
-                .unwrap_err()
-                .contains("`rome` is none of the observers")
-        );
-        let situation = situation(&mut brain, 12);
-        let known: Vec<_> = situation.observers.into_iter().collect();
-        assert_eq!(known.len(), 1);
-        assert_eq!(known[0].1.age, None, "paris never reported");
-    }
-
-    #[test]
-    fn an_observer_speaks_of_nothing_but_services_and_databases_of_the_group() {
-        let mut brain = brain();
-        let bad = || Finding::Bad(ProbeFailure::Refused);
-        for (site, kind) in [("azure", TargetKind::Database), ("aws", TargetKind::Agent)] {
-            let seen = vec![
-                saw("aws", TargetKind::Api, bad(), Duration::ZERO),
-                saw(site, kind, bad(), Duration::ZERO),
-            ];
-            let refused = brain.observed(report("paris", seen), second(11));
-            assert!(refused.unwrap_err().contains(&format!("`{kind}@{site}`")));
-        }
-        let situation = situation(&mut brain, 12);
-        let api = &situation.active_site().unwrap().health[&TargetKind::Api];
-        assert!(api.votes.is_empty(), "nothing of it was taken in");
-    }
-
-    #[test]
-    fn no_age_reaches_back_before_the_controllers_start() {
-        let mut brain = brain();
-        let bad = Finding::Bad(ProbeFailure::Refused);
-        let hours = Duration::from_secs(36_000);
-        let mut sent = saw("aws", TargetKind::Database, bad, hours);
-        sent.ended = Duration::MAX;
-        brain
-            .observed(report("paris", vec![sent]), second(11))
-            .unwrap();
-        let situation = situation(&mut brain, 12);
-        let database = &situation.active_site().unwrap().health[&TargetKind::Database];
-        assert_eq!(database.votes[0].since, Duration::from_secs(2));
-        assert_eq!(database.votes[0].age, Duration::from_secs(2));
     }
 }

@@ -19,7 +19,7 @@ use crate::engine::saga::Command;
 use crate::engine::situation::{Request, Situation};
 use crate::engine::step::DeclaredLoss;
 use crate::engine::topology::{Role, SiteName};
-use crate::engine::units::{Epoch, Lsn, WallTime};
+use crate::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use crate::ports::Clock;
 use crate::wire::{
     HoldAsk, ObserverAnswer, ObserverReport, PlanStatus, PromoteAnswer, PromoteAsk, ReleaseAsk,
@@ -119,6 +119,8 @@ pub struct Control {
     policy_name: String,
     /// Verdict and codes of the last decision that was logged.
     logged: Option<Signature>,
+    /// When it last went round.
+    went_round: MonoTime,
     executor: Option<tokio::task::JoinHandle<Result<(), JournalError>>>,
 }
 
@@ -133,6 +135,7 @@ impl Control {
         policy_name: String,
     ) -> (Self, watch::Receiver<Option<Status>>) {
         let (status, shown) = watch::channel(None);
+        let went_round = clock.now();
         let control = Self {
             brain,
             journal,
@@ -143,6 +146,7 @@ impl Control {
             status,
             policy_name,
             logged: None,
+            went_round,
             executor: None,
         };
         (control, shown)
@@ -156,6 +160,7 @@ impl Control {
                 input = self.inputs.recv() => input,
                 () = self.clock.sleep(TICK) => None,
             };
+            self.begin_anew_after_a_standstill();
             if let Some(input) = input {
                 self.take(input).await?;
                 while let Ok(input) = self.inputs.try_recv() {
@@ -164,6 +169,24 @@ impl Control {
             }
             self.look_after_executor().await?;
             self.decide().await?;
+        }
+    }
+
+    /// A process that stood still for longer than a look may take knows only what was: it begins
+    /// anew, as after a restart. A site that was failing then may be well by now.
+    fn begin_anew_after_a_standstill(&mut self) {
+        let now = self.clock.now();
+        let stood_still = now.since(std::mem::replace(&mut self.went_round, now));
+        if stood_still
+            > self
+                .brain
+                .policy()
+                .detect
+                .probe_timeout
+                .saturating_add(TICK)
+        {
+            tracing::warn!(?stood_still, "stood still: every window begins anew");
+            self.brain.begin_anew(now);
         }
     }
 
@@ -180,7 +203,7 @@ impl Control {
             Input::Anchors(reached, of) => self.brain.anchors(reached, of),
             Input::Reported(report, answer) => {
                 let group = self.journal.state();
-                if let Some(change) = self.brain.window_change(&report, &group) {
+                if let Some(change) = self.brain.window_change(&report, &group, now) {
                     tracing::warn!(%change, "durability");
                     self.journal
                         .append("controller", Body::Window { change })

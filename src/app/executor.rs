@@ -81,6 +81,9 @@ pub trait CrashDrill: Send + Sync + fmt::Debug {
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a site is asked, at the end of the pivot's time, for its word that it will not come.
+const LAST_WORD: Duration = Duration::from_secs(10);
+
 /// Walks one plan.
 #[derive(Debug)]
 pub struct Executor {
@@ -210,6 +213,8 @@ impl Executor {
         deadline: MonoTime,
     ) -> Attempt {
         let mut check = check_first;
+        // Whether an attempt of which nobody knows the outcome may still come to something.
+        let mut doubt = check_first;
         let mut pause = FIRST_PAUSE;
         loop {
             let tried = if check {
@@ -229,7 +234,7 @@ impl Executor {
             let over = self.clock.now() >= deadline;
             match error {
                 EffectError::Refused(why) if step.kind() != Kind::Forward => {
-                    return Attempt::Failed(why);
+                    return self.failed(saga, step, why, doubt).await;
                 }
                 EffectError::Unknown(why) if over => return Attempt::Unknown(why),
                 EffectError::Failed(why)
@@ -237,13 +242,36 @@ impl Executor {
                 | EffectError::Conflict(why)
                     if over =>
                 {
-                    return Attempt::Failed(why);
+                    return self.failed(saga, step, why, doubt).await;
                 }
-                EffectError::Unknown(_) => check = true,
+                EffectError::Unknown(_) => (check, doubt) = (true, true),
                 EffectError::Failed(_) | EffectError::Refused(_) | EffectError::Conflict(_) => {}
             }
             let left = self.clock.now().until(deadline);
             self.clock.sleep(pause.min(left)).await;
+            pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// A step failed. The pivot only once no earlier attempt can still succeed: what is taken back
+    /// then lets the other site take writes.
+    async fn failed(&self, saga: &OpenSaga, step: &Step, why: String, doubt: bool) -> Attempt {
+        if step.kind() != Kind::Pivot || !doubt {
+            return Attempt::Failed(why);
+        }
+        let deadline = self.clock.now().plus(LAST_WORD);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match self.steps.desist(saga, deadline).await {
+                Ok(None) => return Attempt::Failed(why),
+                Ok(Some(fact)) => return Attempt::Done(fact),
+                Err(error) => error,
+            };
+            tracing::warn!(plan_id = saga.id, %step, %error, "it may still come");
+            if self.clock.now() >= deadline {
+                return Attempt::Unknown(format!("{why}; and it may still come: {error}"));
+            }
+            self.clock.sleep(pause).await;
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
         }
     }

@@ -21,7 +21,7 @@ use super::leadership::Leadership;
 use super::prober::look_for_ever;
 use crate::adapters::agents::SignedOrders;
 use crate::adapters::clock::SystemClock;
-use crate::adapters::files::FileLog;
+use crate::adapters::files::{FileLog, Torn};
 use crate::adapters::front::HttpFront;
 use crate::adapters::http::{HttpProber, Roots, serve_plain};
 use crate::adapters::keys::SigningKey;
@@ -99,6 +99,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         policy.clone(),
         &journal.state(),
         clock.now(),
+        a_life()?,
     )
     .observed_by(config.observers.iter().cloned());
     let (handle, inputs) = Handle::new();
@@ -114,14 +115,9 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
 
     let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
     tasks.spawn(async { ("decision log", writer.run().await.map_err(Into::into)) });
-    let torn = opened.torn.map(|torn| {
-        format!(
-            "the last line was torn: {} bytes were cut and kept in `{}`",
-            torn.bytes,
-            torn.kept.display()
-        )
-    });
-    if let Some(text) = torn {
+    if let Some(Torn { bytes, kept }) = opened.torn {
+        let kept = kept.display();
+        let text = format!("the last line was torn: {bytes} bytes were cut and kept in `{kept}`");
         journal.note("torn-line", text).await?;
     }
     let boot = format!("controller started: {}", env!("CARGO_PKG_VERSION"));
@@ -224,6 +220,13 @@ fn boot_id() -> anyhow::Result<String> {
     let text =
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     Ok(text.trim().to_owned())
+}
+
+/// A number that no other controller has, and none had before this one.
+fn a_life() -> anyhow::Result<u64> {
+    let mut random = [0; 8];
+    aws_lc_rs::rand::fill(&mut random).context("draw a random number")?;
+    Ok(u64::from_ne_bytes(random))
 }
 
 fn settings_digest(path: &Path, policy: &Policy) -> anyhow::Result<Digest> {

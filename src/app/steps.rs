@@ -38,6 +38,7 @@ pub struct Steps {
     severed: Option<MonoTime>,
 }
 
+mod promote;
 mod traffic;
 
 type Outcome = Result<Fact, EffectError>;
@@ -100,29 +101,7 @@ impl Steps {
         deadline: MonoTime,
     ) -> Result<Option<Fact>, EffectError> {
         match step {
-            Step::Promote => {
-                let to = &saga.plan.route.to;
-                match self
-                    .order(saga, to, What::Promote, Way::Direct, true, deadline)
-                    .await?
-                {
-                    Came::Promoted {
-                        timeline, position, ..
-                    } => {
-                        // The right follows the promotion, whoever saw it happen.
-                        self.pass_to(to).await?;
-                        Ok(Some(Fact::Promoted {
-                            timeline,
-                            position,
-                            already: true,
-                        }))
-                    }
-                    Came::NotDone => Ok(None),
-                    other @ (Came::Done | Came::Fenced { .. } | Came::Severed { .. }) => {
-                        Err(unexpected(&other))
-                    }
-                }
-            }
+            Step::Promote => self.promoted(saga, deadline).await,
             // Their effect itself begins by looking, and is the same done twice.
             Step::Recheck
             | Step::RaiseEpoch
@@ -218,6 +197,7 @@ impl Steps {
             | What::Sever
             | What::Unfence
             | What::Reconnect
+            | What::Desist
             | What::StartWorkloads
             | What::StopWorkloads
             | What::AwaitWorkloads => left.min(SHORT_ORDER),
@@ -415,33 +395,6 @@ impl Steps {
             )));
         }
         Ok(Fact::Declared { loss })
-    }
-
-    async fn promote(&self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
-        let to = &saga.plan.route.to;
-        if saga.fact(&Step::Fence).is_none() {
-            return Err(EffectError::Refused(
-                "the old primary is not fenced".to_owned(),
-            ));
-        }
-        self.pass_to(to).await?;
-        match self
-            .order(saga, to, What::Promote, Way::Direct, false, deadline)
-            .await?
-        {
-            Came::Promoted {
-                timeline,
-                position,
-                already,
-            } => Ok(Fact::Promoted {
-                timeline,
-                position,
-                already,
-            }),
-            other @ (Came::Done | Came::NotDone | Came::Fenced { .. } | Came::Severed { .. }) => {
-                Err(unexpected(&other))
-            }
-        }
     }
 
     async fn verify_writable(&self, saga: &OpenSaga) -> Outcome {

@@ -378,7 +378,7 @@ async fn first_answer(
     let target = Rfc2136::new(settings, Arc::clone(clock))?;
     let found = target.read().await?;
     let wanted = Answer::only(&layout.sites[0].name, &topology(layout), Epoch(1));
-    target.apply(&found, &wanted, "lab").await?;
+    target.apply(&found, &wanted, "lab", &|| Ok(())).await?;
     Ok(())
 }
 

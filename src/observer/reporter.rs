@@ -45,20 +45,25 @@ impl Reporter {
                 group: self.group.clone(),
                 name: self.name.clone(),
                 observations: unsent.pack(began),
+                heard: unsent.heard(began),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             };
             let every = self.rhythm.borrow().every;
+            let mut again = false;
             let within = every.saturating_mul(2).min(LONGEST_REPORT);
             match self.link.report(&report, within).await {
                 Ok(told) => {
-                    unsent.arrived();
+                    again = unsent.answered(told.receipt, self.clock.now());
                     self.rhythm.send_if_modified(|rhythm| {
-                        let changed = *rhythm != told;
-                        *rhythm = told;
+                        let changed = *rhythm != told.rhythm;
+                        *rhythm = told.rhythm;
                         changed
                     });
                 }
                 Err(error) => tracing::warn!(%error, "the controller does not take the report"),
+            }
+            if again {
+                continue;
             }
             let took = self.clock.now().since(began);
             tokio::select! {

@@ -242,7 +242,7 @@ impl Checks {
         let fits = |step: &Step, event: &str| match (order.what, step) {
             (What::Fence, Step::Fence)
             | (What::Sever, Step::Sever | Step::Fence)
-            | (What::Promote, Step::Promote)
+            | (What::Promote | What::Desist, Step::Promote)
             | (What::StartWorkloads, Step::StartWorkloads)
             | (What::AwaitWorkloads, Step::AwaitWorkloads) => event == "started",
             (What::Unfence, Step::Fence)

@@ -17,7 +17,7 @@ use crate::engine::answer::Answer;
 use crate::engine::step::Step;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::ports::{
-    Agents, EffectError, FrontDoor, LeaseStore, LogStore, OutsideView, StoreError, Traffic,
+    Agents, EffectError, FrontDoor, LeaseStore, LogStore, OutsideView, Still, StoreError, Traffic,
     Versioned, Way,
 };
 use crate::wire::{Order, OrderAnswer};
@@ -113,8 +113,15 @@ impl Traffic for SimTraffic {
         }))
     }
 
-    async fn apply(&self, from: &Versioned, to: &Answer, _note: &str) -> Result<(), EffectError> {
+    async fn apply(
+        &self,
+        from: &Versioned,
+        to: &Answer,
+        _note: &str,
+        still: Still<'_>,
+    ) -> Result<(), EffectError> {
         self.reach().await?;
+        still()?;
         let unsure = self.place.world.with(|state, now| {
             if state.traffic.1.to_string() != from.token {
                 return Err(EffectError::Conflict("another version".to_owned()));

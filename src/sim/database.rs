@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-use super::machine::Written;
+use super::machine::{Truth, Written};
 use super::network::host;
 use super::site_ports::Place;
 use super::world::{Node, World};
@@ -208,16 +208,16 @@ impl LocalDatabase for SimDatabase {
             return Ok(already);
         }
         let (world, node) = (Arc::clone(&self.0.world), self.0.node);
-        let took = world.with(|state, _| {
+        let (took, life) = world.with(|state, _| {
             let most = state.slow_promote;
-            state.chance.millis(20, most)
+            (state.chance.millis(20, most), state.machine(node).ready)
         });
         let (done, promoted) = oneshot::channel();
-        // PostgreSQL goes on promoting, whoever waits for it.
+        // PostgreSQL goes on promoting, whoever waits for it, and forgets it with its end.
         tokio::spawn(async move {
             tokio::time::sleep(took).await;
             if host(&world, node).await {
-                done.send(promote(&world, node)).unwrap_or_default();
+                done.send(promote(&world, node, life)).unwrap_or_default();
             }
         });
         let promoted = tokio::time::timeout(within, promoted).await;
@@ -297,11 +297,11 @@ impl LocalDatabase for SimDatabase {
     }
 }
 
-fn promote(world: &World, node: Node) -> Option<(Timeline, Lsn)> {
+fn promote(world: &World, node: Node, life: Truth) -> Option<(Timeline, Lsn)> {
     world.with(|state, now| {
         let neutral = state.skew(Node::Neutral);
         let machine = state.machine(node);
-        if !machine.running || machine.role == Role::Primary {
+        if !machine.running || machine.ready != life || machine.role == Role::Primary {
             return None;
         }
         machine.role = Role::Primary;

@@ -254,12 +254,12 @@ pub async fn start_controller(
         killed,
     };
     let outside = outside(&place, plant.as_ref(), &probe, leadership, crash);
-    let policy = world.policy.clone();
     let brain = Brain::new(
         topology.clone(),
-        policy.clone(),
+        world.policy.clone(),
         &journal.state(),
         clock.now(),
+        world.with(|state, _| state.a_life()),
     )
     .observed_by(world.observer.clone());
     let (handle, inputs) = Handle::new();
@@ -278,8 +278,8 @@ pub async fn start_controller(
     let targets = topology.sites().into_iter().flat_map(Target::looked_at);
     let (seen, observations) = mpsc::channel(WAITING);
     let rhythm = Rhythm {
-        every: policy.detect.probe_every,
-        within: policy.detect.probe_timeout,
+        every: world.policy.detect.probe_every,
+        within: world.policy.detect.probe_timeout,
     };
     let (keep, told) = watch::channel(rhythm);
     let looking = look_for_ever(

@@ -188,6 +188,8 @@ pub struct State {
     pub agents: [Option<Door<mpsc::Sender<News>>>; 2],
     /// Where controllers are found.
     pub controllers: [Option<Door<Handle>>; 2],
+    /// How many lives controllers had so far.
+    lives: u64,
     /// Which of them leads, and until when.
     pub leader: Option<(usize, Truth)>,
     /// Whether the last logged decision was to fail over, for cause.
@@ -199,6 +201,12 @@ pub struct State {
 }
 
 impl State {
+    /// The number of a controller's next life.
+    pub fn a_life(&mut self) -> u64 {
+        self.lives = self.lives.saturating_add(1);
+        self.lives
+    }
+
     /// A link.
     pub fn link(&self, from: Node, to: Node) -> Link {
         self.links[from.index()][to.index()]
@@ -392,6 +400,7 @@ impl World {
             slow_promote: 350,
             agents: [None, None],
             controllers: [None, None],
+            lives: 0,
             leader: None,
             decided: None,
             fault: None,

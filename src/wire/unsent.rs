@@ -1,11 +1,12 @@
 //! Observations on their way out of an agent or an observer: of each target the newest, kept until
-//! it has arrived. A controller that was away is told what is, not what was.
+//! it was taken in. A controller that was away is told what is, not what was. With them goes the
+//! mark of its last answer, by which it knows how long they were under way.
 
 use std::collections::BTreeMap;
 
 use tokio::sync::mpsc;
 
-use super::SentObservation;
+use super::{Heard, Postmark, Receipt, SentObservation};
 use crate::engine::observation::{Finding, Observation};
 use crate::engine::topology::Target;
 use crate::engine::units::MonoTime;
@@ -17,6 +18,8 @@ pub struct Unsent {
     newest: BTreeMap<Target, Observation>,
     /// Whether what was sent last of a target was good.
     sent: BTreeMap<Target, bool>,
+    /// The controller's last answer, and when it arrived.
+    heard: Option<(Postmark, MonoTime)>,
 }
 
 impl Unsent {
@@ -26,6 +29,7 @@ impl Unsent {
             seen,
             newest: BTreeMap::new(),
             sent: BTreeMap::new(),
+            heard: None,
         }
     }
 
@@ -40,11 +44,25 @@ impl Unsent {
             .collect()
     }
 
-    /// What was packed last has arrived. What has not is sent with the next report.
-    pub fn arrived(&mut self) {
-        let told = std::mem::take(&mut self.newest).into_iter();
-        self.sent
-            .extend(told.map(|(target, each)| (target, is_good(&each))));
+    /// The controller's last answer, for a report that is made at `now`.
+    pub fn heard(&self, now: MonoTime) -> Option<Heard> {
+        self.heard.map(|(postmark, arrived)| Heard {
+            postmark,
+            ago: now.since(arrived),
+        })
+    }
+
+    /// An answer to what was packed last arrived at `now`. What was not taken in is sent with the
+    /// next report; whether that should go at once, because the answer is the first of a controller,
+    /// which can take in only what is sent after it.
+    pub fn answered(&mut self, receipt: Receipt, now: MonoTime) -> bool {
+        if receipt.taken {
+            let told = std::mem::take(&mut self.newest).into_iter();
+            self.sent
+                .extend(told.map(|(target, each)| (target, is_good(&each))));
+        }
+        let last = self.heard.replace((receipt.postmark, now));
+        last.is_none_or(|(last, _)| last.life != receipt.postmark.life)
     }
 
     /// Takes observations in until one says something else than the last that was sent about its
@@ -99,6 +117,27 @@ mod tests {
         Finding::Good(Facts::Api)
     }
 
+    fn receipt(life: u64, second: u64, taken: bool) -> Receipt {
+        let at = Duration::from_secs(second);
+        Receipt {
+            postmark: Postmark { life, at },
+            taken,
+        }
+    }
+
+    #[test]
+    fn the_last_answer_goes_along_and_the_first_of_a_controller_is_answered_at_once() {
+        let (_seen, observations) = mpsc::channel(8);
+        let mut unsent = Unsent::new(observations);
+        assert_eq!(unsent.heard(moment(9)), None);
+        assert!(unsent.answered(receipt(7, 100, false), moment(10)));
+        assert!(!unsent.answered(receipt(7, 101, true), moment(11)));
+        let heard = unsent.heard(moment(14)).unwrap();
+        assert_eq!(heard.postmark, receipt(7, 101, true).postmark);
+        assert_eq!(heard.ago, Duration::from_secs(3));
+        assert!(unsent.answered(receipt(8, 102, false), moment(12)));
+    }
+
     #[test]
     fn the_newest_of_each_target_is_sent_until_it_has_arrived() {
         let (seen, observations) = mpsc::channel(8);
@@ -111,7 +150,9 @@ mod tests {
         };
         assert_eq!(ages(unsent.pack(moment(3))), [1, 2]);
         assert_eq!(ages(unsent.pack(moment(4))), [2, 3], "it did not arrive");
-        unsent.arrived();
+        unsent.answered(receipt(1, 4, false), moment(4));
+        assert_eq!(ages(unsent.pack(moment(4))), [2, 3], "not taken in");
+        unsent.answered(receipt(1, 4, true), moment(4));
         assert!(unsent.pack(moment(5)).is_empty());
     }
 
@@ -121,7 +162,7 @@ mod tests {
         let mut unsent = Unsent::new(observations);
         seen.try_send(saw(TargetKind::Api, 1, good())).unwrap();
         unsent.change().await;
-        unsent.arrived();
+        unsent.answered(receipt(1, 1, true), moment(1));
         seen.try_send(saw(TargetKind::Api, 2, good())).unwrap();
         let bad = Finding::Bad(ProbeFailure::Refused);
         seen.try_send(saw(TargetKind::Api, 3, bad.clone())).unwrap();

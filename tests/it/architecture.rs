@@ -336,7 +336,7 @@ const LONG_FILES: &[(&str, usize)] = &[("engine/document.rs", 630), ("engine/pol
 const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("agent/run.rs run", 146),
     ("app/api.rs metrics", 75),
-    ("app/run.rs run", 150),
+    ("app/run.rs run", 146),
     ("lab/layout.rs create", 72),
     ("sim/processes.rs start_agent", 75),
     ("sim/processes.rs start_controller", 87),

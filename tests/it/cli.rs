@@ -19,7 +19,7 @@ use failover::engine::step::{Event, Fact};
 use failover::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use failover::wire::{PlanStatus, Status};
 
-use crate::executor::stage::{Earth, gcp, policy, topology};
+use crate::executor::stage::{Earth, LIFE, gcp, policy, topology};
 
 /// Runs the program away from every setting and lab of this machine.
 fn program(arguments: &[&str]) -> Command {
@@ -355,7 +355,7 @@ fn brain(wrong: impl FnOnce(&mut Earth)) -> (Brain, MonoTime) {
     let mut earth = Earth::well();
     let mut wrong = Some(wrong);
     let mut now = MonoTime(Duration::from_secs(1000));
-    let mut brain = Brain::new(topology(), policy(), &group, now);
+    let mut brain = Brain::new(topology(), policy(), &group, now, LIFE);
     for round in 0..60 {
         if let Some(wrong) = wrong.take_if(|_| round == 40) {
             wrong(&mut earth);

@@ -213,6 +213,20 @@ fn a_fence_that_nobody_proves_is_no_fence_and_everything_is_taken_back() {
 }
 
 #[test]
+fn after_a_standstill_nothing_is_decided_on_what_was_seen_before() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let _running = after_quiet(&stage, Earth::lose_aws).await;
+        // Between two looks, so that it is the controller that first goes on.
+        stage.pass(Duration::from_millis(1_110)).await;
+        stage.clock.stand_still(seconds(2));
+        stage.change(|earth| *earth = Earth::well());
+        stage.pass(seconds(10)).await;
+        assert_eq!(stage.story(), [""; 0], "it was well again");
+    });
+}
+
+#[test]
 fn a_promotion_whose_answer_is_lost_is_looked_for_and_not_repeated() {
     play(async {
         let stage = Stage::new(Earth::well());
@@ -229,6 +243,63 @@ fn a_promotion_whose_answer_is_lost_is_looked_for_and_not_repeated() {
         let calls = stage.calls.lock().unwrap().clone();
         let asked: Vec<&String> = calls.iter().filter(|c| c.ends_with("promote")).collect();
         assert_eq!(asked, ["promote", "check promote"]);
+    });
+}
+
+#[test]
+fn a_promotion_in_doubt_is_taken_back_only_with_the_sites_word_that_none_comes() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let lost = EffectError::Unknown("connection lost".to_owned());
+        stage.fault("promote", Fault::Instead(lost));
+        let refused = EffectError::Refused("the order expired".to_owned());
+        stage.fault("promote", Fault::Instead(refused));
+        let unclear = EffectError::Unknown("no answer in time".to_owned());
+        stage.fault("desist", Fault::Instead(unclear));
+        let _running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        assert!(matches!(ending(&stage), Ending::Undone { .. }));
+        let calls = stage.calls.lock().unwrap().clone();
+        let at = |name: &str| calls.iter().rposition(|call| call == name).unwrap();
+        let desists = calls.iter().filter(|call| *call == "desist").count();
+        assert_eq!(desists, 2, "{calls:?}");
+        assert!(at("desist") < at("unfence"), "{calls:?}");
+    });
+}
+
+#[test]
+fn a_promotion_in_doubt_that_came_after_all_goes_on() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let lost = EffectError::Unknown("connection lost".to_owned());
+        stage.fault("promote", Fault::Instead(lost));
+        let refused = EffectError::Refused("the order expired".to_owned());
+        stage.fault("promote", Fault::After(refused));
+        let _running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        assert_eq!(ending(&stage), Ending::Done);
+        assert_eq!(stage.change(|earth| earth.promotions()), 1);
+    });
+}
+
+#[test]
+fn a_promotion_in_doubt_of_which_nobody_speaks_waits_for_a_person() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let lost = EffectError::Unknown("connection lost".to_owned());
+        stage.fault("promote", Fault::Instead(lost));
+        let refused = EffectError::Refused("the order expired".to_owned());
+        stage.fault("promote", Fault::Instead(refused));
+        stage.always(
+            "desist",
+            EffectError::Failed("connection refused".to_owned()),
+        );
+        let _running = after_quiet(&stage, database_dies).await;
+        stage.end_of_plan().await;
+        let end = ending(&stage);
+        assert!(matches!(&end, Ending::Stuck { why } if why.contains("it may still come")));
+        let calls = stage.calls.lock().unwrap().clone();
+        assert!(!calls.contains(&"unfence".to_owned()), "{calls:?}");
     });
 }
 

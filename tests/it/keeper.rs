@@ -15,7 +15,9 @@ use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline};
 use failover::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
 };
-use failover::wire::{Came, Grant, Order, OrderAnswer, PeerQuestion, ReportAnswer, What};
+use failover::wire::{
+    Came, Grant, Order, OrderAnswer, PeerQuestion, Postmark, Receipt, ReportAnswer, What,
+};
 use tokio::sync::{mpsc, oneshot};
 
 /// How long a guard takes that takes its time.
@@ -33,6 +35,8 @@ struct Database {
     standby: AtomicBool,
     promotions: AtomicU32,
     promotes_badly: AtomicBool,
+    /// A promotion that is begun does not come while somebody waits for it.
+    promotes_late: AtomicBool,
     takes_its_time: AtomicBool,
 }
 
@@ -109,6 +113,9 @@ impl LocalDatabase for Database {
         if self.promotes_badly.load(Ordering::SeqCst) {
             return Err(EffectError::Failed("connection refused".to_owned()));
         }
+        if self.promotes_late.load(Ordering::SeqCst) {
+            return Err(EffectError::Unknown("not promoted in time".to_owned()));
+        }
         self.standby.store(false, Ordering::SeqCst);
         Ok((Timeline(2), Lsn(9)))
     }
@@ -179,6 +186,13 @@ fn granted(epoch: u64) -> ReportAnswer {
     let text = include_str!("../../policies/standard.toml");
     let policy = Policy::read("standard.toml", text).unwrap();
     ReportAnswer {
+        receipt: Receipt {
+            postmark: Postmark {
+                life: 1,
+                at: Duration::ZERO,
+            },
+            taken: true,
+        },
         window: None,
         epoch: Epoch(epoch),
         holder: Some("aws".parse().unwrap()),
@@ -291,6 +305,15 @@ async fn order(
     what: What,
     epoch: u64,
 ) -> oneshot::Receiver<OrderAnswer> {
+    order_or_check(news, what, epoch, false).await
+}
+
+async fn order_or_check(
+    news: &mpsc::Sender<News>,
+    what: What,
+    epoch: u64,
+    check_only: bool,
+) -> oneshot::Receiver<OrderAnswer> {
     let expires = SystemClock.wall().0 + 60_000;
     let order = Order {
         plan: 7,
@@ -298,7 +321,7 @@ async fn order(
         site: "aws".parse().unwrap(),
         epoch: Epoch(epoch),
         expires: failover::engine::units::WallTime(expires),
-        check_only: false,
+        check_only,
         what,
     };
     let (sender, answer) = oneshot::channel();
@@ -396,6 +419,63 @@ async fn a_promotion_that_failed_leaves_no_right_behind_when_that_is_said() {
     assert_eq!(*database.right.lock().unwrap(), None);
     taken_in(&news).await;
     assert_eq!(shown.borrow().right, None);
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn a_promotion_that_may_still_come_is_not_said_not_to_have_come() {
+    let database = standby();
+    database.promotes_late.store(true, Ordering::SeqCst);
+    let memory = Arc::new(Memory::default());
+    let (keeper, news, _shown) = Keeper::begin(parts(&database, &memory)).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let answer = order(&news, What::Promote, 2).await;
+    let now = News::Answered(SystemClock.now(), Box::new(granted(2)));
+    news.send(now).await.unwrap();
+    let came = answer.await.unwrap();
+    assert!(matches!(came, Err(EffectError::Unknown(_))), "{came:?}");
+    keeping.abort();
+    // Nor does the agent after it know better, and it goes on asking for the right.
+    for _agent in 0..2 {
+        let (keeper, news, shown) = Keeper::begin(parts(&database, &memory)).await.unwrap();
+        let keeping = tokio::spawn(keeper.run());
+        assert!(shown.borrow().asks);
+        for (what, check_only) in [(What::Promote, true), (What::Desist, false)] {
+            let answer = order_or_check(&news, what, 2, check_only).await;
+            let came = answer.await.unwrap();
+            assert!(matches!(came, Err(EffectError::Unknown(_))), "{came:?}");
+        }
+        keeping.abort();
+    }
+    // It comes, while the right in its epoch is held.
+    database.standby.store(false, Ordering::SeqCst);
+    let (keeper, news, _shown) = Keeper::begin(parts(&database, &memory)).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let came = order(&news, What::Desist, 2).await.await.unwrap().unwrap();
+    assert!(matches!(came, Came::Promoted { already: true, .. }));
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn who_promised_that_no_promotion_comes_refuses_one_that_comes_late() {
+    let database = standby();
+    let memory = Arc::new(Memory::default());
+    let (keeper, news, _shown) = Keeper::begin(parts(&database, &memory)).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let waits = order(&news, What::Promote, 2).await;
+    let promised = order(&news, What::Desist, 2).await.await.unwrap();
+    assert_eq!(promised, Ok(Came::Done));
+    let given_up = waits.await.unwrap();
+    assert!(
+        matches!(given_up, Err(EffectError::Failed(_))),
+        "{given_up:?}"
+    );
+    keeping.abort();
+    let (keeper, news, _shown) = Keeper::begin(parts(&database, &memory)).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let late = order(&news, What::Promote, 2).await.await.unwrap();
+    assert!(matches!(late, Err(EffectError::Refused(_))), "{late:?}");
+    assert_eq!(database.promotions.load(Ordering::SeqCst), 0);
     keeping.abort();
 }
 

@@ -224,6 +224,7 @@ pub(crate) fn report(name: &str) -> Report {
             peer: None,
         },
         observations: vec![],
+        heard: None,
         version: "0".to_owned(),
     }
 }

@@ -178,6 +178,7 @@ fn looks(name: &str, site_name: &str) -> ObserverReport {
             ended: std::time::Duration::ZERO,
             finding: Finding::Bad(ProbeFailure::Refused),
         }],
+        heard: None,
         version: "0".to_owned(),
     }
 }

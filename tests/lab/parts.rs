@@ -267,7 +267,10 @@ impl Names {
             weights: weights.into(),
             epoch: Some(Epoch(epoch)),
         };
-        self.target.apply(&there, &answer, "test").await.unwrap();
+        self.target
+            .apply(&there, &answer, "test", &|| Ok(()))
+            .await
+            .unwrap();
     }
 
     fn route(&self, port: u16, refresh: Option<Duration>) -> Route {

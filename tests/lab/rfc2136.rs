@@ -133,7 +133,7 @@ fn answer(aws: u16, gcp: u16, epoch: u64) -> Answer {
 
 async fn write(target: &Rfc2136, to: &Answer) -> Versioned {
     let from = target.read().await.unwrap();
-    target.apply(&from, to, "plan-1").await.unwrap();
+    target.apply(&from, to, "plan-1", &|| Ok(())).await.unwrap();
     target.read().await.unwrap()
 }
 
@@ -190,6 +190,18 @@ async fn an_answer_too_long_for_udp_is_asked_for_again_over_tcp() {
 }
 
 #[tokio::test]
+async fn a_flip_that_may_not_be_made_any_more_is_not_sent() {
+    let lab = lab().await;
+    let target = lab.target();
+    let before = write(&target, &answer(100, 0, 1)).await;
+    let too_late = EffectError::Failed("stood still".to_owned());
+    let still = || Err(too_late.clone());
+    let result = target.apply(&before, &answer(0, 100, 2), "", &still).await;
+    assert_eq!(result, Err(too_late.clone()));
+    assert_eq!(target.read().await.unwrap(), before);
+}
+
+#[tokio::test]
 async fn a_stale_flip_is_a_conflict_and_changes_nothing() {
     let lab = lab().await;
     let target = lab.target();
@@ -197,7 +209,9 @@ async fn a_stale_flip_is_a_conflict_and_changes_nothing() {
     let first = write(&target, &answer(100, 0, 1)).await;
     let second = write(&target, &answer(0, 100, 2)).await;
     for stale in [empty, first] {
-        let result = target.apply(&stale, &answer(100, 0, 3), "").await;
+        let result = target
+            .apply(&stale, &answer(100, 0, 3), "", &|| Ok(()))
+            .await;
         assert!(
             matches!(result, Err(EffectError::Conflict(_))),
             "{result:?}"
@@ -212,7 +226,9 @@ async fn a_changed_epoch_alone_makes_a_flip_stale() {
     let target = lab.target();
     let before = write(&target, &answer(100, 0, 1)).await;
     write(&target, &answer(100, 0, 2)).await;
-    let result = target.apply(&before, &answer(0, 100, 2), "").await;
+    let result = target
+        .apply(&before, &answer(0, 100, 2), "", &|| Ok(()))
+        .await;
     assert!(
         matches!(result, Err(EffectError::Conflict(_))),
         "{result:?}"
@@ -232,7 +248,7 @@ async fn a_wrong_key_is_refused_with_its_cause_and_changes_nothing() {
             key: wrong,
             ..lab.settings.clone()
         });
-        let text = refusal(bad.apply(&before, &answer(0, 100, 2), "").await);
+        let text = refusal(bad.apply(&before, &answer(0, 100, 2), "", &|| Ok(())).await);
         assert!(text.contains(cause), "{text}");
     }
     assert_eq!(good.read().await.unwrap(), before);
@@ -246,7 +262,11 @@ async fn a_clock_that_is_wrong_is_named_as_the_cause() {
     };
     let target = Rfc2136::new(lab.settings.clone(), Arc::new(clock)).unwrap();
     let empty = target.read().await.unwrap();
-    let text = refusal(target.apply(&empty, &answer(100, 0, 1), "").await);
+    let text = refusal(
+        target
+            .apply(&empty, &answer(100, 0, 1), "", &|| Ok(()))
+            .await,
+    );
     assert!(text.contains("BADTIME") && text.contains("NTP"), "{text}");
 }
 
@@ -307,7 +327,11 @@ async fn a_zone_of_another_server_is_refused() {
     let elsewhere = target(elsewhere);
     refusal(elsewhere.read().await);
     let empty = lab.target().read().await.unwrap();
-    refusal(elsewhere.apply(&empty, &answer(100, 0, 1), "").await);
+    refusal(
+        elsewhere
+            .apply(&empty, &answer(100, 0, 1), "", &|| Ok(()))
+            .await,
+    );
 }
 
 #[tokio::test]
@@ -320,7 +344,9 @@ async fn a_server_that_is_down_certainly_changed_nothing() {
     let target = target(settings);
     let empty = target.read().await.unwrap();
     server.stop().await.unwrap();
-    let result = target.apply(&empty, &answer(100, 0, 1), "").await;
+    let result = target
+        .apply(&empty, &answer(100, 0, 1), "", &|| Ok(()))
+        .await;
     assert!(matches!(result, Err(EffectError::Failed(_))), "{result:?}");
     let result = target.read().await;
     assert!(matches!(result, Err(EffectError::Failed(_))), "{result:?}");
@@ -337,7 +363,9 @@ async fn a_server_that_takes_the_update_and_falls_silent_leaves_the_outcome_unkn
         timeout: Duration::from_millis(200),
         ..lab.settings.clone()
     });
-    let result = mute_target.apply(&empty, &answer(100, 0, 1), "").await;
+    let result = mute_target
+        .apply(&empty, &answer(100, 0, 1), "", &|| Ok(()))
+        .await;
     assert!(matches!(result, Err(EffectError::Unknown(_))), "{result:?}");
 
     let rude = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
@@ -346,7 +374,7 @@ async fn a_server_that_takes_the_update_and_falls_silent_leaves_the_outcome_unkn
         ..lab.settings.clone()
     });
     let to = answer(100, 0, 1);
-    let (result, ()) = tokio::join!(rude_target.apply(&empty, &to, ""), async {
+    let (result, ()) = tokio::join!(rude_target.apply(&empty, &to, "", &|| Ok(())), async {
         let (mut stream, _) = rude.accept().await.unwrap();
         stream.read_u16().await.unwrap();
     });
@@ -364,7 +392,7 @@ async fn a_yes_without_signature_and_a_failing_server_leave_the_outcome_unknown(
     });
     let to = answer(100, 0, 1);
     for (code, part) in [(0, "not proven"), (2, "Server Failure")] {
-        let (result, ()) = tokio::join!(fake_target.apply(&empty, &to, ""), async {
+        let (result, ()) = tokio::join!(fake_target.apply(&empty, &to, "", &|| Ok(())), async {
             let (mut stream, _) = fake.accept().await.unwrap();
             let length = stream.read_u16().await.unwrap();
             let mut request = vec![0; usize::from(length)];
@@ -403,7 +431,7 @@ async fn what_a_plain_record_cannot_say_is_refused_before_sending() {
         (answer(70, 30, 1), "weight 70"),
         (answer(0, 0, 1), "no site"),
     ] {
-        let text = refusal(target.apply(&empty, &to, "").await);
+        let text = refusal(target.apply(&empty, &to, "", &|| Ok(())).await);
         assert!(text.contains(part), "{text}");
     }
     assert_eq!(target.read().await.unwrap(), empty);

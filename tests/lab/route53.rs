@@ -78,7 +78,7 @@ fn answer(aws: u16, gcp: u16, epoch: u64) -> Answer {
 
 async fn write(target: &Route53, to: &Answer) -> Versioned {
     let from = target.read().await.unwrap();
-    target.apply(&from, to, "plan-1").await.unwrap();
+    target.apply(&from, to, "plan-1", &|| Ok(())).await.unwrap();
     target.read().await.unwrap()
 }
 
@@ -150,6 +150,19 @@ async fn the_first_write_needs_no_records_and_a_flip_is_read_back_with_its_epoch
 }
 
 #[tokio::test]
+async fn a_flip_that_may_not_be_made_any_more_is_not_sent() {
+    let service = Ministack::start().await;
+    let zone = service.zone("shop.test").await;
+    let target = target(&service.endpoint, settings(&zone)).await;
+    let before = write(&target, &answer(100, 0, 1)).await;
+    let too_late = EffectError::Failed("stood still".to_owned());
+    let still = || Err(too_late.clone());
+    let result = target.apply(&before, &answer(0, 100, 2), "", &still).await;
+    assert_eq!(result, Err(too_late.clone()));
+    assert_eq!(target.read().await.unwrap(), before);
+}
+
+#[tokio::test]
 async fn a_stale_flip_is_a_conflict_and_changes_nothing() {
     let service = Ministack::start().await;
     let zone = service.zone("shop.test").await;
@@ -158,7 +171,9 @@ async fn a_stale_flip_is_a_conflict_and_changes_nothing() {
     let first = write(&target, &answer(100, 0, 1)).await;
     let second = write(&target, &answer(0, 100, 2)).await;
     for stale in [empty, first] {
-        let result = target.apply(&stale, &answer(100, 0, 3), "").await;
+        let result = target
+            .apply(&stale, &answer(100, 0, 3), "", &|| Ok(()))
+            .await;
         assert!(is_conflict(&result), "{result:?}");
     }
     assert_eq!(target.read().await.unwrap(), second);
@@ -171,7 +186,9 @@ async fn a_weight_changed_by_somebody_else_is_a_conflict() {
     let target = target(&service.endpoint, settings(&zone)).await;
     let before = write(&target, &answer(100, 0, 1)).await;
     by_hand(&service.client, &zone, weighted(GCP, "failover-gcp", 7)).await;
-    let result = target.apply(&before, &answer(0, 100, 2), "").await;
+    let result = target
+        .apply(&before, &answer(0, 100, 2), "", &|| Ok(()))
+        .await;
     assert!(is_conflict(&result), "{result:?}");
     assert_eq!(target.read().await.unwrap().answer, answer(100, 7, 1));
 }
@@ -220,7 +237,10 @@ async fn a_lost_answer_to_a_change_that_happened_is_found_out_by_reading() {
     let target = target(&proxy.endpoint, settings(&zone)).await;
     let from = target.read().await.unwrap();
     proxy.swallow_next_answer();
-    target.apply(&from, &answer(100, 0, 1), "").await.unwrap();
+    target
+        .apply(&from, &answer(100, 0, 1), "", &|| Ok(()))
+        .await
+        .unwrap();
     assert!(
         proxy.swallowed(),
         "the answer got through: nothing was tested"
@@ -240,7 +260,7 @@ async fn what_route_53_refuses_is_refused_before_sending() {
         (answer(0, 0, 1), "all weights"),
         (stranger, "`azure`"),
     ] {
-        let text = refusal(target.apply(&empty, &to, "").await);
+        let text = refusal(target.apply(&empty, &to, "", &|| Ok(())).await);
         assert!(text.contains(part), "{text}");
     }
     assert!(stub.batches().is_empty());
@@ -291,7 +311,7 @@ async fn one_batch_deletes_and_creates_and_is_awaited_through_pending() {
     let target = target(&stub.endpoint, settings("Z1")).await;
     let from = target.read().await.unwrap();
     target
-        .apply(&from, &answer(0, 100, 8), &"n".repeat(300))
+        .apply(&from, &answer(0, 100, 8), &"n".repeat(300), &|| Ok(()))
         .await
         .unwrap();
     assert_eq!(stub.changes_asked(), 4);
@@ -339,7 +359,9 @@ async fn a_change_that_never_is_in_sync_is_unknown_after_its_deadline() {
     };
     let target = target(&stub.endpoint, short).await;
     let from = target.read().await.unwrap();
-    let result = target.apply(&from, &answer(0, 100, 8), "").await;
+    let result = target
+        .apply(&from, &answer(0, 100, 8), "", &|| Ok(()))
+        .await;
     assert!(
         matches!(&result, Err(EffectError::Unknown(text)) if text.contains("INSYNC")),
         "{result:?}"
@@ -353,7 +375,7 @@ async fn verdict(status: u16, body: &str, then: Option<&str>) -> EffectError {
     let from = target.read().await.unwrap();
     stub.then_answer(status, body, then);
     let error = target
-        .apply(&from, &answer(0, 100, 8), "")
+        .apply(&from, &answer(0, 100, 8), "", &|| Ok(()))
         .await
         .unwrap_err();
     assert_eq!(
@@ -438,7 +460,7 @@ async fn a_service_out_of_reach_leaves_a_change_unknown_and_a_read_failed() {
     let gone = target(&format!("http://127.0.0.1:{port}"), settings("Z1")).await;
     let result = gone.read().await;
     assert!(matches!(result, Err(EffectError::Failed(_))), "{result:?}");
-    let result = gone.apply(&from, &answer(0, 100, 8), "").await;
+    let result = gone.apply(&from, &answer(0, 100, 8), "", &|| Ok(())).await;
     assert!(matches!(result, Err(EffectError::Unknown(_))), "{result:?}");
 }
 
@@ -486,7 +508,7 @@ async fn each_name_server_is_asked_and_every_site_that_it_answers_is_on() {
     let target = target("http://127.0.0.1:9", with_servers).await;
     for to in [answer(0, 100, 1), answer(100, 100, 2)] {
         let from = zone.read().await.unwrap();
-        zone.apply(&from, &to, "").await.unwrap();
+        zone.apply(&from, &to, "", &|| Ok(())).await.unwrap();
         let views = target.verify_outside().await;
         assert_eq!(views[0].answer, Ok(to));
         assert_eq!(views[1].place, dead.to_string());

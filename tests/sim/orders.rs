@@ -60,6 +60,7 @@ impl Agents for OwnWord {
             },
             What::Unfence
             | What::Reconnect
+            | What::Desist
             | What::StartWorkloads
             | What::StopWorkloads
             | What::AwaitWorkloads => Came::Done,

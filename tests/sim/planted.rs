@@ -12,7 +12,7 @@ use failover::engine::topology::{SiteName, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use failover::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, LogStore,
-    OutsideView, StoreError, Traffic, Versioned,
+    OutsideView, Still, StoreError, Traffic, Versioned,
 };
 use failover::sim::invariant::Invariant;
 use failover::sim::partitions::{ROWS, Span};
@@ -260,7 +260,13 @@ impl Traffic for Stray {
         }
         Ok(read)
     }
-    async fn apply(&self, from: &Versioned, to: &Answer, note: &str) -> Result<(), EffectError> {
+    async fn apply(
+        &self,
+        from: &Versioned,
+        to: &Answer,
+        note: &str,
+        still: Still<'_>,
+    ) -> Result<(), EffectError> {
         let mut astray = to.clone();
         let weights = astray.weights.values_mut();
         match self.plant {
@@ -272,7 +278,7 @@ impl Traffic for Stray {
                 return Ok(());
             }
         }
-        self.of.apply(from, &astray, note).await
+        self.of.apply(from, &astray, note, still).await
     }
     async fn verify_outside(&self) -> Vec<OutsideView> {
         self.of.verify_outside().await

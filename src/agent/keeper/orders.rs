@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Keeper, News, SQL};
-use crate::engine::lease::Holder;
 use crate::engine::synchrony::Synchrony;
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
@@ -73,6 +72,8 @@ impl Keeper {
                 "the order expired at {}: compare the clocks",
                 order.expires
             ))
+        } else if order.what == What::Promote && self.memory.desisted >= Some(order.plan) {
+            refuse(format!("plan {} was given up here", order.plan))
         } else if order.epoch < known {
             refuse(format!(
                 "the order is of epoch {}, this site is in {known}",
@@ -107,27 +108,58 @@ impl Keeper {
                 self.kept(memory).await?;
                 Ok(Came::Done)
             }
-            What::Promote => {
-                if self.promoting.is_some() {
-                    return Err(EffectError::Unknown(
-                        "the promotion is under way".to_owned(),
-                    ));
-                }
-                match self.database.is_primary(SQL).await? {
-                    Some((timeline, position)) if self.memory.epoch == order.epoch => {
-                        // An agent that was killed right after the promotion did not get to it.
-                        self.database.write_epoch(order.epoch, SQL).await?;
-                        Ok(Came::Promoted {
-                            timeline,
-                            position,
-                            already: true,
-                        })
-                    }
-                    Some(_) | None => Ok(Came::NotDone),
-                }
-            }
+            What::Promote if self.promoting.is_some() => Err(under_way()),
+            What::Promote => self.promotion_of(order.epoch).await,
+            What::Desist => self.desist(order).await,
             What::StartWorkloads | What::StopWorkloads | What::AwaitWorkloads => Ok(Came::Done),
         }
+    }
+
+    /// What became of a promotion, after whatever may have happened to it and to this agent.
+    async fn promotion_of(&self, epoch: Epoch) -> OrderAnswer {
+        match self.database.is_primary(SQL).await? {
+            Some((timeline, position)) if self.memory.epoch == epoch => {
+                // An agent that was killed right after the promotion did not get to it.
+                self.database.write_epoch(epoch, SQL).await?;
+                Ok(Came::Promoted {
+                    timeline,
+                    position,
+                    already: true,
+                })
+            }
+            // PostgreSQL goes on with what it was told, whoever waits for it.
+            None if self.memory.promoting.is_some() => Err(under_way()),
+            Some(_) | None => Ok(Came::NotDone),
+        }
+    }
+
+    /// Promises that no promotion of a plan comes any more, however late an order arrives: only then
+    /// may the other site take writes again. The promise is durable before it is given.
+    async fn desist(&mut self, order: &Order) -> OrderAnswer {
+        let begun = self.promoting.as_ref().is_some_and(|it| it.begun);
+        if begun {
+            return Err(under_way());
+        }
+        if !self.refresh().await {
+            let text = "the guard does not say how the database stands";
+            return Err(EffectError::Failed(text.to_owned()));
+        }
+        if self.look.set_up_as == Role::Primary {
+            return self.promotion_of(order.epoch).await;
+        }
+        if self.memory.promoting.is_some() {
+            return Err(under_way());
+        }
+        self.kept(AgentMemory {
+            desisted: self.memory.desisted.max(Some(order.plan)),
+            ..self.memory.clone()
+        })
+        .await?;
+        if let Some(promoting) = self.promoting.take() {
+            promoting.give_up("the plan is given up");
+        }
+        self.renounce().await;
+        Ok(Came::Done)
     }
 
     pub(super) async fn kept(&mut self, memory: AgentMemory) -> Result<(), EffectError> {
@@ -183,7 +215,8 @@ impl Keeper {
                 | What::Unfence
                 | What::Sever
                 | What::Reconnect
-                | What::Promote => Ok(Came::Done),
+                | What::Promote
+                | What::Desist => Ok(Came::Done),
             };
             drop(answer.send(came));
         });
@@ -224,28 +257,50 @@ impl Keeper {
             begun: false,
             waiting: vec![answer],
         });
-        self.begin_promotion();
+        self.begin_promotion().await;
     }
 
-    /// Promotes, if the right is there and somebody waits for it.
-    pub(super) fn begin_promotion(&mut self) {
+    /// The epoch of a promotion that may begin: somebody waits for it, and the right is there.
+    fn may_promote(&self) -> Option<Epoch> {
         let now = self.clock.now();
-        let right = self.holder.as_ref().filter(|right| !right.is_over(now));
-        let held = right.map(Holder::epoch);
-        let Some(promoting) = self.promoting.as_mut().filter(|promoting| !promoting.begun) else {
+        let right = self.holder.as_ref().filter(|right| !right.is_over(now))?;
+        let waits = |it: &&Promoting| !it.begun && it.epoch == right.epoch() && now < it.until;
+        self.promoting.as_ref().filter(waits).map(|it| it.epoch)
+    }
+
+    /// Promotes, if that may begin. That it begins is durable first: an agent after this one must
+    /// not take a promotion that has not come yet for one that will not.
+    pub(super) async fn begin_promotion(&mut self) {
+        let Some(epoch) = self.may_promote() else {
             return;
         };
-        if held != Some(promoting.epoch) || now >= promoting.until {
+        let before = self.memory.promoting;
+        if !self.remember_promoting(Some(epoch)).await {
             return;
         }
+        let now = self.clock.now();
+        let may = self.may_promote().is_some();
+        let Some(promoting) = self.promoting.as_mut().filter(|_| may) else {
+            self.remember_promoting(before).await;
+            return;
+        };
         promoting.begun = true;
-        let (epoch, within) = (promoting.epoch, now.until(promoting.until));
+        let within = now.until(promoting.until);
         // What is known of waiting commits is about the time as a primary before this one.
         self.synchrony = Synchrony::default();
         let database = Arc::clone(&self.database);
         self.beside(async move {
             News::Promoted(promote_and_mark(database.as_ref(), epoch, within).await)
         });
+    }
+
+    /// Keeps that a promotion was begun, or that what became of it is known.
+    pub(super) async fn remember_promoting(&mut self, promoting: Option<Epoch>) -> bool {
+        self.remember(AgentMemory {
+            promoting,
+            ..self.memory.clone()
+        })
+        .await
     }
 
     /// Gives a promotion up that has not begun and will not: its time is over, or the right in its
@@ -265,6 +320,7 @@ impl Keeper {
             let memory = AgentMemory {
                 severed: None,
                 fenced: None,
+                promoting: None,
                 ..self.memory.clone()
             };
             if !self.remember(memory).await {
@@ -278,6 +334,7 @@ impl Keeper {
         }
         // Whoever hears that it failed may give the right back to the other site at once.
         if matches!(came, Err(EffectError::Failed(_) | EffectError::Refused(_))) {
+            self.remember_promoting(None).await;
             self.renounce().await;
         }
         tracing::info!(?came, "promotion");
@@ -291,6 +348,10 @@ impl Keeper {
         }
         self.look().await;
     }
+}
+
+fn under_way() -> EffectError {
+    EffectError::Unknown("the promotion is under way".to_owned())
 }
 
 async fn promote_and_mark(

@@ -72,7 +72,7 @@ impl Keeper {
             // One that was held up on its way may be over by now: nothing is begun under it.
             self.drop_right_that_is_over();
             self.push_right().await;
-            self.begin_promotion();
+            self.begin_promotion().await;
             self.look().await;
         }
         let other_holds = answer.holder.is_some() && !ours;

@@ -35,32 +35,37 @@ impl Steps {
         if found.answer.is_only(&route.to) && found.answer.epoch == Some(route.epoch) {
             return Ok(Fact::Moved { already: true });
         }
-        self.not_fenced(&route.to).await?;
-        self.world.leadership.left()?;
-        // The one guard, just before the wire, against what is true at this moment.
-        let active = self.journal.state().active;
-        guard_answer(&wanted, &self.topology, &active)
-            .map_err(|forbidden| EffectError::Refused(forbidden.to_string()))?;
-        target
-            .apply(
-                &found,
-                &wanted,
-                &format!("failover plan {} epoch {}", saga.id, route.epoch),
-            )
-            .await?;
+        let believed_until = self.not_fenced(&route.to).await?;
+        // The one guard, just before the wire, against what is true at that moment.
+        let still = || {
+            self.world.leadership.left()?;
+            if self.clock.now() >= believed_until {
+                let text = format!("what the agent of `{}` said is too old by now", route.to);
+                return Err(EffectError::Failed(text));
+            }
+            let active = self.journal.state().active;
+            guard_answer(&wanted, &self.topology, &active)
+                .map_err(|forbidden| EffectError::Refused(forbidden.to_string()))
+        };
+        let note = format!("failover plan {} epoch {}", saga.id, route.epoch);
+        target.apply(&found, &wanted, &note, &still).await?;
         self.read_back(target.as_ref(), &wanted).await
     }
 
     /// Whether users may be sent to a site, by the fresh word of its agent: its right may have run
-    /// out since it was promoted.
-    async fn not_fenced(&self, site: &SiteName) -> Result<(), EffectError> {
+    /// out since it was promoted. Until when that word is fresh.
+    async fn not_fenced(&self, site: &SiteName) -> Result<MonoTime, EffectError> {
+        let asked = self.clock.now();
+        let limit = self.policy.detect.stale_after;
         let situation = self.control.ask(|answer| Input::Look(None, answer)).await?;
         let agent = situation.sites.get(site).and_then(|facts| {
             let agent = facts.agent.as_ref()?;
-            agent.within(self.policy.detect.stale_after)
+            Some((agent.age, agent.within(limit)?))
         });
         match agent {
-            Some(agent) if agent.fenced.is_none() => Ok(()),
+            Some((age, agent)) if agent.fenced.is_none() => {
+                Ok(asked.plus(limit.saturating_sub(age)))
+            }
             Some(_) => Err(EffectError::Failed(format!("site `{site}` is fenced"))),
             None => Err(EffectError::Failed(format!(
                 "the agent of site `{site}` has not reported lately: it may be fenced"

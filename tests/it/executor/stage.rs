@@ -24,10 +24,12 @@ use failover::engine::topology::{
 };
 use failover::engine::units::{Epoch, Lsn, MonoTime, SystemId, Timeline, WallTime};
 use failover::ports::{
-    Agents, Clock, EffectError, FrontDoor, LogStore, OutsideView, Probe, StoreError, Traffic,
-    Versioned, Way,
+    Agents, Clock, EffectError, FrontDoor, LogStore, OutsideView, Probe, Still, StoreError,
+    Traffic, Versioned, Way,
 };
-use failover::wire::{Came, Order, OrderAnswer, Report, ReportAnswer, SentObservation, What};
+use failover::wire::{
+    Came, Heard, Order, OrderAnswer, Postmark, Report, ReportAnswer, SentObservation, What,
+};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -67,11 +69,18 @@ impl TestClock {
         self.now.lock().unwrap().0
     }
 
+    /// Time passes, and nobody runs.
+    pub(crate) fn stand_still(&self, lasting: Duration) {
+        self.now.lock().unwrap().0 += lasting;
+    }
+
     /// Goes on to the next moment at which somebody wants to be woken.
     fn advance(&self) {
         let next = self.timers.lock().unwrap().pop_first();
         if let Some(((at, _), sleeper)) = next {
-            self.now.lock().unwrap().0 = at;
+            let mut now = self.now.lock().unwrap();
+            now.0 = now.0.max(at);
+            drop(now);
             // Whoever slept may have been woken by something else.
             sleeper.send(()).unwrap_or_default();
         }
@@ -288,6 +297,13 @@ impl Earth {
                 peer: peer_up.then_some(Duration::ZERO),
             },
             observations: saw.iter().map(|o| SentObservation::pack(o, now)).collect(),
+            heard: Some(Heard {
+                postmark: Postmark {
+                    life: LIFE,
+                    at: now.0,
+                },
+                ago: Duration::ZERO,
+            }),
             version: "0".to_owned(),
         })
     }
@@ -319,7 +335,8 @@ impl Earth {
                 Came::Done
             }
             What::Promote if order.check_only && !site.primary => Came::NotDone,
-            What::Promote => {
+            What::Desist if !site.primary => Came::Done,
+            What::Promote | What::Desist => {
                 let already = site.primary;
                 site.primary = true;
                 site.severed = false;
@@ -485,7 +502,7 @@ impl Stage {
             leadership: Leadership::alone(Arc::clone(&clock)),
             crash: None,
         };
-        let brain = Brain::new(topology(), policy(), &journal.state(), clock.now());
+        let brain = Brain::new(topology(), policy(), &journal.state(), clock.now(), LIFE);
         let (handle, inputs) = Handle::new();
         let ways = (handle.clone(), inputs);
         let name = "fast.toml".to_owned();
@@ -606,11 +623,18 @@ impl Traffic for Stage {
         }
     }
 
-    async fn apply(&self, from: &Versioned, to: &Answer, _note: &str) -> Result<(), EffectError> {
+    async fn apply(
+        &self,
+        from: &Versioned,
+        to: &Answer,
+        _note: &str,
+        still: Still<'_>,
+    ) -> Result<(), EffectError> {
         let fate = self.fate("move traffic");
         if let Some(Fault::Instead(error)) = fate {
             return Err(error);
         }
+        still()?;
         self.change(|earth| {
             if from.token != earth.version.to_string() {
                 return Err(EffectError::Conflict("another version is there".to_owned()));
@@ -658,6 +682,9 @@ impl FrontDoor for Stage {
 }
 
 /// Probes and agents' reports, four times a second.
+/// Each controller here has this one life: reports reach it at once.
+pub(crate) const LIFE: u64 = 1;
+
 async fn feed(stage: Arc<Stage>, handle: Handle) {
     loop {
         stage.clock.sleep(Duration::from_millis(250)).await;

@@ -1,0 +1,88 @@
+//! The pivot: the promotion, and what became of it.
+
+use super::{Outcome, Steps, unexpected};
+use crate::engine::saga::OpenSaga;
+use crate::engine::step::{Fact, Step};
+use crate::engine::units::MonoTime;
+use crate::ports::{EffectError, Way};
+use crate::wire::{Came, What};
+
+impl Steps {
+    pub(super) async fn promote(&self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
+        let to = &saga.plan.route.to;
+        if saga.fact(&Step::Fence).is_none() {
+            return Err(EffectError::Refused(
+                "the old primary is not fenced".to_owned(),
+            ));
+        }
+        self.pass_to(to).await?;
+        match self
+            .order(saga, to, What::Promote, Way::Direct, false, deadline)
+            .await?
+        {
+            Came::Promoted {
+                timeline,
+                position,
+                already,
+            } => Ok(Fact::Promoted {
+                timeline,
+                position,
+                already,
+            }),
+            other @ (Came::Done | Came::NotDone | Came::Fenced { .. } | Came::Severed { .. }) => {
+                Err(unexpected(&other))
+            }
+        }
+    }
+
+    /// Asks for the site's word that a promotion which did not come, as far as is known, will not
+    /// come any more; its fact, where it came after all.
+    pub async fn desist(
+        &self,
+        saga: &OpenSaga,
+        deadline: MonoTime,
+    ) -> Result<Option<Fact>, EffectError> {
+        let to = &saga.plan.route.to;
+        let came = self.order(saga, to, What::Desist, Way::Direct, false, deadline);
+        match came.await? {
+            Came::Done => Ok(None),
+            Came::Promoted {
+                timeline, position, ..
+            } => Ok(Some(Fact::Promoted {
+                timeline,
+                position,
+                already: true,
+            })),
+            other @ (Came::NotDone | Came::Fenced { .. } | Came::Severed { .. }) => {
+                Err(unexpected(&other))
+            }
+        }
+    }
+
+    /// Whether the promotion has come: its fact, or a clear "no".
+    pub(super) async fn promoted(
+        &self,
+        saga: &OpenSaga,
+        deadline: MonoTime,
+    ) -> Result<Option<Fact>, EffectError> {
+        let to = &saga.plan.route.to;
+        let came = self.order(saga, to, What::Promote, Way::Direct, true, deadline);
+        match came.await? {
+            Came::Promoted {
+                timeline, position, ..
+            } => {
+                // The right follows the promotion, whoever saw it happen.
+                self.pass_to(to).await?;
+                Ok(Some(Fact::Promoted {
+                    timeline,
+                    position,
+                    already: true,
+                }))
+            }
+            Came::NotDone => Ok(None),
+            other @ (Came::Done | Came::Fenced { .. } | Came::Severed { .. }) => {
+                Err(unexpected(&other))
+            }
+        }
+    }
+}
