@@ -60,6 +60,12 @@ pub(crate) enum Flaw {
     DriftIgnored,
     /// Waits out a site whose agent was not heard of.
     SilentAgentWaitedOut,
+    /// A promotion that is not known to have come is taken back without the passive site's word.
+    TakenBackUnasked,
+    /// That word is given while the promotion may still come.
+    NotDoneWhileItMayCome,
+    /// The word is given, and an order that is late is obeyed.
+    PromiseForgotten,
 }
 
 impl Protocol {
@@ -126,7 +132,9 @@ impl Model for Protocol {
                 severed: None,
                 epoch: OLD,
                 ordered: false,
+                begun: false,
                 promoted: false,
+                desisted: false,
             },
             net: Net::default(),
         };
@@ -165,6 +173,9 @@ impl Model for Protocol {
                 let raised = state.controller.book.epoch() == NEW;
                 let stage = state.controller.stage;
                 (raised || stage <= Stage::Raised) && (!raised || stage >= Stage::Raised)
+            }),
+            Property::sometimes("takes a promotion back", |_, state: &State| {
+                state.controller.stage == Stage::TakenBack
             }),
             Property::sometimes(STOPPED, |_, state: &State| !state.active.writes),
             Property::sometimes("promotes on the agent's word", |_, state: &State| {
@@ -297,4 +308,19 @@ fn two_write_if_drift_is_left_out() {
 #[test]
 fn two_write_if_a_silent_agent_is_waited_out() {
     finds(Flaw::SilentAgentWaitedOut, None, &[]);
+}
+
+#[test]
+fn two_write_if_a_promotion_in_doubt_is_taken_back_unasked() {
+    finds(Flaw::TakenBackUnasked, None, &[]);
+}
+
+#[test]
+fn two_write_if_it_is_called_not_done_while_it_may_come() {
+    finds(Flaw::NotDoneWhileItMayCome, None, &[]);
+}
+
+#[test]
+fn two_write_if_the_word_that_no_promotion_comes_is_forgotten() {
+    finds(Flaw::PromiseForgotten, None, &[]);
 }

@@ -3,7 +3,7 @@
 use failover::engine::lease::{Holder, LeaseBook, can_wait_out, is_superseded, waited_out_at};
 use failover::engine::policy::LeaseTimers;
 
-use super::state::{Book, Controller, NEW, OLD, Oldest, Proof, Site, Stage, State, ago};
+use super::state::{Book, Controller, NEW, Net, OLD, Oldest, Proof, Site, Stage, State, ago};
 use super::{Flaw, Protocol};
 
 /// One thing that happens.
@@ -45,6 +45,11 @@ pub(crate) enum Move {
     Promote,
     HearPromote,
     GrantToPassive,
+    BeginPromotion,
+    PromotionComes,
+    OrderDesist,
+    Desist,
+    TakeBack,
     RestartPassive,
     RestartController,
 }
@@ -52,6 +57,10 @@ pub(crate) enum Move {
 impl Protocol {
     /// Collects what can happen.
     pub(crate) fn moves(&self, now: &State, moves: &mut Vec<Move>) {
+        if now.controller.stage == Stage::TakenBack {
+            // The old primary takes writes. What else can happen is that the promotion comes.
+            return moves_of_promotion(now, moves);
+        }
         self.moves_of_clocks(now, moves);
         if now.active.guarded {
             self.moves_of_active(now, moves);
@@ -60,7 +69,7 @@ impl Protocol {
             self.moves_of_controller(now, moves);
         }
         if self.only_link != Some(Site::Active) {
-            moves_of_passive(now, moves);
+            self.moves_of_passive(now, moves);
         }
     }
 
@@ -156,12 +165,31 @@ impl Protocol {
                 }
             }
             Stage::Fenced(_) => moves.push(Move::Promote),
+            Stage::TakenBack => {}
             Stage::Promoting(_) => {
-                moves.push(Move::Promote);
+                moves.extend([Move::Promote, Move::OrderDesist]);
+                if net.desist.confirmed || self.flaw == Some(Flaw::TakenBackUnasked) {
+                    moves.push(Move::TakeBack);
+                }
                 // An agent that asks in the old epoch hears who holds the right now.
                 moves.extend(net.requests.each().take(1).map(Move::Grant));
             }
         }
+    }
+
+    fn moves_of_passive(&self, now: &State, moves: &mut Vec<Move>) {
+        let (passive, net) = (&now.passive, &now.net);
+        moves.extend(net.questions.each().map(Move::AnswerPeer));
+        if net.sever.ordered && !passive.promoted {
+            moves.push(Move::Sever);
+        }
+        let may_come =
+            passive.promoted || (passive.begun && self.flaw != Some(Flaw::NotDoneWhileItMayCome));
+        if net.desist.ordered && !net.desist.confirmed && !may_come {
+            moves.push(Move::Desist);
+        }
+        moves.push(Move::RestartPassive);
+        moves_of_promotion(now, moves);
     }
 
     /// What comes of a move; `None` where it changes nothing.
@@ -186,7 +214,9 @@ impl Protocol {
             Move::Sever
             | Move::AnswerPeer(_)
             | Move::HearPromote
-            | Move::GrantToPassive
+            | Move::BeginPromotion
+            | Move::PromotionComes
+            | Move::Desist
             | Move::RestartPassive => self.passive(&mut next, happens)?,
             Move::Grant(_)
             | Move::OpenPlan
@@ -198,6 +228,9 @@ impl Protocol {
             | Move::HearFenced { .. }
             | Move::WaitOut
             | Move::Promote
+            | Move::GrantToPassive
+            | Move::OrderDesist
+            | Move::TakeBack
             | Move::RestartController => self.controller(&mut next, happens)?,
         }
         let stale_counts = matches!(
@@ -313,13 +346,19 @@ impl Protocol {
                 passive.epoch = NEW;
                 passive.ordered = true;
             }
-            Move::GrantToPassive => {
-                let mut book = next.controller.book.open();
-                book.grant(&Site::Passive.name(), passive.epoch, ago(0))
-                    .ok()?;
+            Move::BeginPromotion => {
                 passive.ordered = false;
+                passive.begun = true;
+            }
+            Move::PromotionComes => {
+                passive.begun = false;
                 passive.promoted = true;
                 passive.severed = None;
+            }
+            Move::Desist => {
+                passive.ordered = false;
+                passive.desisted = self.flaw != Some(Flaw::PromiseForgotten);
+                next.net.desist.confirmed = true;
             }
             Move::RestartPassive => {
                 passive.ordered = false;
@@ -392,9 +431,29 @@ impl Protocol {
                 controller.book = Book::of(&book);
                 net.promote = true;
             }
+            Move::GrantToPassive => {
+                let passive = &next.passive;
+                book.grant(&Site::Passive.name(), passive.epoch, ago(0))
+                    .ok()?;
+                net.right = true;
+            }
+            Move::OrderDesist => net.desist.ordered = true,
+            Move::TakeBack => {
+                book.pass_to(Site::Active.name());
+                controller.stage = Stage::TakenBack;
+                controller.book = Book::of(&book);
+                next.active.writes = true;
+                // What the old primary hears and asks makes no difference any more.
+                *net = Net {
+                    promote: net.promote,
+                    right: net.right,
+                    ..Net::default()
+                };
+            }
             Move::RestartController => {
                 net.sever.confirmed = false;
                 net.fence.confirmed = false;
+                net.desist.confirmed = false;
                 controller.take_over(self.flaw);
             }
             _ => return None,
@@ -432,17 +491,22 @@ impl Protocol {
     }
 }
 
-fn moves_of_passive(now: &State, moves: &mut Vec<Move>) {
-    let net = &now.net;
-    moves.extend(net.questions.each().map(Move::AnswerPeer));
-    if net.sever.ordered && !now.passive.promoted {
-        moves.push(Move::Sever);
+/// The order, the grant and the promotion may each be late.
+fn moves_of_promotion(now: &State, moves: &mut Vec<Move>) {
+    let (passive, net) = (&now.passive, &now.net);
+    if passive.promoted {
+        return;
     }
-    if net.promote && !now.passive.promoted {
+    if net.promote && !passive.begun && !passive.desisted {
         moves.push(Move::HearPromote);
     }
-    if now.passive.ordered {
+    if passive.ordered {
         moves.push(Move::GrantToPassive);
     }
-    moves.push(Move::RestartPassive);
+    if passive.ordered && net.right {
+        moves.push(Move::BeginPromotion);
+    }
+    if passive.begun {
+        moves.push(Move::PromotionComes);
+    }
 }

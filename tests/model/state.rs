@@ -66,6 +66,8 @@ pub(crate) enum Stage {
     Fenced(Proof),
     /// The promotion is written down as begun.
     Promoting(Proof),
+    /// It counts as failed, and the old primary takes writes again.
+    TakenBack,
 }
 
 /// What a promotion rests on.
@@ -198,7 +200,11 @@ pub(crate) struct Passive {
     pub(crate) epoch: Epoch,
     /// It was told to promote, and waits for the grant.
     pub(crate) ordered: bool,
+    /// The promotion began, and comes at any time.
+    pub(crate) begun: bool,
     pub(crate) promoted: bool,
+    /// It promised that none comes any more.
+    pub(crate) desisted: bool,
 }
 
 /// Ages of messages of one kind: bit `n` is set where one of age `n` is on its way. A message
@@ -245,6 +251,9 @@ pub(crate) struct Net {
     pub(crate) sever: Exchange,
     pub(crate) fence: Exchange,
     pub(crate) promote: bool,
+    /// The passive site's right, granted.
+    pub(crate) right: bool,
+    pub(crate) desist: Exchange,
 }
 
 /// An order and its confirmation.
@@ -271,7 +280,9 @@ impl State {
     pub(crate) fn proof(&self) -> Option<Proof> {
         match self.controller.stage {
             Stage::Fenced(proof) | Stage::Promoting(proof) => Some(proof),
-            Stage::NoPlan | Stage::Planned | Stage::Raised | Stage::Severed => None,
+            Stage::NoPlan | Stage::Planned | Stage::Raised | Stage::Severed | Stage::TakenBack => {
+                None
+            }
         }
     }
 
