@@ -19,7 +19,7 @@ use failover::engine::situation::{AgentFacts, LocalDatabase};
 use failover::engine::topology::TargetKind;
 use failover::engine::units::Epoch;
 use failover::ports::Clock;
-use failover::wire::{REPORT_PATH, Report, ReportAnswer, Status};
+use failover::wire::{Heard, REPORT_PATH, Receipt, Report, ReportAnswer, Status};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::pair::{Pair, Server, place, site};
@@ -209,6 +209,14 @@ impl House {
     }
 }
 
+/// An answer that arrived just now.
+pub(crate) fn just(receipt: Receipt) -> Heard {
+    Heard {
+        postmark: receipt.postmark,
+        ago: Duration::ZERO,
+    }
+}
+
 pub(crate) fn report(name: &str) -> Report {
     Report {
         group: "shop".parse().unwrap(),
@@ -248,8 +256,12 @@ async fn an_agent_speaks_for_its_own_site_only_and_a_stranger_not_at_all() {
     let house = House::new();
     let running = house.start().await;
     let gcp = house.client(&house.issue(&agent("gcp")));
-    let own: Result<ReportAnswer, _> = gcp.post(REPORT_PATH, &report("gcp"), CALL).await;
-    own.unwrap();
+    let mut own = report("gcp");
+    for known in [false, true] {
+        let answer: ReportAnswer = gcp.post(REPORT_PATH, &own, CALL).await.unwrap();
+        assert_eq!(answer.receipt.taken, known, "the first may be any age");
+        own.heard = Some(just(answer.receipt));
+    }
     let other: Result<ReportAnswer, _> = gcp.post(REPORT_PATH, &report("aws"), CALL).await;
     let refused = other.unwrap_err().to_string();
     assert!(

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::bad_input::{CALL, House, Running, address, agent, report, socket};
+use crate::bad_input::{CALL, House, Running, address, agent, just, report, socket};
 use crate::pair::{Pair, site};
 use crate::stage::FAST;
 
@@ -199,10 +199,12 @@ async fn an_observer_tells_what_it_saw_and_nothing_else() {
     let paris = house.client(&house.issue(&observer("paris")));
     let rome = house.client(&house.issue(&observer("rome")));
     let gcp = house.client(&house.issue(&agent("gcp")));
-    let taken: Result<ObserverAnswer, _> = paris
-        .post(OBSERVED_PATH, &looks("paris", "aws"), CALL)
-        .await;
-    taken.unwrap();
+    let mut sees = looks("paris", "aws");
+    for known in [false, true] {
+        let answer: ObserverAnswer = paris.post(OBSERVED_PATH, &sees, CALL).await.unwrap();
+        assert_eq!(answer.receipt.taken, known, "the first may be any age");
+        sees.heard = Some(just(answer.receipt));
+    }
 
     // Who it may be.
     for (client, name, said) in [
