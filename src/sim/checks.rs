@@ -316,7 +316,8 @@ impl Checks {
         let entry = match self.chain.take(line) {
             Ok(entry) => entry,
             Err(broken) => {
-                self.violated(Invariant::LogVerifies, at, broken.to_string());
+                let invariant = Invariant::broken_by(&broken);
+                self.violated(invariant, at, broken.to_string());
                 return None;
             }
         };
@@ -377,10 +378,6 @@ impl Checks {
 
     fn plan_opened(&mut self, at: Truth, entry: &Entry, asked: bool, truth: &Truths<'_>) {
         *self.plans.entry("opened").or_default() += 1;
-        if let Some(open) = self.open {
-            let what = format!("plan {} is opened beside plan {open}", entry.seq);
-            self.violated(Invariant::OneRecovery, at, what);
-        }
         self.open = Some(entry.seq);
         (self.declared, self.fenced) = (None, false);
         if asked {

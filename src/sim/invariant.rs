@@ -3,6 +3,8 @@
 use std::fmt;
 
 use super::machine::Truth;
+use crate::engine::chain::Broken;
+use crate::engine::saga::SagaError;
 
 /// What must always be so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +33,17 @@ pub enum Invariant {
     LogVerifies,
     /// A lost site is replaced within the policy's worst case, and a healthy pair is left alone.
     Liveness,
+}
+
+impl Invariant {
+    /// Which one a line breaks that does not follow on its log.
+    pub fn broken_by(line: &Broken) -> Self {
+        if matches!(line, Broken::Saga(SagaError::SecondPlan(..))) {
+            Invariant::OneRecovery
+        } else {
+            Invariant::LogVerifies
+        }
+    }
 }
 
 impl fmt::Display for Invariant {

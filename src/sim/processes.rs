@@ -24,7 +24,8 @@ use crate::app::journal::{Journal, Stamp};
 use crate::app::leadership::{self, Leadership};
 use crate::app::prober::look_for_ever;
 use crate::app::run::{forward, watch_anchors};
-use crate::engine::chain::Digest;
+use crate::engine::chain::{Chain, Digest};
+use crate::engine::policy::Policy;
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{
     AgentLinks, AgentStore, Agents, Clock, LeaseStore, LocalDatabase, LogStore, Probe, Traffic,
@@ -64,6 +65,14 @@ pub trait Plant: Send + Sync + fmt::Debug {
     }
     /// The decision log's disk.
     fn log(&self, of: Box<dyn LogStore>) -> Box<dyn LogStore> {
+        of
+    }
+    /// What a controller that starts knows from the log.
+    fn remembered(&self, of: Chain) -> Chain {
+        of
+    }
+    /// What a controller decides by.
+    fn policy(&self, of: Policy) -> Policy {
         of
     }
 }
@@ -234,7 +243,7 @@ pub async fn start_controller(
     });
     let timers = world.policy.lease.clone();
     let (leadership, keeping) = leadership::seek(store, Arc::clone(&clock), timers).await;
-    let chain = world.with(|state, _| state.read_log())?;
+    let chain = plant.remembered(world.with(|state, _| state.read_log())?);
     let topology = world.topology.clone();
     let stamp = Stamp {
         boot: "simulated".to_owned(),
@@ -256,7 +265,7 @@ pub async fn start_controller(
     let outside = outside(&place, plant.as_ref(), &probe, leadership, crash);
     let brain = Brain::new(
         topology.clone(),
-        world.policy.clone(),
+        plant.policy(world.policy.clone()),
         &journal.state(),
         clock.now(),
         world.with(|state, _| state.a_life()),
