@@ -30,6 +30,8 @@ use super::table::Measured;
 const HELD_FOR: Duration = Duration::from_secs(10);
 /// How long a failover may take, with everything around it.
 pub(super) const OVER_WITHIN: Duration = Duration::from_secs(45);
+/// So many writes show that writing goes on: five seconds of a client that nothing holds up.
+const WENT_ON: usize = 250;
 /// How long after it a fault that comes again and again comes again.
 const AGAIN: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(10);
@@ -247,22 +249,33 @@ impl Lab {
         }
         measured.gap_ms = self.gap(at);
         if row.released {
-            self.goes_on(at, &mut measured);
+            self.goes_on(at, &mut measured).await;
         }
         measured
     }
 
-    /// Writes that were permitted to go on without the standby do.
-    fn goes_on(&self, at: WallTime, measured: &mut Measured) {
+    /// Writes that were permitted to go on without the standby do, to the end of the row and
+    /// after it. How many come in a second is the machine's, so they are waited for.
+    async fn goes_on(&mut self, at: WallTime, measured: &mut Measured) {
         let released = at.0 + measured.opened_ms.unwrap_or_default();
-        let mut attempts = self.user.attempts();
-        attempts.retain(|attempt| attempt.sent_ms > released);
-        // Each writes 50 rows a second.
-        let expected = usize::try_from(HELD_FOR.as_secs()).unwrap() * 50 / 2;
-        let found = acknowledged(&attempts);
-        if found < expected {
-            let problem = format!("{found} writes went on, not {expected}");
-            measured.problems.push(problem);
+        let held = SystemClock.wall();
+        let deadline = now().plus(OVER_WITHIN);
+        loop {
+            let mut attempts = self.user.attempts();
+            attempts.retain(|attempt| attempt.sent_ms > released);
+            let found = acknowledged(&attempts);
+            attempts.retain(|attempt| attempt.sent_ms > held.0);
+            if found >= WENT_ON && acknowledged(&attempts) > 0 {
+                return;
+            }
+            if now() >= deadline {
+                let after = acknowledged(&attempts);
+                let problem =
+                    format!("{found} writes went on, not {WENT_ON}; {after} after the row");
+                measured.problems.push(problem);
+                return;
+            }
+            self.wait().await;
         }
     }
 
