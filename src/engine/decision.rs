@@ -290,9 +290,9 @@ fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let replication = &situation.replication;
     let behind = replication.lag() > Some(Bytes(0));
     let quiet = replication
-        .advanced
+        .quiet()
         .filter(|quiet| behind && *quiet > limit)?;
-    trouble(Reason::time(Code::ReplicationBroken, quiet, limit).since(quiet))
+    trouble(Reason::time(Code::ReplicationBroken, quiet, limit).since(replication.advanced?))
 }
 
 /// What is wrong with a standby that commits are to wait for.
@@ -441,6 +441,11 @@ mod tests {
                 lost().change(|all| all.controller.anchors_reached = 0), Verdict::Hold, &[OwnIsolation, ActiveSiteFailed]),
             ("lost, but WAL still arrives",
                 lost().change(|all| all.replication.advanced = Some(seconds(1))), Verdict::Hold, &[ReplicationAdvancing, ActiveSiteFailed]),
+            ("lost, the standby was not seen quiet for long, only not seen",
+                lost().change(|all| {
+                    all.replication.advanced = Some(seconds(33));
+                    all.replication.standby.as_mut().unwrap().age = seconds(9);
+                }), Verdict::Hold, &[ReplicationAdvancing, ActiveSiteFailed]),
             ("WAL still arrives, from a disk that is full by its own word",
                 lost().change(|all| all.replication.advanced = Some(seconds(1)))
                     .vote(Vantage::Controller, VoteKind::Against)

@@ -36,11 +36,13 @@ pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let mut gates = Vec::new();
     if situation.request.is_none() {
         gates.extend(automation_gates(situation, policy));
-        gates.push(replication_veto(situation, policy));
-        gates.extend(witness_gate(situation, policy));
     }
     gates.push(no_open_plan(situation));
     gates.extend(standby_gates(situation, policy));
+    if situation.request.is_none() {
+        gates.push(replication_veto(situation, policy));
+        gates.extend(witness_gate(situation, policy));
+    }
     gates.extend(loss_gates(situation, policy));
     gates.push(fence_gate(situation, policy));
     gates
@@ -112,9 +114,10 @@ fn isolation_gate(situation: &Situation, policy: &Policy) -> Gate {
     )
 }
 
-/// While the standby still receives from the active database, that one is alive.
+/// While the standby still receives from the active database, that one is alive. Only stillness
+/// that was seen lifts it: a standby that cannot be seen may be receiving all the while.
 fn replication_veto(situation: &Situation, policy: &Policy) -> Gate {
-    let quiet = situation.replication.advanced.unwrap_or(Duration::MAX);
+    let quiet = situation.replication.quiet().unwrap_or(Duration::MAX);
     let wanted = policy.detect.fail_after;
     let reason = Reason::time(Code::ReplicationAdvancing, quiet.min(wanted), wanted);
     // A database that is known to be down, or good beside a service that failed, is judged by

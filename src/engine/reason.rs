@@ -47,7 +47,7 @@ codes! {
     EvidenceMissing = "evidence-missing": "There is no fresh evidence about the active site, for or against.",
     ProbeNotAuthorised = "probe-not-authorised": "We are not let in, which says nothing about the target.",
     ObserverSideFault = "observer-side-fault": "The active site is out of reach from here, yet others see it work: the fault is on our side.",
-    ReplicationAdvancing = "replication-advancing": "The standby still receives from the active database, so that one is alive.",
+    ReplicationAdvancing = "replication-advancing": "The standby was last seen to receive from the active database, so that one counts as alive.",
     OwnIsolation = "own-isolation": "The controller reaches too little of the world to judge anybody else.",
     Starting = "starting": "The controller started, or took over, only a moment ago.",
     PolicyObserves = "policy-observes": "The policy only observes.",

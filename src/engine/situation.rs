@@ -238,6 +238,13 @@ impl Replication {
         }
     }
 
+    /// For how long the standby was seen not to advance, as of its last reading: after that it may
+    /// have advanced unseen, so that time does not count. `None`: it was never read.
+    pub fn quiet(&self) -> Option<Duration> {
+        let unseen = self.standby.as_ref()?.age;
+        Some(self.advanced?.saturating_sub(unseen))
+    }
+
     /// How far the standby is behind the newest reading of the primary.
     pub fn lag(&self) -> Option<Bytes> {
         Some(

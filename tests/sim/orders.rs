@@ -7,17 +7,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use failover::engine::observation::{Finding, ProbeFailure};
+use failover::engine::policy::Policy;
 use failover::engine::topology::TargetKind;
 use failover::engine::units::{Lsn, Timeline};
 use failover::ports::{AgentLinks, Agents, EffectError, Way};
 use failover::sim::invariant::Invariant;
 use failover::sim::processes::Plant;
+use failover::sim::run::{Setup, run};
 use failover::wire::{
     Came, Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer, What,
 };
 
-use super::finds;
-use super::planted::planted;
+use super::planted::{partition, planted};
+use super::{finds, policy};
 
 /// What a way to the agents does with one kind of order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,18 +141,43 @@ impl AgentLinks for Slander {
     }
 }
 
+/// Agents that slander, under a controller that is as patient as its policy or not at all.
 #[derive(Debug)]
-struct PlantSlander;
+struct PlantSlander {
+    hasty: bool,
+}
 
 impl Plant for PlantSlander {
     fn links(&self, of: Arc<dyn AgentLinks>) -> Arc<dyn AgentLinks> {
         Arc::new(Slander(of))
+    }
+    fn policy(&self, mut of: Policy) -> Policy {
+        if self.hasty {
+            of.detect.fail_after = Duration::from_millis(1);
+        }
+        of
+    }
+}
+
+/// The controller lost A, so that the word of P's agent makes the quorum.
+fn slandered(seed: u64, hasty: bool) -> Setup {
+    let mut setup = partition("the controller lost A", seed, policy());
+    setup.plant = Arc::new(PlantSlander { hasty });
+    setup
+}
+
+#[test]
+fn slander_moves_nothing_while_the_standby_is_seen_to_receive() {
+    for seed in 0..10 {
+        let report = run(&slandered(seed, false)).unwrap();
+        assert!(report.violations.is_empty(), "{:#?}", report.violations);
+        assert_eq!(report.promotions, 0, "seed {seed}");
     }
 }
 
 #[test]
 fn a_plan_against_a_site_that_only_slander_says_is_dead_is_seen() {
     finds(Invariant::AbsenceOfEvidence, "is well and", |seed| {
-        planted(seed, PlantSlander)
+        slandered(seed, true)
     });
 }

@@ -174,8 +174,12 @@ fn a_lease_that_is_counted_too_long_makes_two_writers() {
 
 /// The active site is cut off and users reach it, so that all rests on its right's end.
 pub(crate) fn cut_off(seed: u64, policy: Policy) -> Setup {
-    let mut rows = ROWS.into_iter();
-    let row = rows.find(|row| row.name.contains("users reach it"));
+    partition("A is cut off, and users reach it", seed, policy)
+}
+
+/// A row of the partition table.
+pub(crate) fn partition(name: &str, seed: u64, policy: Policy) -> Setup {
+    let row = ROWS.into_iter().find(|row| row.name == name);
     let mut setup = Setup::new(seed, Span::of(&policy).lasting(), policy);
     setup.course = Course::Partition(row.unwrap());
     setup
