@@ -121,7 +121,7 @@ impl Brain {
 
     /// Takes in an observation that was under way for so long at most.
     fn take(&mut self, observation: &Observation, way: Duration) {
-        self.detector.observe(observation);
+        self.detector.observe(observation, &self.policy.detect);
         let site = &observation.target.site;
         let answered = match &observation.finding {
             Finding::Good(Facts::Database(_) | Facts::Api) => true,

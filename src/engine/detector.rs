@@ -1,8 +1,9 @@
 //! From observations to health: windows, quorum, recovery.
 //!
 //! A target is `Failed` only when at least a quorum of vantage points, with fresh evidence, has
-//! seen it fail for the whole window and nobody saw it well meanwhile. Stale or contradictory
-//! evidence is `Unknown`. A new detector knows nothing, so a restart begins all windows anew.
+//! seen it fail for the whole window without a gap, and nobody saw it well meanwhile. Stale or
+//! contradictory evidence is `Unknown`. A new detector knows nothing, so a restart begins all
+//! windows anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -108,8 +109,9 @@ pub struct Detector {
 
 impl Detector {
     /// Takes in one observation. One that began before the last of the same vantage point is left
-    /// out: it was overtaken on its way.
-    pub fn observe(&mut self, observation: &Observation) {
+    /// out: it was overtaken on its way. One that comes when the last is stale already begins a run
+    /// of its own: nobody knows what was to be seen in between.
+    pub fn observe(&mut self, observation: &Observation, policy: &Detect) {
         let (kind, says) = match &observation.finding {
             Finding::Good(_) => (VoteKind::For, "good".to_owned()),
             Finding::Bad(failure) if failure.speaks_against_target() => {
@@ -123,7 +125,9 @@ impl Detector {
             return;
         }
         let run_began = match last {
-            Some(last) if last.kind == kind => last.run_began,
+            Some(last) if last.kind == kind && !stale(last, observation.began, policy) => {
+                last.run_began
+            }
             Some(_) | None => observation.began,
         };
         let track = Track {
@@ -144,7 +148,7 @@ impl Detector {
     pub fn health(&mut self, target: &Target, now: MonoTime, policy: &Detect) -> Health {
         let empty = BTreeMap::new();
         let tracks = self.tracks.get(target).unwrap_or(&empty);
-        let fresh = |track: &&Track| now.since(track.last_ended) <= policy.stale_after;
+        let fresh = |track: &&Track| !stale(track, now, policy);
         let votes = tracks
             .iter()
             .map(|(vantage, track)| Vote {
@@ -183,6 +187,11 @@ impl Detector {
             votes,
         }
     }
+}
+
+/// Whether what a vantage point saw last is too old to say anything at a moment.
+fn stale(track: &Track, at: MonoTime, policy: &Detect) -> bool {
+    at.since(track.last_ended) > policy.stale_after
 }
 
 /// Nobody speaks against the target.
@@ -294,13 +303,14 @@ mod tests {
     impl Bench {
         fn see(&mut self, from: &str, seconds: std::ops::RangeInclusive<u64>, finding: &Finding) {
             for second in seconds {
-                self.0.observe(&Observation {
+                let seen = Observation {
                     target: target(),
                     vantage: from.parse().unwrap(),
                     began: MonoTime(Duration::from_secs(second)),
                     ended: MonoTime(Duration::from_secs(second)),
                     finding: finding.clone(),
-                });
+                };
+                self.0.observe(&seen, &policy());
             }
         }
 
@@ -414,6 +424,25 @@ mod tests {
         bench.see(PEER, 0..=20, &bad());
         assert_eq!(bench.at(20), State::Failed);
         assert_eq!(bench.at(26), State::Unknown);
+    }
+
+    #[test]
+    fn evidence_that_was_missing_for_a_while_begins_the_window_anew() {
+        let mut bench = bench();
+        bench.see(CONTROLLER, 0..=40, &bad());
+        bench.see(PEER, 0..=20, &bad());
+        bench.see(PEER, 26..=40, &bad());
+        assert_eq!(bench.at(35), State::Suspect, "the peer was not heard");
+        assert_eq!(bench.at(36), State::Failed);
+    }
+
+    #[test]
+    fn a_look_that_failed_to_arrive_interrupts_nothing() {
+        let mut bench = bench();
+        bench.see(CONTROLLER, 0..=20, &bad());
+        bench.see(PEER, 0..=15, &bad());
+        bench.see(PEER, 20..=20, &bad());
+        assert_eq!(bench.at(20), State::Failed);
     }
 
     #[test]

@@ -83,13 +83,14 @@ impl Brain {
             site: site.clone(),
             kind: TargetKind::Agent,
         };
-        self.detector.observe(&Observation {
+        let heard = Observation {
             target,
             vantage: Vantage::Controller,
             began: made,
             ended: made,
             finding: Finding::Good(Facts::Agent),
-        });
+        };
+        self.detector.observe(&heard, &self.policy.detect);
         for sent in observations {
             self.take(&sent.unpack(Vantage::Agent(site.clone()), now), way);
         }
@@ -161,7 +162,8 @@ impl Brain {
             sent.began = sent.began.min(oldest);
             sent.ended = sent.ended.min(sent.began);
             let vantage = Vantage::Observer(name.clone());
-            self.detector.observe(&sent.unpack(vantage, now));
+            let seen = sent.unpack(vantage, now);
+            self.detector.observe(&seen, &self.policy.detect);
         }
         let detect = &self.policy.detect;
         let rhythm = Rhythm {
