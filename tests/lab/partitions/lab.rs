@@ -1,6 +1,7 @@
 //! A lab in a network of its own, with its clients and its decision log, and the rows in which
 //! nobody may be promoted.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use failover::engine::chain::{Body, Entry};
 use failover::engine::decision::Verdict;
 use failover::engine::policy::{Durability, Policy};
 use failover::engine::reason::Code;
+use failover::engine::topology::SiteName;
 use failover::engine::units::{MonoTime, WallTime};
 use failover::lab::client::{
     Attempt, Client, ClientConfig, Outcome, Report, Route, present_numbers,
@@ -326,34 +328,23 @@ impl Lab {
         let mended = SystemClock.wall();
         self.network.mend_all().unwrap();
         let deadline = now().plus(OVER_WITHIN);
-        let mut serving = None;
-        while now() < deadline && serving.is_none() {
-            let attempts = self.user.attempts();
-            let mut last = attempts
-                .iter()
-                .rev()
-                .take_while(|one| one.sent_ms > mended.0);
-            serving = last.find_map(|attempt| match &attempt.outcome {
-                Outcome::Acknowledged { site, .. } => Some(site.clone()),
-                Outcome::Unacknowledged(_) => None,
-            });
+        let mut served = self.served_since(mended).await;
+        while served.is_none() && now() < deadline {
             self.wait().await;
+            served = self.served_since(mended).await;
         }
-        let Some(site) = serving else {
+        let Some((site, mut attempts, present)) = served else {
             measured
                 .problems
                 .push("users are not served again".to_owned());
             return;
         };
         let [old, new] = self.supervisor.layout.sites.clone();
-        let api = if site == old.name { old.api } else { new.api };
-        let mut attempts = self.attempts();
-        let report = Report::new(&attempts, &std::collections::BTreeSet::new());
+        let report = Report::new(&attempts, &BTreeSet::new());
         if !report.by_old_after_new(&old.name, &new.name).is_empty() {
             measured.problems.push("two sites took writes".to_owned());
         }
         attempts.retain(|attempt| attempt.ended_ms >= measured.at.0);
-        let present = present_numbers(api).await.unwrap();
         let report = Report::new(&attempts, &present);
         measured.acknowledged = report.acknowledged.len();
         measured.lost = report.lost.len();
@@ -368,11 +359,31 @@ impl Lab {
         measured.proof = Some(format!("served by {site}"));
     }
 
+    /// Which site took the newest write that was sent since, what was attempted until now, and the
+    /// numbers that are there. A site that is left just now has no numbers to show, and the next
+    /// write goes to the other.
+    async fn served_since(
+        &self,
+        mended: WallTime,
+    ) -> Option<(SiteName, Vec<Attempt>, BTreeSet<i64>)> {
+        let newest = self.user.attempts();
+        let mut newest = newest.iter().rev().take_while(|one| one.sent_ms > mended.0);
+        let site = newest.find_map(|attempt| match &attempt.outcome {
+            Outcome::Acknowledged { site, .. } => Some(site.clone()),
+            Outcome::Unacknowledged(_) => None,
+        })?;
+        let sites = &self.supervisor.layout.sites;
+        let service = sites.iter().find(|one| one.name == site)?.api;
+        let attempts = self.attempts();
+        let present = present_numbers(service).await.ok()?;
+        Some((site, attempts, present))
+    }
+
     /// The longest time since the fault without an acknowledgement.
     pub(super) fn gap(&self, at: WallTime) -> u64 {
         let mut attempts = self.user.attempts();
         attempts.retain(|attempt| attempt.ended_ms >= at.0);
-        let report = Report::new(&attempts, &std::collections::BTreeSet::new());
+        let report = Report::new(&attempts, &BTreeSet::new());
         report.longest_gap().map_or(0, |gap| gap.length_ms())
     }
 
