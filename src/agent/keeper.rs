@@ -260,7 +260,10 @@ impl Keeper {
         self.guarded = true;
         if self.look.running {
             self.down = None;
-        } else if self.down.is_none() {
+            return true;
+        }
+        self.synchrony.down();
+        if self.down.is_none() {
             let ended = self.look.ended.clone();
             let why = ended.unwrap_or_else(|| "not started".to_owned());
             self.down = Some((self.clock.now(), why));

@@ -75,7 +75,7 @@ pub struct SyncFacts {
     pub closed: Option<ClosedWindow>,
     /// Whether commits wait for the standby, as far as settings say.
     pub waiting: bool,
-    /// For how long the standby has not had what was written then.
+    /// For how long the standby has not had what was written then, while the database runs.
     #[serde(rename = "stalled_ms", with = "millis")]
     pub stalled: Duration,
     /// What stands in the way of that.
@@ -258,6 +258,13 @@ impl Synchrony {
         }
     }
 
+    /// The database does not run: nothing is written that the standby could lack, so what it lacks
+    /// counts from the first look after that.
+    pub fn down(&mut self) {
+        self.history = PositionHistory::default();
+        self.caught_up = None;
+    }
+
     /// Commits have waited since this position at the latest.
     pub fn waits_from(&mut self, from: Lsn) {
         self.from = Some(from);
@@ -405,6 +412,20 @@ mod tests {
             SyncMove::Wait,
             "that the names are set is no proof that commits wait"
         );
+    }
+
+    #[test]
+    fn a_standby_stalls_only_while_its_primary_runs() {
+        let mut synchrony = Synchrony::default();
+        let behind = || look(true, 200, Some(100));
+        synchrony.seen(at(0), look(true, 100, Some(100)), Some(OPEN), None);
+        synchrony.seen(at(400), behind(), Some(OPEN), None);
+        let stalled = |synchrony: &Synchrony, now| synchrony.facts(at(now), None).unwrap().stalled;
+        assert_eq!(stalled(&synchrony, 900), Duration::from_millis(900));
+        synchrony.down();
+        assert_eq!(stalled(&synchrony, 5_000), Duration::ZERO);
+        synchrony.seen(at(6_000), behind(), Some(OPEN), None);
+        assert_eq!(stalled(&synchrony, 6_300), Duration::from_millis(300));
     }
 
     #[test]

@@ -38,6 +38,7 @@ struct Database {
     /// A promotion that is begun does not come while somebody waits for it.
     promotes_late: AtomicBool,
     takes_its_time: AtomicBool,
+    broken: AtomicBool,
 }
 
 #[async_trait]
@@ -58,6 +59,9 @@ impl LocalDatabase for Database {
     }
 
     async fn start_primary(&self, right: &LocalRight) -> Result<(), EffectError> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(EffectError::Failed("no space left on device".to_owned()));
+        }
         *self.right.lock().unwrap() = Some(*right);
         *self.running.lock().unwrap() = true;
         Ok(())
@@ -238,16 +242,38 @@ async fn a_primary_that_is_handed_over_gets_schema_and_epoch_with_its_first_righ
     );
 }
 
+/// The controller permits to go on without the standby.
+fn told(entry: u64) -> News {
+    let mut answer = Box::new(granted(1));
+    answer.window = Some(RpoWindow::Open { entry });
+    News::Answered(SystemClock.now(), answer)
+}
+
+#[tokio::test]
+async fn a_standby_does_not_stall_while_its_primary_is_down() {
+    let database = Arc::new(Database::default());
+    let parts = parts(&database, &Arc::default());
+    let (keeper, news, mut shown) = Keeper::begin(parts).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    news.send(told(1)).await.unwrap();
+    database.stalls.store(true, Ordering::SeqCst);
+    let stalled = shown.wait_for(|shown| {
+        let facts = shown.facts.synchrony.as_ref();
+        facts.is_some_and(|facts| facts.stalled > Duration::from_millis(300))
+    });
+    drop(stalled.await.unwrap());
+    database.broken.store(true, Ordering::SeqCst);
+    *database.running.lock().unwrap() = false;
+    let down = shown.wait_for(|shown| shown.facts.database != Said::Up);
+    let facts = down.await.unwrap().facts.synchrony.clone().unwrap();
+    assert_eq!(facts.stalled, Duration::ZERO);
+    keeping.abort();
+}
+
 #[tokio::test]
 async fn only_a_newer_permission_lets_commits_go_on_that_wait() {
     let database = Arc::new(Database::default());
     let memory = Arc::new(Memory::default());
-    let clock = SystemClock;
-    let told = |entry| {
-        let mut answer = Box::new(granted(1));
-        answer.window = Some(RpoWindow::Open { entry });
-        News::Answered(clock.now(), answer)
-    };
     let waits = || database.waits.load(Ordering::SeqCst);
 
     let parts_of_it = parts(&database, &memory);
