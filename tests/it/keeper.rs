@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use failover::adapters::clock::SystemClock;
-use failover::agent::keeper::{Keeper, News, Parts};
+use failover::agent::keeper::{Keeper, News, Parts, Shown};
 use failover::engine::policy::Policy;
 use failover::engine::situation::LocalDatabase as Said;
 use failover::engine::synchrony::{ClosedWindow, RpoWindow, SyncLook};
@@ -249,6 +249,11 @@ fn told(entry: u64) -> News {
     News::Answered(SystemClock.now(), answer)
 }
 
+/// For how long the standby has stalled, as it is reported.
+fn stalled(shown: &Shown) -> Option<Duration> {
+    Some(shown.facts.synchrony.as_ref()?.stalled)
+}
+
 #[tokio::test]
 async fn a_standby_does_not_stall_while_its_primary_is_down() {
     let database = Arc::new(Database::default());
@@ -257,18 +262,13 @@ async fn a_standby_does_not_stall_while_its_primary_is_down() {
     let keeping = tokio::spawn(keeper.run());
     news.send(told(1)).await.unwrap();
     database.stalls.store(true, Ordering::SeqCst);
-    let stalled = shown.wait_for(|shown| {
-        let facts = shown.facts.synchrony.as_ref();
-        facts.is_some_and(|facts| facts.stalled > Duration::from_millis(300))
-    });
-    drop(stalled.await.unwrap());
+    let stalls = shown.wait_for(|shown| stalled(shown) > Some(Duration::from_millis(300)));
+    drop(stalls.await.unwrap());
     database.broken.store(true, Ordering::SeqCst);
     *database.running.lock().unwrap() = false;
     // A look that began before may still come in.
     let down = shown.wait_for(|shown| {
-        let facts = shown.facts.synchrony.as_ref();
-        let stalls = facts.is_some_and(|facts| !facts.stalled.is_zero());
-        shown.facts.database != Said::Up && !stalls
+        shown.facts.database != Said::Up && stalled(shown) == Some(Duration::ZERO)
     });
     let within = tokio::time::timeout(Duration::from_secs(30), down).await;
     drop(within.expect("it stalls beside it").unwrap());
@@ -300,11 +300,8 @@ async fn only_a_newer_permission_lets_commits_go_on_that_wait() {
     let (keeper, news, mut shown) = Keeper::begin(parts_of_it).await.unwrap();
     let keeping = tokio::spawn(keeper.run());
     news.send(told(1)).await.unwrap();
-    let stalled = shown.wait_for(|shown| {
-        let facts = shown.facts.synchrony.as_ref();
-        facts.is_some_and(|facts| facts.stalled > Duration::from_millis(1300))
-    });
-    drop(stalled.await.unwrap());
+    let stalls = shown.wait_for(|shown| stalled(shown) > Some(Duration::from_millis(1300)));
+    drop(stalls.await.unwrap());
     assert!(waits(), "what was closed is closed");
     news.send(told(5)).await.unwrap();
     while waits() {

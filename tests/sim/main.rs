@@ -197,3 +197,12 @@ pub(crate) fn finds(invariant: Invariant, words: &str, setup: impl Fn(u64) -> Se
     }
     panic!("{invariant} was never seen broken: {words}");
 }
+
+/// Runs ten seeds, in which nothing may break and so many promotions come.
+pub(crate) fn holds(promotions: usize, setup: impl Fn(u64) -> Setup) {
+    for seed in 0..10 {
+        let report = run(&setup(seed)).unwrap();
+        assert!(report.violations.is_empty(), "{:#?}", report.violations);
+        assert_eq!(report.promotions, promotions, "seed {seed}");
+    }
+}

@@ -372,8 +372,7 @@ impl Lab {
             Outcome::Acknowledged { site, .. } => Some(site.clone()),
             Outcome::Unacknowledged(_) => None,
         })?;
-        let sites = &self.supervisor.layout.sites;
-        let service = sites.iter().find(|one| one.name == site)?.api;
+        let service = self.supervisor.layout.site(&site)?.api;
         let attempts = self.attempts();
         let present = present_numbers(service).await.ok()?;
         Some((site, attempts, present))
