@@ -78,7 +78,7 @@ pub trait Traffic: Send + Sync + fmt::Debug {
     ) -> Result<(), EffectError>;
 
     /// Asks every place that users' resolvers ask, on its own, what it answers now. One view for
-    /// each place; a place that does not answer is an `Err` in its row.
+    /// each place; a place that shows nothing, or not ours, is an `Err` in its row.
     async fn verify_outside(&self) -> Vec<OutsideView>;
 }
 
@@ -96,8 +96,21 @@ pub struct Versioned {
 pub struct OutsideView {
     /// Which place: a name server's address, say.
     pub place: String,
-    /// What it answers, or why it does not.
-    pub answer: Result<Answer, String>,
+    /// What it answers, or why that is not to be had.
+    pub answer: Result<Answer, OutsideFault>,
+}
+
+/// Why a place outside does not show what it should.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", content = "text")]
+pub enum OutsideFault {
+    /// It gives no answer that anybody would follow: unknown, not wrong. Whoever asks there goes
+    /// on to the next place.
+    #[error("{0}")]
+    Unseen(String),
+    /// It answers, and leads its askers astray.
+    #[error("{0}")]
+    Wrong(String),
 }
 
 /// Looks at targets: one look, one finding. Never errs: what went wrong is the finding.
@@ -136,7 +149,7 @@ pub trait FrontDoor: Send + Sync + fmt::Debug {
         &self,
         expected: &SiteName,
         within: Duration,
-    ) -> Vec<(String, Result<SiteName, String>)>;
+    ) -> Vec<(String, Result<SiteName, OutsideFault>)>;
 }
 
 /// Why the decision log could not be written.

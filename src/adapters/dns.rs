@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::engine::answer::Answer;
 use crate::engine::topology::SiteName;
 use crate::engine::units::Epoch;
+use crate::ports::OutsideFault;
 
 /// The weight of a site that is on, where a target only knows on and off.
 pub const ON: u16 = 100;
@@ -51,6 +52,21 @@ pub enum LookupError {
     /// Anything else, in words.
     #[error("{0}")]
     Other(String),
+}
+
+impl From<LookupError> for OutsideFault {
+    /// A name that does not exist is an answer, and users get nothing by it. With anything else a
+    /// resolver goes on to the next name server.
+    fn from(error: LookupError) -> Self {
+        let text = error.to_string();
+        match error {
+            LookupError::NxDomain => OutsideFault::Wrong(text),
+            LookupError::Timeout(_)
+            | LookupError::Refused
+            | LookupError::NotAuthoritative
+            | LookupError::Other(_) => OutsideFault::Unseen(text),
+        }
+    }
 }
 
 impl Lookup {

@@ -9,9 +9,9 @@ use axum::http::Uri;
 use hickory_proto::rr::{RData, RecordType};
 
 use super::dns::{Lookup, plain_name};
-use super::http::HttpProber;
+use super::http::{HttpProber, ProbeError};
 use crate::engine::topology::SiteName;
-use crate::ports::FrontDoor;
+use crate::ports::{FrontDoor, OutsideFault};
 
 /// The way users enter.
 #[derive(Debug)]
@@ -24,62 +24,91 @@ pub struct HttpFront {
     pub site_header: String,
     /// Where a text can be written (POST) and read back (GET), as `?nonce=`.
     pub write_url: Option<Uri>,
-    /// Whom to ask for the addresses; the operating system's resolver where there is none.
-    pub name_server: Option<SocketAddr>,
+    /// Whom to ask for the addresses, the next where one does not answer; the operating system's
+    /// resolver where there is none.
+    pub name_servers: Vec<SocketAddr>,
+}
+
+fn unseen(why: impl ToString) -> OutsideFault {
+    OutsideFault::Unseen(why.to_string())
+}
+
+impl From<ProbeError> for OutsideFault {
+    /// What does not let itself be connected to leads nobody anywhere: a client goes on to the
+    /// next address.
+    fn from(error: ProbeError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProbeError::Timeout | ProbeError::Refused | ProbeError::Unreachable(_) => {
+                OutsideFault::Unseen(text)
+            }
+            ProbeError::Tls(_) | ProbeError::Protocol(_) | ProbeError::Status(_) => {
+                OutsideFault::Wrong(text)
+            }
+        }
+    }
 }
 
 impl HttpFront {
-    async fn addresses(&self, within: Duration) -> Result<Vec<SocketAddr>, String> {
-        let host = self
-            .url
-            .host()
-            .ok_or("the front door's address has no host")?;
+    async fn addresses(&self, within: Duration) -> Result<Vec<SocketAddr>, OutsideFault> {
+        let host = self.url.host();
+        let host = host.ok_or_else(|| unseen("the front door's address has no host"))?;
         let https = self.url.scheme_str() == Some("https");
         let port = self.url.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let found: Vec<SocketAddr> = match self.name_server {
-            Some(server) => {
-                let lookup = Lookup {
-                    name: plain_name(host)?,
-                    kind: RecordType::A,
-                    timeout: within,
-                };
-                let answers = lookup
-                    .ask(server)
-                    .await
-                    .map_err(|error| error.to_string())?;
-                let address =
-                    |data: RData| data.ip_addr().map(|ip: IpAddr| SocketAddr::new(ip, port));
-                answers.into_iter().filter_map(address).collect()
-            }
-            None => {
-                let looked_up = tokio::net::lookup_host((host, port));
-                let looked_up = tokio::time::timeout(within, looked_up).await;
-                looked_up
-                    .map_err(|_late| "the name was not resolved in time")?
-                    .map_err(|error| error.to_string())?
-                    .collect()
-            }
+        let found: Vec<SocketAddr> = if self.name_servers.is_empty() {
+            let looked_up = tokio::net::lookup_host((host, port));
+            let looked_up = tokio::time::timeout(within, looked_up).await;
+            looked_up
+                .map_err(|_late| unseen("the name was not resolved in time"))?
+                .map_err(unseen)?
+                .collect()
+        } else {
+            let address = |data: RData| data.ip_addr().map(|ip: IpAddr| SocketAddr::new(ip, port));
+            let answers = self.ask_each(host, within).await?;
+            answers.into_iter().filter_map(address).collect()
         };
         if found.is_empty() {
-            Err("the name has no address".to_owned())
+            Err(OutsideFault::Wrong("the name has no address".to_owned()))
         } else {
             Ok(found)
         }
     }
 
-    async fn enter_at(&self, address: SocketAddr, within: Duration) -> Result<SiteName, String> {
+    /// The first answer of a name server, as a resolver gets it: one that is lost, with a site or
+    /// without, is passed over. All have the time together, the first its share of it at least.
+    async fn ask_each(&self, host: &str, within: Duration) -> Result<Vec<RData>, OutsideFault> {
+        let name = plain_name(host).map_err(unseen)?;
+        let share = u32::try_from(self.name_servers.len()).unwrap_or(u32::MAX);
+        let mut missed = Vec::new();
+        for server in &self.name_servers {
+            let lookup = Lookup {
+                name: name.clone(),
+                kind: RecordType::A,
+                timeout: within.checked_div(share).unwrap_or(within),
+            };
+            match lookup.ask(*server).await.map_err(OutsideFault::from) {
+                Err(OutsideFault::Unseen(why)) => missed.push(format!("{server}: {why}")),
+                seen => return seen,
+            }
+        }
+        Err(OutsideFault::Unseen(missed.join(", ")))
+    }
+
+    async fn enter_at(
+        &self,
+        address: SocketAddr,
+        within: Duration,
+    ) -> Result<SiteName, OutsideFault> {
         let header = self.site_header.to_ascii_lowercase();
         let answer = self
             .http
             .probe_at(&self.url, address, within, &[&header])
-            .await;
-        let answer = answer.map_err(|error| error.to_string())?;
-        let site = answer
-            .headers
-            .get(&header)
-            .ok_or_else(|| format!("no header `{header}`"))?;
+            .await?;
+        let wrong = OutsideFault::Wrong;
+        let site = answer.headers.get(&header);
+        let site = site.ok_or_else(|| wrong(format!("no header `{header}`")))?;
         site.parse()
-            .map_err(|error: crate::engine::units::UnitError| error.to_string())
+            .map_err(|error: crate::engine::units::UnitError| wrong(error.to_string()))
     }
 
     /// Writes a text that nobody wrote before, and reads it back.
@@ -117,7 +146,7 @@ impl FrontDoor for HttpFront {
         &self,
         expected: &SiteName,
         within: Duration,
-    ) -> Vec<(String, Result<SiteName, String>)> {
+    ) -> Vec<(String, Result<SiteName, OutsideFault>)> {
         let addresses = match self.addresses(within).await {
             Ok(addresses) => addresses,
             Err(why) => return vec![(self.url.to_string(), Err(why))],
@@ -129,7 +158,7 @@ impl FrontDoor for HttpFront {
                 && found == expected
                 && let Err(why) = self.write_at(url, address, within).await
             {
-                site = Err(why);
+                site = Err(OutsideFault::Wrong(why));
             }
             entered.push((format!("{} at {address}", self.url), site));
         }

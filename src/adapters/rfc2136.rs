@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::dns::{self, ExchangeError, Lookup, LookupError};
 use crate::engine::answer::Answer;
 use crate::engine::topology::{SiteName, TargetName};
-use crate::ports::{Clock, EffectError, OutsideView, Still, Traffic, Versioned};
+use crate::ports::{Clock, EffectError, OutsideFault, OutsideView, Still, Traffic, Versioned};
 
 /// How far the two clocks may be apart, in seconds: the value that RFC 8945 recommends.
 const FUDGE_SECONDS: u16 = 300;
@@ -305,7 +305,7 @@ impl Held {
     }
 
     /// From what a server answered to the three questions.
-    fn gather(answers: [Result<Vec<RData>, LookupError>; 3]) -> Result<Self, String> {
+    fn gather(answers: [Result<Vec<RData>, LookupError>; 3]) -> Result<Self, OutsideFault> {
         let mut held = Self {
             addresses: BTreeSet::new(),
             note: None,
@@ -313,7 +313,7 @@ impl Held {
         for answer in answers {
             let found = match answer {
                 Err(LookupError::NxDomain) => Vec::new(),
-                other => other.map_err(|error| error.to_string())?,
+                other => other?,
             };
             for data in found {
                 if let RData::A(v4) = &data {
@@ -326,7 +326,8 @@ impl Held {
                 {
                     held.note = Some(text.to_string());
                 } else {
-                    return Err(format!("`{data}` is not a record of ours: remove it first"));
+                    let text = format!("`{data}` is not a record of ours: remove it first");
+                    return Err(OutsideFault::Wrong(text));
                 }
             }
         }
@@ -382,7 +383,7 @@ impl Traffic for Rfc2136 {
                 }
             }
         }
-        let held = Held::gather(answers).map_err(|cause| self.refused(cause))?;
+        let held = Held::gather(answers).map_err(|cause| self.refused(cause.to_string()))?;
         let answer = self.answer(&held).map_err(|cause| {
             self.refused(format!("{cause}: remove them, or configure whose they are"))
         })?;
@@ -468,7 +469,8 @@ impl Traffic for Rfc2136 {
         seen.into_iter()
             .map(|(server, answers)| OutsideView {
                 place: server.to_string(),
-                answer: Held::gather(answers).and_then(|held| self.answer(&held)),
+                answer: Held::gather(answers)
+                    .and_then(|held| self.answer(&held).map_err(OutsideFault::Wrong)),
             })
             .collect()
     }

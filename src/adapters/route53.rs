@@ -24,7 +24,7 @@ use self::records::{Held, Layout};
 use super::dns::{self, Lookup, LookupError};
 use crate::engine::answer::Answer;
 use crate::engine::topology::TargetName;
-use crate::ports::{Clock, EffectError, OutsideView, Still, Traffic, Versioned};
+use crate::ports::{Clock, EffectError, OutsideFault, OutsideView, Still, Traffic, Versioned};
 
 /// How often each name server is asked. Weighted answers are drawn at random: with two sites on
 /// evenly, 4 questions miss one of them in 1 of 8 views; with one site on, none may differ.
@@ -172,8 +172,11 @@ impl Traffic for Route53 {
             .map(|(server, found)| OutsideView {
                 place: server.to_string(),
                 answer: found
-                    .map_err(|error| error.to_string())
-                    .and_then(|(records, notes)| self.layout.seen(&records, &notes)),
+                    .map_err(OutsideFault::from)
+                    .and_then(|(records, notes)| {
+                        let seen = self.layout.seen(&records, &notes);
+                        seen.map_err(OutsideFault::Wrong)
+                    }),
             })
             .collect()
     }

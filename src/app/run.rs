@@ -2,6 +2,7 @@
 //! tasks, and ends the process when one of them ends unasked.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -284,12 +285,22 @@ fn make_front(
     let Some(front) = &config.front else {
         return Ok(None);
     };
+    // The one that is named for it may be lost with a site; the others of the zone say the same.
+    let mut name_servers: Vec<SocketAddr> = front.name_server.into_iter().collect();
+    if let Some(host) = front.url.host().filter(|_| front.name_server.is_some()) {
+        let others = config.traffic.iter().filter(|target| target.serves(host));
+        for server in others.flat_map(TrafficConfig::name_servers) {
+            if !name_servers.contains(server) {
+                name_servers.push(*server);
+            }
+        }
+    }
     Ok(Some(Arc::new(HttpFront {
         http: HttpProber::new(&roots(config.probe_ca.as_deref()), Arc::clone(clock))?,
         url: front.url.clone(),
         site_header: front.site_header.clone(),
         write_url: front.write_url.clone(),
-        name_server: front.name_server,
+        name_servers,
     })))
 }
 

@@ -9,12 +9,11 @@ use super::executor::World;
 use super::journal::Journal;
 use crate::engine::decision::{Verdict, decide};
 use crate::engine::lease::{FenceProof, LastRight, waited_out_at};
-use crate::engine::observation::{Facts, Finding};
 use crate::engine::policy::Policy;
 use crate::engine::reason::Code;
 use crate::engine::saga::OpenSaga;
 use crate::engine::step::{Fact, Step};
-use crate::engine::topology::{Role, SiteName, Target, TargetKind, Topology};
+use crate::engine::topology::{SiteName, Topology};
 use crate::engine::units::{MonoTime, WallTime, as_millis};
 use crate::ports::{Clock, EffectError, Way};
 use crate::wire::{Came, Order, OrderAnswer, What};
@@ -39,6 +38,7 @@ pub struct Steps {
 }
 
 mod promote;
+mod writable;
 mod traffic;
 
 type Outcome = Result<Fact, EffectError>;
@@ -395,39 +395,6 @@ impl Steps {
             )));
         }
         Ok(Fact::Declared { loss })
-    }
-
-    async fn verify_writable(&self, saga: &OpenSaga) -> Outcome {
-        let target = Target {
-            site: saga.plan.route.to.clone(),
-            kind: TargetKind::Database,
-        };
-        let seen = self
-            .world
-            .probe
-            .look(&target, self.policy.detect.probe_timeout)
-            .await;
-        let not_yet = |why: String| Err(EffectError::Failed(why));
-        match seen {
-            Finding::Bad(failure) => not_yet(failure.to_string()),
-            Finding::Good(Facts::Database(facts)) => {
-                let epoch = saga.plan.route.epoch;
-                if facts.role != Role::Primary {
-                    not_yet("it is a standby".to_owned())
-                } else if facts.write_took.is_none() {
-                    not_yet("it took no write".to_owned())
-                } else if let Some(names) = facts.waits_in_vain() {
-                    not_yet(format!(
-                        "its commits wait for {names}, and nobody of that name streams"
-                    ))
-                } else if facts.epoch != Some(epoch) {
-                    not_yet(format!("its epoch row says {:?}, not {epoch}", facts.epoch))
-                } else {
-                    Ok(Fact::Done)
-                }
-            }
-            Finding::Good(Facts::Api | Facts::Agent) => not_yet("no database answered".to_owned()),
-        }
     }
 }
 

@@ -261,12 +261,16 @@ pub fn fact_line(fact: &Fact) -> String {
             format!(": timeline {timeline} from {position}{already}")
         }
         Fact::Moved { already } => if *already { ": it already was" } else { "" }.to_owned(),
-        Fact::Seen { places } => {
-            let places: Vec<String> = places
+        Fact::NotMoved { why } => format!(": not yet, the others go first: {why}"),
+        Fact::Seen { places, unseen } => {
+            let seen = places
                 .iter()
-                .map(|(place, site)| format!("{place} leads to {site}"))
-                .collect();
-            format!(": {}", places.join("; "))
+                .map(|(place, site)| format!("{place} leads to {site}"));
+            let unseen = unseen
+                .iter()
+                .map(|(place, why)| format!("{place} shows nothing ({why})"));
+            let all: Vec<String> = seen.chain(unseen).collect();
+            format!(": {}", all.join("; "))
         }
     }
 }

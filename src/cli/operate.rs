@@ -155,7 +155,9 @@ pub fn promote(args: &PromoteArgs, output: &Output) -> anyhow::Result<Exit> {
         show_plan(args, &opened, output);
         return Ok(Exit::No);
     };
-    follow(&client, plan, output)
+    // A plan that was stuck and is tried again has an end in the log already.
+    let tried = before.plan.map(|_| before.log.0.saturating_add(1));
+    follow(&client, plan, tried.unwrap_or(plan), output)
 }
 
 fn confirmed(args: &PromoteArgs, output: &Output) -> anyhow::Result<bool> {
@@ -205,9 +207,8 @@ fn show_plan(args: &PromoteArgs, answer: &PromoteAnswer, output: &Output) {
     ));
 }
 
-/// Shows a plan's steps as they are written down, until it ends.
-fn follow(client: &Client, plan: u64, output: &Output) -> anyhow::Result<Exit> {
-    let mut from = plan;
+/// Shows a plan's steps as they are written down from an entry on, until it ends.
+fn follow(client: &Client, plan: u64, mut from: u64, output: &Output) -> anyhow::Result<Exit> {
     loop {
         let part: LogPart = client.get_within(
             &format!("/v1/log?from={from}&wait_ms=5000"),

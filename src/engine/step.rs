@@ -155,10 +155,19 @@ pub enum Fact {
         /// Whether it already answered so.
         already: bool,
     },
+    /// A traffic target is out of reach, and others wait: they go first, and it is moved before
+    /// the result is looked at.
+    NotMoved {
+        /// Why.
+        why: String,
+    },
     /// What was seen from outside, place by place.
     Seen {
         /// Place and what it showed.
         places: BTreeMap<String, String>,
+        /// Places that showed nothing, and why.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        unseen: BTreeMap<String, String>,
     },
 }
 

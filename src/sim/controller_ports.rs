@@ -17,8 +17,8 @@ use crate::engine::answer::Answer;
 use crate::engine::step::Step;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::ports::{
-    Agents, EffectError, FrontDoor, LeaseStore, LogStore, OutsideView, Still, StoreError, Traffic,
-    Versioned, Way,
+    Agents, EffectError, FrontDoor, LeaseStore, LogStore, OutsideFault, OutsideView, Still,
+    StoreError, Traffic, Versioned, Way,
 };
 use crate::wire::{Order, OrderAnswer};
 
@@ -146,7 +146,7 @@ impl Traffic for SimTraffic {
     async fn verify_outside(&self) -> Vec<OutsideView> {
         let answer = match self.reach().await {
             Ok(()) => Ok(self.place.world.with(|state, _| state.traffic.0.clone())),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(OutsideFault::Unseen(error.to_string())),
         };
         let place = "outside".to_owned();
         vec![OutsideView { place, answer }]
@@ -163,7 +163,7 @@ impl FrontDoor for SimFront {
         &self,
         _expected: &SiteName,
         within: Duration,
-    ) -> Vec<(String, Result<SiteName, String>)> {
+    ) -> Vec<(String, Result<SiteName, OutsideFault>)> {
         self.0.work(1, 30).await;
         let (link, site, serves) = self.0.world.with(|state, now| {
             let site = state.traffic.0.sites_on().next().cloned();
@@ -177,7 +177,7 @@ impl FrontDoor for SimFront {
         }
         let entered = match site {
             Some(site) if link && serves => Ok(site),
-            Some(_) | None => Err("no answer".to_owned()),
+            Some(_) | None => Err(OutsideFault::Unseen("no answer".to_owned())),
         };
         vec![("front".to_owned(), entered)]
     }

@@ -113,6 +113,7 @@ impl Seen {
                 | Fact::Severed { .. }
                 | Fact::Promoted { .. }
                 | Fact::Moved { .. }
+                | Fact::NotMoved { .. }
                 | Fact::Seen { .. } => {}
             },
             Body::Opened { .. }

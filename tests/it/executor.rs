@@ -17,6 +17,7 @@ use failover::wire::PromoteAsk;
 
 use self::stage::{Earth, Fault, Stage, aws, gcp};
 
+mod forward;
 pub(crate) mod stage;
 
 fn play<T>(scene: impl Future<Output = T>) -> T {

@@ -21,4 +21,5 @@ mod fenced;
 mod standing;
 mod bad_input;
 mod observers;
+mod outside;
 mod partitions;

@@ -12,7 +12,7 @@ use failover::engine::answer::Answer;
 use failover::engine::topology::SiteName;
 use failover::engine::units::Epoch;
 use failover::lab::name_server::{NameServer, free_port};
-use failover::ports::{EffectError, Traffic, Versioned};
+use failover::ports::{EffectError, OutsideFault, Traffic, Versioned};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -294,7 +294,10 @@ async fn an_address_of_nobody_is_refused_by_name() {
     let text = refusal(target.read().await);
     assert!(text.contains("`203.0.113.9`"), "{text} {said}");
     let view = target.verify_outside().await.remove(0);
-    assert!(view.answer.unwrap_err().contains("`203.0.113.9`"));
+    let OutsideFault::Wrong(why) = view.answer.unwrap_err() else {
+        panic!("not called wrong");
+    };
+    assert!(why.contains("`203.0.113.9`"), "{why}");
 }
 
 #[tokio::test]

@@ -40,6 +40,16 @@ pub(crate) fn one_lab() -> MutexGuard<'static, ()> {
 /// Runs a test on a steady lab. Whose descendants a lab ends is a property of a whole process, so
 /// the test has one of its own: this program again, with the one test.
 pub(crate) fn on_a_lab(test: &str, body: impl AsyncFnOnce(&mut Supervisor)) {
+    on_a_prepared_lab(test, FAST, |_| {}, body);
+}
+
+/// The same under a policy, and with whatever else is changed in its files before anything starts.
+pub(crate) fn on_a_prepared_lab(
+    test: &str,
+    policy: &str,
+    prepare: impl FnOnce(&Layout),
+    body: impl AsyncFnOnce(&mut Supervisor),
+) {
     const ALONE: &str = "FAILOVER_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
         let _one = one_lab();
@@ -60,8 +70,10 @@ pub(crate) fn on_a_lab(test: &str, body: impl AsyncFnOnce(&mut Supervisor)) {
     let program = Path::new(env!("CARGO_BIN_EXE_failover"));
     let mut lab = runtime.block_on(async {
         let processes = Processes::new("stage", Arc::new(SystemClock)).unwrap();
-        let layout = Layout::create(dir.path(), program, None, FAST).await;
-        Supervisor::start(layout.unwrap(), processes).await.unwrap()
+        let layout = Layout::create(dir.path(), program, None, policy).await;
+        let layout = layout.unwrap();
+        prepare(&layout);
+        Supervisor::start(layout, processes).await.unwrap()
     });
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let within = async { tokio::time::timeout(TEST_WITHIN, body(&mut lab)).await };

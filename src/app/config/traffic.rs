@@ -35,6 +35,21 @@ pub struct TrafficConfig {
     pub kind: TrafficKind,
 }
 
+impl TrafficConfig {
+    /// Whether the zone holds this name.
+    pub fn serves(&self, host: &str) -> bool {
+        is_below(host, &self.zone)
+    }
+
+    /// The name servers that users' resolvers ask.
+    pub fn name_servers(&self) -> &[SocketAddr] {
+        match &self.kind {
+            TrafficKind::Rfc2136(update) => &update.authoritative,
+            TrafficKind::Route53(zone) => &zone.name_servers,
+        }
+    }
+}
+
 /// Where a zone is, and what belongs to that.
 #[derive(Debug, Clone)]
 pub enum TrafficKind {

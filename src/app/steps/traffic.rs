@@ -6,22 +6,46 @@ use super::{Outcome, SHORT_ORDER, Steps};
 use crate::app::control::Input;
 use crate::engine::answer::{Answer, guard_answer};
 use crate::engine::saga::OpenSaga;
-use crate::engine::step::Fact;
+use crate::engine::step::{Fact, Step};
 use crate::engine::topology::{SiteName, TargetName};
 use crate::engine::units::MonoTime;
-use crate::ports::{EffectError, Traffic};
+use crate::ports::{EffectError, OutsideFault, Traffic};
 
 impl Steps {
+    /// Moves a target. One that is out of reach, perhaps lost with the old site, keeps those after
+    /// it waiting for nothing: it comes last.
     pub(super) async fn move_traffic(&self, saga: &OpenSaga, name: &TargetName) -> Outcome {
-        let Some(target) = self
-            .world
-            .traffic
-            .iter()
-            .find(|target| target.name() == name)
-        else {
-            return Err(EffectError::Refused(format!(
-                "traffic target `{name}` is not configured any more"
-            )));
+        let last = saga.plan.steps.iter().rev().find_map(|step| match step {
+            Step::MoveTraffic { target } => Some(target),
+            Step::Recheck
+            | Step::RaiseEpoch
+            | Step::StartWorkloads
+            | Step::Sever
+            | Step::Fence
+            | Step::Freeze
+            | Step::Promote
+            | Step::VerifyWritable
+            | Step::AwaitWorkloads
+            | Step::VerifyOutside
+            | Step::Settle => None,
+        });
+        let others_wait = last != Some(name);
+        match self.move_one(saga, name).await {
+            Err(EffectError::Failed(why)) if others_wait => {
+                self.note("traffic-later", why.clone()).await?;
+                Ok(Fact::NotMoved { why })
+            }
+            moved => moved,
+        }
+    }
+
+    async fn move_one(&self, saga: &OpenSaga, name: &TargetName) -> Outcome {
+        let mut configured = self.world.traffic.iter();
+        let Some(target) = configured.find(|target| target.name() == name) else {
+            // Whoever took it out of the configuration has decided about it.
+            let why = format!("traffic target `{name}` is not configured any more");
+            self.note("traffic-left", why.clone()).await?;
+            return Ok(Fact::NotMoved { why });
         };
         let route = &saga.plan.route;
         let wanted = Answer::only(&route.to, &self.topology, route.epoch);
@@ -85,37 +109,94 @@ impl Steps {
         }
     }
 
+    /// Sees from outside that users get to the new site. A place that shows nothing is unknown,
+    /// not wrong: it may be lost with the old site. What does show something must agree, and of
+    /// each target, and of the front door, at least one place must.
     pub(super) async fn verify_outside(&self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
-        let to = &saga.plan.route.to;
-        let mut places = BTreeMap::new();
-        let mut wrong = Vec::new();
-        for target in &self.world.traffic {
-            for view in target.verify_outside().await {
-                let place = format!("{} {}", target.name(), view.place);
-                match view.answer {
-                    Ok(answer) if answer.is_only(to) => drop(places.insert(place, to.to_string())),
-                    Ok(answer) => {
-                        let on: Vec<String> = answer.sites_on().map(ToString::to_string).collect();
-                        wrong.push(format!("{place} answers {}", on.join(" and ")));
-                    }
-                    Err(why) => wrong.push(format!("{place}: {why}")),
-                }
+        let mut seen = Views::default();
+        for step in &saga.plan.steps {
+            if let Step::MoveTraffic { target } = step
+                && let Some(Fact::NotMoved { .. }) = saga.fact(step)
+                && let Err(error) = self.move_one(saga, target).await
+            {
+                seen.wrong.push(format!("not moved: {error}"));
             }
+        }
+        let to = &saga.plan.route.to;
+        for target in &self.world.traffic {
+            let views = target.verify_outside().await.into_iter().map(|view| {
+                let place = format!("{} {}", target.name(), view.place);
+                let judge = |answer: Answer| {
+                    let on: Vec<String> = answer.sites_on().map(ToString::to_string).collect();
+                    let said = format!("answers {}", on.join(" and "));
+                    answer.is_only(to).then_some(()).ok_or(said)
+                };
+                (place, view.answer.map(judge))
+            });
+            seen.take(&format!("traffic target `{}`", target.name()), to, views);
         }
         if let Some(front) = &self.world.front {
             let within = self.clock.now().until(deadline).min(SHORT_ORDER);
-            for (place, entered) in front.enter(to, within).await {
-                match entered {
-                    Ok(site) if site == *to => drop(places.insert(place, site.to_string())),
-                    Ok(site) => wrong.push(format!("{place} leads to {site}")),
-                    Err(why) => wrong.push(format!("{place}: {why}")),
+            let entered = front.enter(to, within).await.into_iter();
+            let views = entered.map(|(place, entered)| {
+                let judge = |site: SiteName| {
+                    let said = format!("leads to {site}");
+                    (site == *to).then_some(()).ok_or(said)
+                };
+                (place, entered.map(judge))
+            });
+            seen.take("the front door", to, views);
+        }
+        if !seen.wrong.is_empty() {
+            return Err(EffectError::Failed(seen.wrong.join("; ")));
+        }
+        if !seen.unseen.is_empty() {
+            let unseen = seen.unseen.iter();
+            let unseen: Vec<String> = unseen.map(|(p, why)| format!("{p}: {why}")).collect();
+            self.note("outside-unseen", unseen.join("; ")).await?;
+        }
+        Ok(Fact::Seen {
+            places: seen.right,
+            unseen: seen.unseen,
+        })
+    }
+}
+
+/// What the places outside showed.
+#[derive(Debug, Default)]
+struct Views {
+    right: BTreeMap<String, String>,
+    unseen: BTreeMap<String, String>,
+    wrong: Vec<String>,
+}
+
+impl Views {
+    /// Takes in what the places of one thing showed, each right or with what is said otherwise.
+    fn take(
+        &mut self,
+        of: &str,
+        to: &SiteName,
+        views: impl IntoIterator<Item = (String, Result<Result<(), String>, OutsideFault>)>,
+    ) {
+        let (mut right, mut missed) = (0usize, Vec::new());
+        for (place, seen) in views {
+            match seen {
+                Ok(Ok(())) => {
+                    right = right.saturating_add(1);
+                    self.right.insert(place, to.to_string());
+                }
+                Ok(Err(said)) => self.wrong.push(format!("{place} {said}")),
+                Err(OutsideFault::Wrong(why)) => self.wrong.push(format!("{place}: {why}")),
+                Err(OutsideFault::Unseen(why)) => {
+                    missed.push(format!("{place}: {why}"));
+                    self.unseen.insert(place, why);
                 }
             }
         }
-        if wrong.is_empty() {
-            Ok(Fact::Seen { places })
-        } else {
-            Err(EffectError::Failed(wrong.join("; ")))
+        if right == 0 && !missed.is_empty() {
+            let missed = missed.join("; ");
+            self.wrong
+                .push(format!("nothing is seen of {of} ({missed})"));
         }
     }
 }

@@ -24,8 +24,8 @@ use failover::engine::topology::{
 };
 use failover::engine::units::{Epoch, Lsn, MonoTime, SystemId, Timeline, WallTime};
 use failover::ports::{
-    Agents, Clock, EffectError, FrontDoor, LogStore, OutsideView, Probe, Still, StoreError,
-    Traffic, Versioned, Way,
+    Agents, Clock, EffectError, FrontDoor, LogStore, OutsideFault, OutsideView, Probe, Still,
+    StoreError, Traffic, Versioned, Way,
 };
 use failover::wire::{
     Came, Heard, Order, OrderAnswer, Postmark, Report, ReportAnswer, SentObservation, What,
@@ -389,6 +389,11 @@ pub(crate) struct Stage {
     pub(crate) calls: Mutex<Vec<String>>,
     /// The log, and the world just before each line.
     pub(crate) log: Mutex<Vec<(Vec<u8>, Earth)>>,
+    /// What other places outside show, of the traffic target and at the front door.
+    pub(crate) elsewhere: Mutex<Vec<(String, Result<SiteName, OutsideFault>)>>,
+    /// A second traffic target, moved before the other: how often it is out of reach, and what it
+    /// answers.
+    pub(crate) edge: Mutex<Option<(usize, Answer)>>,
     /// Which line cannot be written, and none after it.
     pub(crate) full_after: Mutex<Option<usize>>,
     target: TargetName,
@@ -418,6 +423,8 @@ impl Stage {
             always: Mutex::default(),
             calls: Mutex::default(),
             log: Mutex::default(),
+            elsewhere: Mutex::default(),
+            edge: Mutex::default(),
             full_after: Mutex::default(),
             target: "dns".parse().unwrap(),
         })
@@ -492,17 +499,24 @@ impl Stage {
         };
         let clock: Arc<dyn Clock> = self.clock.clone();
         let store = Box::new(Tape(Arc::clone(self)));
-        let opened = Journal::open(store, chain, topology(), Arc::clone(&clock), stamp).await;
+        let mut topology = topology();
+        let mut traffic: Vec<Arc<dyn Traffic>> = vec![self.clone()];
+        if self.edge.lock().unwrap().is_some() {
+            let edge = Edge(self.clone(), "edge".parse().unwrap());
+            topology.traffic.insert(0, edge.1.clone());
+            traffic.insert(0, Arc::new(edge));
+        }
+        let opened = Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp).await;
         let (journal, writer) = opened.unwrap();
         let world = World {
             agents: self.clone(),
             probe: self.clone(),
-            traffic: vec![self.clone()],
+            traffic,
             front: Some(self.clone()),
             leadership: Leadership::alone(Arc::clone(&clock)),
             crash: None,
         };
-        let brain = Brain::new(topology(), policy(), &journal.state(), clock.now(), LIFE);
+        let brain = Brain::new(topology, policy(), &journal.state(), clock.now(), LIFE);
         let (handle, inputs) = Handle::new();
         let ways = (handle.clone(), inputs);
         let name = "fast.toml".to_owned();
@@ -599,6 +613,9 @@ impl Agents for Stage {
 #[async_trait]
 impl Probe for Stage {
     async fn look(&self, target: &Target, _within: Duration) -> Finding {
+        if self.fate("look").is_some() {
+            return Finding::Bad(ProbeFailure::Timeout(1000));
+        }
         self.change(|earth| earth.find(target))
     }
 
@@ -653,9 +670,67 @@ impl Traffic for Stage {
     }
 
     async fn verify_outside(&self) -> Vec<OutsideView> {
-        vec![OutsideView {
+        let own = OutsideView {
             place: "192.0.2.53".to_owned(),
             answer: Ok(self.change(|earth| earth.answer.clone())),
+        };
+        let others = self.elsewhere.lock().unwrap().clone();
+        let others = others.into_iter().map(|(place, seen)| OutsideView {
+            place,
+            answer: seen.map(|site| Answer::only(&site, &topology(), Epoch(2))),
+        });
+        [own].into_iter().chain(others).collect()
+    }
+}
+
+/// The second traffic target of a stage.
+#[derive(Debug)]
+struct Edge(Arc<Stage>, TargetName);
+
+impl Edge {
+    fn with<T>(&self, with: impl FnOnce(&mut (usize, Answer)) -> T) -> T {
+        with(self.0.edge.lock().unwrap().as_mut().unwrap())
+    }
+}
+
+#[async_trait]
+impl Traffic for Edge {
+    fn name(&self) -> &TargetName {
+        &self.1
+    }
+
+    async fn read(&self) -> Result<Versioned, EffectError> {
+        self.with(|(lost, answer)| {
+            if *lost > 0 {
+                *lost -= 1;
+                return Err(EffectError::Failed("no connection".to_owned()));
+            }
+            let answer = answer.clone();
+            let token = String::new();
+            Ok(Versioned { answer, token })
+        })
+    }
+
+    async fn apply(
+        &self,
+        _from: &Versioned,
+        to: &Answer,
+        _note: &str,
+        still: Still<'_>,
+    ) -> Result<(), EffectError> {
+        still()?;
+        self.with(|(_, answer)| *answer = to.clone());
+        let on: Vec<String> = to.sites_on().map(ToString::to_string).collect();
+        let effect = format!("edge to {}", on.join(" and "));
+        self.0.change(|earth| earth.effects.push(effect));
+        Ok(())
+    }
+
+    async fn verify_outside(&self) -> Vec<OutsideView> {
+        let answer = self.with(|(_, answer)| answer.clone());
+        vec![OutsideView {
+            place: "192.0.2.99".to_owned(),
+            answer: Ok(answer),
         }]
     }
 }
@@ -666,18 +741,20 @@ impl FrontDoor for Stage {
         &self,
         expected: &SiteName,
         _within: Duration,
-    ) -> Vec<(String, Result<SiteName, String>)> {
+    ) -> Vec<(String, Result<SiteName, OutsideFault>)> {
         let serves = self.change(|earth| {
             let on = earth.answer.is_only(expected);
             let site = earth.site(expected);
             on && site.reachable && site.workloads && site.running && site.primary
         });
-        let entered = if serves {
+        let entered = if serves && self.fate("enter").is_none() {
             Ok(expected.clone())
         } else {
-            Err("nobody answers".to_owned())
+            Err(OutsideFault::Unseen("nobody answers".to_owned()))
         };
-        vec![("192.0.2.80".to_owned(), entered)]
+        let others = self.elsewhere.lock().unwrap().clone();
+        let own = ("192.0.2.80".to_owned(), entered);
+        [own].into_iter().chain(others).collect()
     }
 }
 
