@@ -5,7 +5,7 @@
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: lab test partitions lint bench fuzz sim packages doubles
+.PHONY: lab test partitions versions lint bench fuzz sim packages doubles
 
 lab: packages
 	$(CARGO) build --locked
@@ -20,6 +20,11 @@ test: packages doubles
 # Every row, three times, into docs/partitions.md: about an hour.
 partitions: packages
 	PARTITION_REPEAT=3 UPDATE_DOCS=1 $(CARGO) test --locked --test lab partitions -- --nocapture
+
+# The lab on PostgreSQL 14, 16, 17 and 18, into docs/versions.md: about half an hour.
+versions: packages
+	./tests/install-versions
+	POSTGRES_VERSIONS=$(TARGET_DIR)/postgres $(CARGO) test --locked --test versions -- --nocapture
 
 # What every change must keep.
 lint:

@@ -8,8 +8,6 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::daemon::runtime;
@@ -17,22 +15,24 @@ use super::exit::{Exit, Interrupted};
 use super::output::{Mood, Output};
 use crate::adapters::clock::SystemClock;
 use crate::engine::topology::SiteName;
-use crate::lab::layout::Layout;
+use crate::lab::layout::{Layout, Servers};
+use crate::lab::pair::PostgresTools;
 use crate::lab::processes::Processes;
 use crate::lab::scenario::{self, LabReport, Sight};
 use crate::lab::site_api::{self, SiteApiConfig};
-use crate::lab::standing::{self, Ask, Fault, Standing};
+use crate::lab::standing::{Ask, Fault};
 use crate::lab::supervisor::Supervisor;
 use crate::ports::Clock;
+
+mod standing_lab;
+
+use self::standing_lab::{ask, down, supervise, up};
 
 /// The policy of a lab for which none is named.
 const FAST: &str = include_str!("../../policies/fast.toml");
 
 /// How long what is left may take to end by itself.
 const END_WITHIN: Duration = Duration::from_secs(2);
-
-/// How long the lab may take to stand, and to go.
-const UP_WITHIN: Duration = Duration::from_secs(90);
 
 /// `failover lab`.
 #[derive(Debug, Subcommand)]
@@ -58,6 +58,9 @@ pub enum LabVerb {
     Supervise {
         /// Its folder
         dir: PathBuf,
+        /// Which PostgreSQL it runs
+        #[command(flatten)]
+        servers: ServerArgs,
     },
     /// The service of a site (started by the lab, not by people)
     #[command(hide = true, subcommand)]
@@ -76,6 +79,40 @@ pub struct RunArgs {
     /// Where to write the report as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Make the old primary a standby of the new one afterwards
+    #[arg(long)]
+    rejoin: bool,
+    #[command(flatten)]
+    servers: ServerArgs,
+}
+
+/// Which PostgreSQL the lab runs.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// The folder with `postgres`, `initdb` and `pg_ctl`; the newest on this machine where none is
+    /// named
+    #[arg(long, value_name = "DIR")]
+    postgres: Option<PathBuf>,
+    /// Turn the defaults of server, database and roles against us
+    #[arg(long)]
+    hostile: bool,
+}
+
+impl ServerArgs {
+    fn servers(&self) -> anyhow::Result<Servers> {
+        let tools = match &self.postgres {
+            Some(folder) => {
+                let folder = std::path::absolute(folder)
+                    .with_context(|| format!("find `{}`", folder.display()))?;
+                PostgresTools::in_folder(folder)?
+            }
+            None => PostgresTools::find()?,
+        };
+        Ok(Servers {
+            tools,
+            hostile: self.hostile,
+        })
+    }
 }
 
 /// `failover lab up`.
@@ -84,6 +121,8 @@ pub struct UpArgs {
     /// The policy; `policies/fast.toml` where none is named
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    #[command(flatten)]
+    servers: ServerArgs,
 }
 
 /// What is done with a site's service.
@@ -150,7 +189,9 @@ pub fn run(verb: LabVerb, output: &Output) -> anyhow::Result<Exit> {
         LabVerb::Fault { fault, site } => ask(&Ask::Fault(fault, site), output),
         LabVerb::Heal => ask(&Ask::Heal, output),
         LabVerb::Down => down(output),
-        LabVerb::Supervise { dir } => runtime()?.block_on(supervise(&dir)).map(|()| Exit::Done),
+        LabVerb::Supervise { dir, servers } => runtime()?
+            .block_on(supervise(&dir, &servers))
+            .map(|()| Exit::Done),
         LabVerb::SiteApi(verb) => site_api(&verb),
     }
 }
@@ -190,11 +231,12 @@ async fn play(
     };
     tell("building a lab: two sites with PostgreSQL, agents and services, a name server, a controller, a client …".to_owned());
     let processes = adopt_everything()?;
-    let layout = Layout::create(dir, &std::env::current_exe()?, None, policy).await?;
+    let servers = args.servers.servers()?;
+    let layout = Layout::create(dir, &std::env::current_exe()?, None, policy, servers).await?;
     let mut lab = Supervisor::start(layout, processes).await?;
     let kept = kept_folder()?;
     tell(format!("steady; now: {} aws", args.fault));
-    let played = scenario::run(&mut lab, args.fault, &kept, |at, sight| {
+    let played = scenario::run(&mut lab, args.fault, args.rejoin, &kept, |at, sight| {
         if !output.is_json() {
             show(at, sight, output);
         }
@@ -288,6 +330,9 @@ fn show_report(report: &LabReport, output: &Output) {
         log.path.display()
     ));
     output.text("  failover lab up        the same lab, left standing: status, promote, lab fault, lab heal, lab down");
+    if report.rejoined == Some(true) {
+        output.text("\nthe old primary follows the new one, and automation is armed again");
+    }
     if report.passed {
         output.text(format!(
             "\n{}",
@@ -302,148 +347,6 @@ fn show_report(report: &LabReport, output: &Output) {
                 "\n{} {problem}",
                 output.paint(Mood::Bad, "problem:")
             ));
-        }
-    }
-}
-
-fn up(args: &UpArgs, output: &Output) -> anyhow::Result<Exit> {
-    anyhow::ensure!(
-        standing::find()?.is_none(),
-        "a lab stands already\n\nhint: `failover lab down` ends it"
-    );
-    let policy = policy_text(args.policy.as_ref())?;
-    let dir = new_folder()?.keep();
-    std::fs::write(dir.join("wanted-policy.toml"), policy)?;
-    let log = std::fs::File::create(dir.join("supervisor.log"))?;
-    let mut supervisor = std::process::Command::new(std::env::current_exe()?);
-    supervisor.args(["lab", "supervise"]).arg(&dir);
-    supervisor
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    std::os::unix::process::CommandExt::process_group(&mut supervisor, 0);
-    let mut child = supervisor.spawn().context("start the lab's supervisor")?;
-    output.say("building a lab …");
-    let deadline = SystemClock.now().plus(UP_WITHIN);
-    let runtime = runtime()?;
-    loop {
-        if let Some(standing) = standing::find()?.filter(|standing| standing.dir == dir) {
-            output.say(format!("the lab stands in `{}`", standing.dir.display()));
-            output.say("  failover status --watch\n  failover lab fault kill-site aws\n  failover promote shop --to gcp --dry-run\n  failover log show\n  failover lab heal\n  failover lab down");
-            return Ok(Exit::Done);
-        }
-        if let Some(status) = child.try_wait()? {
-            let said = std::fs::read_to_string(dir.join("supervisor.log")).unwrap_or_default();
-            anyhow::bail!("the lab's supervisor ended with {status}: {}", said.trim());
-        }
-        if SystemClock.now() > deadline {
-            let pid = Pid::from_child(&child);
-            kill_process(pid, Signal::TERM)?;
-            child.wait()?;
-            anyhow::bail!("the lab does not stand in time; see `{}`", dir.display());
-        }
-        runtime.block_on(SystemClock.sleep(Duration::from_millis(100)));
-    }
-}
-
-fn found() -> anyhow::Result<Standing> {
-    standing::find()?.context("no lab stands\n\nhint: `failover lab up` builds one")
-}
-
-fn ask(what: &Ask, output: &Output) -> anyhow::Result<Exit> {
-    let lab = found()?;
-    let said = runtime()?.block_on(standing::ask(&lab, what))?;
-    output.say(said);
-    Ok(Exit::Done)
-}
-
-fn down(output: &Output) -> anyhow::Result<Exit> {
-    let lab = found()?;
-    let runtime = runtime()?;
-    let said = runtime.block_on(standing::ask(&lab, &Ask::Down))?;
-    output.say(said);
-    let deadline = SystemClock.now().plus(UP_WITHIN);
-    while standing::find()?.is_some() || lab.dir.exists() {
-        anyhow::ensure!(
-            SystemClock.now() < deadline,
-            "the lab does not end in time; see `{}`",
-            lab.dir.display()
-        );
-        runtime.block_on(SystemClock.sleep(Duration::from_millis(50)));
-    }
-    Ok(Exit::Done)
-}
-
-/// Builds a lab in `dir`, keeps it, and does what it is asked, until it is told to end.
-async fn supervise(dir: &Path) -> anyhow::Result<()> {
-    let kept = interruptible(Box::pin(keep(dir))).await;
-    let forgotten = standing::forget(dir);
-    end_everything().await?;
-    match kept {
-        // What was said in its folder is the only trace of why it did not stand.
-        Err(error) if error.downcast_ref::<Interrupted>().is_none() => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    std::fs::remove_dir_all(dir).context("remove the lab's folder")?;
-    forgotten
-}
-
-async fn keep(dir: &Path) -> anyhow::Result<()> {
-    let policy =
-        std::fs::read_to_string(dir.join("wanted-policy.toml")).context("read the policy")?;
-    let processes = adopt_everything()?;
-    let layout = Layout::create(dir, &std::env::current_exe()?, None, &policy).await?;
-    let mut lab = Supervisor::start(layout, processes).await?;
-    let socket = dir.join("supervisor.sock");
-    let listener = UnixListener::bind(&socket).context("listen for what is asked")?;
-    std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    standing::note(&Standing {
-        dir: dir.to_owned(),
-        socket,
-        controller: lab.layout.controller,
-        operator: lab.layout.operator.clone(),
-    })?;
-    serve(&mut lab, &listener).await?;
-    lab.end().await
-}
-
-async fn serve(lab: &mut Supervisor, listener: &UnixListener) -> anyhow::Result<()> {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = SystemClock.sleep(Duration::from_secs(1)) => {
-                lab.look()?;
-                continue;
-            }
-        };
-        let (stream, _) = accepted.context("accept")?;
-        let (reader, mut writer) = stream.into_split();
-        let mut line = String::new();
-        // A connection that only looks whether we are here says nothing.
-        if BufReader::new(reader)
-            .read_line(&mut line)
-            .await
-            .unwrap_or(0)
-            == 0
-        {
-            continue;
-        }
-        let asked: Result<Ask, _> = serde_json::from_str(&line);
-        let done = match &asked {
-            Ok(asked) => lab
-                .obey(asked)
-                .await
-                .map_err(|error| super::output::said(&error)),
-            Err(error) => Err(error.to_string()),
-        };
-        let answer = serde_json::to_string(&done)? + "\n";
-        // Who asked may be gone; what was done is done.
-        writer
-            .write_all(answer.as_bytes())
-            .await
-            .unwrap_or_default();
-        if matches!(asked, Ok(Ask::Down)) {
-            return Ok(());
         }
     }
 }

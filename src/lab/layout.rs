@@ -14,7 +14,8 @@ use data_encoding::BASE64;
 use super::name_server::free_port;
 use super::network::{Namespaces, Place, enter};
 use super::pair::{
-    Instance, Passwords, PostgresTools, StopMode, create_primary, create_standby, stop,
+    Instance, Passwords, PostgresTools, StopMode, create_primary, create_standby, recreate_standby,
+    stop, turn_hostile, turn_settings_hostile,
 };
 use super::site_api::{SiteApiConfig, prepare_tables};
 use crate::adapters::certificates::Authority;
@@ -35,6 +36,25 @@ const STATEMENT: Duration = Duration::from_secs(20);
 pub const ZONE: &str = "lab.test";
 /// The service's name.
 pub const SERVICE: &str = "shop.lab.test";
+
+/// Which PostgreSQL a lab runs.
+#[derive(Debug, Clone)]
+pub struct Servers {
+    /// Its programs.
+    pub tools: PostgresTools,
+    /// Whether its defaults are turned against us: see [`turn_hostile`].
+    pub hostile: bool,
+}
+
+impl Servers {
+    /// The newest on this machine, with the usual defaults.
+    pub fn usual() -> anyhow::Result<Self> {
+        Ok(Self {
+            tools: PostgresTools::find()?,
+            hostile: false,
+        })
+    }
+}
 
 /// One site.
 #[derive(Debug, Clone)]
@@ -135,8 +155,9 @@ impl Layout {
         program: &Path,
         namespaces: Option<Namespaces>,
         policy: &str,
+        servers: Servers,
     ) -> anyhow::Result<Self> {
-        let tools = PostgresTools::find()?;
+        let Servers { tools, hostile } = servers;
         let [a, b] = random::<2>()?;
         let loopback = |last| IpAddr::V4(Ipv4Addr::new(127, 1 + a % 254, b, last));
         let [first, second, neutral] = match namespaces {
@@ -181,14 +202,19 @@ impl Layout {
             passwords,
         };
         layout.secrets()?;
-        layout.databases().await?;
-        std::fs::write(layout.policy(), policy)?;
-        std::fs::write(layout.controller_config(), layout.controller_text())?;
+        layout.databases(hostile).await?;
+        layout.configurations(policy)?;
+        Ok(layout)
+    }
+
+    fn configurations(&self, policy: &str) -> anyhow::Result<()> {
+        std::fs::write(self.policy(), policy)?;
+        std::fs::write(self.controller_config(), self.controller_text())?;
         for (own, other) in [(0, 1), (1, 0)] {
-            let (Some(own), Some(other)) = (layout.sites.get(own), layout.sites.get(other)) else {
+            let (Some(own), Some(other)) = (self.sites.get(own), self.sites.get(other)) else {
                 continue;
             };
-            std::fs::write(own.agent_config(), layout.agent_text(own, other))?;
+            std::fs::write(own.agent_config(), self.agent_text(own, other))?;
             let api = SiteApiConfig {
                 site: own.name.clone(),
                 listen: own.api,
@@ -196,11 +222,11 @@ impl Layout {
                     "host={} port={} user=app dbname=app sslmode=disable",
                     own.ip, own.instance.port
                 ),
-                password_file: layout.dir.join("app.password"),
+                password_file: self.dir.join("app.password"),
             };
             std::fs::write(own.api_config(), serde_json::to_vec(&api)?)?;
         }
-        Ok(layout)
+        Ok(())
     }
 
     /// The decision log.
@@ -250,7 +276,7 @@ impl Layout {
         Ok(())
     }
 
-    async fn databases(&self) -> anyhow::Result<()> {
+    async fn databases(&self, hostile: bool) -> anyhow::Result<()> {
         let [primary, standby] = &self.sites;
         let tools = self.tools_at(primary);
         create_primary(&tools, &primary.instance, &self.passwords).await?;
@@ -258,6 +284,9 @@ impl Layout {
         prepare_tables(&opened, STATEMENT).await?;
         write_epoch(&opened, Epoch(1), &primary.name, STATEMENT).await?;
         drop(opened);
+        if hostile {
+            turn_hostile(&primary.instance).await?;
+        }
         create_standby(
             &self.tools_at(standby),
             &primary.instance,
@@ -268,7 +297,18 @@ impl Layout {
         stop(&tools, &primary.instance, StopMode::Fast).await?;
         for site in &self.sites {
             self.write_passfile(site)?;
+            if hostile {
+                turn_settings_hostile(&site.instance, tools.major().await?)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Makes the old primary, which does not run, a standby of the new one: the new copy of way B
+    /// in the runbook.
+    pub async fn rejoin(&self, old: &SiteLayout, new: &SiteLayout) -> anyhow::Result<()> {
+        let tools = self.tools_at(old);
+        recreate_standby(&tools, &new.instance, &old.instance, &self.passwords).await?;
         Ok(())
     }
 

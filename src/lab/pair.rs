@@ -7,9 +7,9 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -17,6 +17,14 @@ use tokio::process::Command;
 use crate::adapters::postgres::{Connect, ConnectError, Database, Secret};
 use crate::adapters::postgres::{allow_monitoring, prepare};
 use crate::engine::topology::SiteName;
+
+mod copy;
+mod hostile;
+mod tools;
+
+use self::copy::copy_running;
+pub use self::hostile::{turn_hostile, turn_settings_hostile};
+pub use self::tools::{MissingTool, OsUser, PostgresTools};
 
 /// How long one command may take; `initdb` and `pg_basebackup` need a second or two.
 const COMMAND_LIMIT: Duration = Duration::from_mins(1);
@@ -63,147 +71,6 @@ pub enum LabError {
 impl From<ConnectError> for LabError {
     fn from(error: ConnectError) -> Self {
         LabError::Server(error.to_string())
-    }
-}
-
-/// PostgreSQL is not on this machine, or the user it needs is not.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot find {what}: install the package `postgresql` (version 14 or later)")]
-pub struct MissingTool {
-    what: String,
-}
-
-/// The programs of the newest PostgreSQL on this machine, and the user to run them as.
-#[derive(Debug, Clone)]
-pub struct PostgresTools {
-    bin: PathBuf,
-    user: Option<OsUser>,
-    /// The network namespace that everything runs in; our own where none is named.
-    namespace: Option<PathBuf>,
-}
-
-/// A user of the operating system. PostgreSQL refuses to run as root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OsUser {
-    /// The user's number.
-    pub uid: u32,
-    /// The number of its group.
-    pub gid: u32,
-}
-
-impl PostgresTools {
-    /// Looks in `/usr/lib/postgresql/*/bin`, newest first, then in `PATH`. As root, everything
-    /// runs as the user `postgres`; else as ourselves.
-    pub fn find() -> Result<Self, MissingTool> {
-        let missing = |what: &str| MissingTool {
-            what: what.to_owned(),
-        };
-        let mut packaged: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                let major = entry.file_name().to_str()?.parse().ok()?;
-                Some((major, entry.path().join("bin")))
-            })
-            .filter(|(major, bin)| *major >= 14 && bin.join("initdb").exists())
-            .collect();
-        packaged.sort();
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let in_path = || std::env::split_paths(&path).find(|bin| bin.join("initdb").exists());
-        let bin = packaged
-            .pop()
-            .map(|(_, bin)| bin)
-            .or_else(in_path)
-            .ok_or_else(|| missing("the program `initdb`"))?;
-        for tool in ["postgres", "pg_ctl", "pg_basebackup"] {
-            if !bin.join(tool).exists() {
-                return Err(missing(&format!("the program `{tool}` beside `initdb`")));
-            }
-        }
-        let user = if rustix::process::geteuid().is_root() {
-            Some(OsUser::named("postgres").ok_or_else(|| missing("the user `postgres`"))?)
-        } else {
-            None
-        };
-        Ok(Self {
-            bin,
-            user,
-            namespace: None,
-        })
-    }
-
-    /// The path of one program.
-    pub fn program(&self, name: &str) -> PathBuf {
-        self.bin.join(name)
-    }
-
-    /// The user that PostgreSQL runs as, where it is not us.
-    pub fn user(&self) -> Option<OsUser> {
-        self.user
-    }
-
-    /// The same, run in a network namespace.
-    pub fn inside(&self, namespace: PathBuf) -> Self {
-        Self {
-            namespace: Some(namespace),
-            ..self.clone()
-        }
-    }
-
-    fn command(&self, name: &str) -> Command {
-        let mut command = self.plain_command(&self.program(name));
-        // Our own directory may be closed to the other user; our locale may not exist for it.
-        command
-            .current_dir("/")
-            .env_clear()
-            .env("PATH", format!("{}:/usr/bin:/bin", self.bin.display()))
-            .env("LC_ALL", "C.UTF-8")
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        command
-    }
-
-    /// A command as the other user. Only root may enter a namespace: whoever enters one changes
-    /// the user afterwards.
-    fn plain_command(&self, program: &Path) -> Command {
-        let Some(namespace) = &self.namespace else {
-            let mut command = Command::new(program);
-            if let Some(user) = self.user {
-                command.uid(user.uid).gid(user.gid);
-            }
-            return command;
-        };
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", namespace.display()));
-        if let Some(user) = self.user {
-            command.arg(format!("--setuid={}", user.uid));
-            command.arg(format!("--setgid={}", user.gid));
-        }
-        command.arg("--").arg(program);
-        command
-    }
-
-    fn give(&self, path: &Path) -> Result<(), LabError> {
-        match self.user {
-            Some(user) => chown(path, Some(user.uid), Some(user.gid))
-                .map_err(|cause| io_error("change the owner of", path, cause)),
-            None => Ok(()),
-        }
-    }
-}
-
-impl OsUser {
-    fn named(name: &str) -> Option<Self> {
-        let users = fs::read_to_string("/etc/passwd").ok()?;
-        users.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            (fields.next()? == name).then_some(())?;
-            Some(OsUser {
-                uid: fields.nth(1)?.parse().ok()?,
-                gid: fields.next()?.parse().ok()?,
-            })
-        })
     }
 }
 
@@ -401,19 +268,38 @@ pub async fn create_standby(
     passwords: &Passwords,
 ) -> Result<(), LabError> {
     standby.make_directories(tools)?;
-    let mut backup = tools.command("pg_basebackup");
-    backup
-        .env("PGPASSWORD", passwords.replicator.expose())
-        .args(["--no-sync", "--no-password", "--checkpoint=fast"])
-        .args(["--wal-method=stream", "--write-recovery-conf", "--pgdata"])
-        .arg(standby.data())
-        .arg("--dbname")
-        .arg(format!(
-            "host={} port={} user=replicator sslmode=disable application_name={}",
-            primary.listen, primary.port, standby.site
-        ));
-    run(backup, COMMAND_LIMIT).await?;
+    copy_standby(tools, primary, standby, passwords).await?;
     standby.write_settings(tools)
+}
+
+/// Replaces the data of an instance that does not run with a standby's copy of a running primary.
+/// Its settings stay.
+pub async fn recreate_standby(
+    tools: &PostgresTools,
+    primary: &Instance,
+    standby: &Instance,
+    passwords: &Passwords,
+) -> Result<(), LabError> {
+    let data = standby.data();
+    fs::remove_dir_all(&data).map_err(|cause| io_error("remove", &data, cause))?;
+    standby.make_directories(tools)?;
+    copy_standby(tools, primary, standby, passwords).await
+}
+
+async fn copy_standby(
+    tools: &PostgresTools,
+    primary: &Instance,
+    standby: &Instance,
+    passwords: &Passwords,
+) -> Result<(), LabError> {
+    let conninfo = format!(
+        "host={} port={} user=replicator password='{}' sslmode=disable application_name={}",
+        primary.listen,
+        primary.port,
+        passwords.replicator.expose().replace('\'', "\\'"),
+        standby.site
+    );
+    copy_running(tools, primary, &standby.data(), &conninfo).await
 }
 
 /// Starts a server that nobody guards, and returns when it takes connections. What it says goes

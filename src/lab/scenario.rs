@@ -49,6 +49,8 @@ pub struct LabReport {
     pub loss_declared: Option<Declared>,
     /// Seconds after the fault.
     pub timeline: Timeline,
+    /// Whether the old primary became a standby of the new one, where that was asked for.
+    pub rejoined: Option<bool>,
     /// The decision log.
     pub log: LogReport,
 }
@@ -293,10 +295,12 @@ fn seconds(duration: Duration) -> f64 {
     f64::from(u32::try_from(as_millis(duration)).unwrap_or(u32::MAX)) / 1000.0
 }
 
-/// Runs one fault at the active site, and reports. `show` is called with what is seen, live.
+/// Runs one fault at the active site, and reports; where `rejoin` says so, the old primary becomes
+/// a standby of the new one afterwards. `show` is called with what is seen, live.
 pub async fn run(
     lab: &mut Supervisor,
     fault: Fault,
+    rejoin: bool,
     keep_log_in: &Path,
     mut show: impl FnMut(f64, &Sight),
 ) -> anyhow::Result<LabReport> {
@@ -321,12 +325,44 @@ pub async fn run(
     };
     watch.health().await;
     watch.lab.fault(fault, &old.name).await?;
+    watch_it(&mut watch, &client, &new.name, &mut show).await?;
+    let attempts = client.stop().await?;
+    let rejoined = if rejoin && watch.ending == Some(Ending::Done) {
+        Some(watch.lab.rejoin(&old, &new).await)
+    } else {
+        None
+    };
+    let mut report = report(
+        &watch,
+        fault,
+        &attempts,
+        (&old.name, &new.name),
+        new.api,
+        keep_log_in,
+    )
+    .await?;
+    if let Some(Err(error)) = &rejoined {
+        report.problems.push(error.to_string());
+        report.passed = false;
+    }
+    report.rejoined = rejoined.map(|rejoined| rejoined.is_ok());
+    Ok(report)
+}
+
+/// Watches until the plan has ended and the new site serves, or for as long as that may take.
+async fn watch_it(
+    watch: &mut Watch<'_>,
+    client: &Client,
+    new: &SiteName,
+    show: &mut impl FnMut(f64, &Sight),
+) -> anyhow::Result<()> {
+    let clock = SystemClock;
     let deadline = clock.now().plus(OVER_WITHIN);
     let mut looked = clock.now();
     while clock.now() < deadline {
         let mut sights = watch.health().await;
         sights.extend(watch.entries().await?);
-        sights.extend(watch.client(&client));
+        sights.extend(watch.client(client));
         let now = clock.wall();
         let at = |sight: &Sight| match sight {
             Sight::Entry(entry) => entry.at,
@@ -336,7 +372,7 @@ pub async fn run(
         for sight in &sights {
             show(watch.since(at(sight)), sight);
         }
-        let served = acknowledged_by(&client.attempts(), &new.name) >= WRITES_AFTER;
+        let served = acknowledged_by(&client.attempts(), new) >= WRITES_AFTER;
         if watch.ending.is_some() && served {
             break;
         }
@@ -346,16 +382,7 @@ pub async fn run(
         }
         clock.sleep(Duration::from_millis(20)).await;
     }
-    let attempts = client.stop().await?;
-    report(
-        &watch,
-        fault,
-        &attempts,
-        (&old.name, &new.name),
-        new.api,
-        keep_log_in,
-    )
-    .await
+    Ok(())
 }
 
 fn acknowledged_by(attempts: &[client::Attempt], site: &SiteName) -> usize {
@@ -382,7 +409,6 @@ async fn report(
     };
     let by_old = account.by_old_after_new(old, new).len();
     let gap = account.longest_gap().map_or(0, |gap| gap.length_ms());
-
     std::fs::create_dir_all(keep_log_in)?;
     let kept = keep_log_in.join("decision.log");
     std::fs::copy(watch.lab.layout.log(), &kept).context("keep the decision log")?;
@@ -411,6 +437,7 @@ async fn report(
     }
     Ok(LabReport {
         schema_version: 1,
+        rejoined: None,
         scenario: fault.to_string(),
         passed: problems.is_empty(),
         problems,

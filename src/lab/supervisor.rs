@@ -292,6 +292,30 @@ impl Supervisor {
         Ok(healed)
     }
 
+    /// Ends whatever is left of the old primary's site, makes its database a standby of the new
+    /// one, and returns when automation has armed itself again.
+    pub async fn rejoin(&mut self, old: &SiteLayout, new: &SiteLayout) -> anyhow::Result<()> {
+        self.processes.thaw(&Who::All).await?;
+        self.fault(Fault::KillSite, &old.name).await?;
+        self.layout.rejoin(old, new).await?;
+        self.start_missing()?;
+        let deadline = self.clock.now().plus(STEADY_WITHIN);
+        while self.clock.now() < deadline {
+            self.look()?;
+            if let Ok(status) = self.status().await
+                && !status.situation.automation.disarmed
+            {
+                return Ok(());
+            }
+            self.clock.sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::bail!(
+            "`{}` does not follow `{}`: automation stays disarmed",
+            old.name,
+            new.name
+        )
+    }
+
     /// Looks around, so that no process is missed. To be called about once a second.
     pub fn look(&mut self) -> anyhow::Result<()> {
         self.processes.look()?;
@@ -391,6 +415,13 @@ fn unsteady(status: &Status) -> Option<String> {
                 return Some(format!("{kind}@{site} is {state}"));
             }
         }
+    }
+    let reasons = &status.decision.reasons;
+    if let Some(open) = reasons
+        .iter()
+        .find(|reason| reason.code == Code::RpoWindowOpen)
+    {
+        return Some(open.to_string());
     }
     let closed = status
         .decision

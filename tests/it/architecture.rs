@@ -337,7 +337,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("agent/run.rs run", 146),
     ("app/api.rs metrics", 75),
     ("app/run.rs run", 146),
-    ("lab/layout.rs create", 72),
     ("sim/processes.rs start_agent", 75),
     ("sim/processes.rs start_controller", 87),
 ];

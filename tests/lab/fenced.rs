@@ -2,8 +2,6 @@
 //! ask, the database stays down until it has rejoined.
 
 use std::net::TcpStream;
-use std::os::unix::fs::{DirBuilderExt, chown};
-use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use failover::engine::lease::FenceProof;
@@ -161,7 +159,7 @@ fn a_fenced_database_stays_down_whoever_starts_anew_until_it_rejoins() {
         assert_eq!(starts(&aws), started, "it was started");
         assert!(refuses(&aws));
 
-        rejoin(lab, &aws, &gcp).await;
+        lab.rejoin(&aws, &gcp).await.unwrap();
         until_status(lab, "the old primary is the standby", |status| {
             let site = &status.situation.sites[&aws.name];
             let database = site.database.as_ref().map(|database| &database.fact);
@@ -172,37 +170,6 @@ fn a_fenced_database_stays_down_whoever_starts_anew_until_it_rejoins() {
         })
         .await;
     });
-}
-
-/// As the runbook says, way B: a new copy of the new primary.
-async fn rejoin(lab: &mut Supervisor, old: &SiteLayout, new: &SiteLayout) {
-    lab.fault(Fault::KillAgent, &old.name).await.unwrap();
-    let tools = &lab.layout.tools;
-    std::fs::remove_dir_all(old.instance.data()).unwrap();
-    let mut backup = std::process::Command::new(tools.program("pg_basebackup"));
-    if let Some(user) = tools.user() {
-        backup.uid(user.uid).gid(user.gid);
-        let data = old.instance.data();
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&data)
-            .unwrap();
-        chown(&data, Some(user.uid), Some(user.gid)).unwrap();
-    }
-    let conninfo = format!(
-        "host={} port={} user=replicator sslmode=disable application_name={}",
-        new.ip, new.instance.port, old.name
-    );
-    let done = backup
-        .current_dir("/")
-        .env("PGPASSFILE", old.instance.dir.join("passfile"))
-        .args(["--no-sync", "--checkpoint=fast", "--write-recovery-conf"])
-        .args(["--dbname", &conninfo, "--pgdata"])
-        .arg(old.instance.data())
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{done:?}");
-    lab.start_missing().unwrap();
 }
 
 #[test]

@@ -49,6 +49,15 @@ pub(crate) fn write() -> HeartbeatWrite {
     }
 }
 
+/// The PostgreSQL that the tests run on: that of the folder `POSTGRES_DIR`, or the newest on this
+/// machine.
+pub(crate) fn tools() -> PostgresTools {
+    match std::env::var_os("POSTGRES_DIR") {
+        Some(folder) => PostgresTools::in_folder(folder.into()).unwrap(),
+        None => PostgresTools::find().unwrap(),
+    }
+}
+
 /// An address of this process and this call, and a port that is free on it.
 pub(crate) fn place() -> (IpAddr, u16) {
     static NEXT: AtomicU8 = AtomicU8::new(1);
@@ -157,7 +166,7 @@ impl Drop for Server {
 
 impl Pair {
     pub(crate) async fn primary_only() -> Self {
-        let tools = PostgresTools::find().unwrap();
+        let tools = tools();
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let primary = Server::new(&tools, dir.path(), "aws");

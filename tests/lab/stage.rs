@@ -18,10 +18,12 @@ use failover::engine::chain::{Body, Entry};
 use failover::engine::saga::Ending;
 use failover::engine::step::{Event, Fact, Step};
 use failover::lab::client::{Attempt, Outcome};
-use failover::lab::layout::Layout;
+use failover::lab::layout::{Layout, Servers};
 use failover::lab::processes::Processes;
 use failover::lab::supervisor::Supervisor;
 use failover::wire::Status;
+
+use crate::pair::tools;
 
 /// The policy of these tests.
 pub(crate) const FAST: &str = include_str!("../../policies/fast.toml");
@@ -70,7 +72,11 @@ pub(crate) fn on_a_prepared_lab(
     let program = Path::new(env!("CARGO_BIN_EXE_failover"));
     let mut lab = runtime.block_on(async {
         let processes = Processes::new("stage", Arc::new(SystemClock)).unwrap();
-        let layout = Layout::create(dir.path(), program, None, policy).await;
+        let servers = Servers {
+            tools: tools(),
+            hostile: false,
+        };
+        let layout = Layout::create(dir.path(), program, None, policy, servers).await;
         let layout = layout.unwrap();
         prepare(&layout);
         Supervisor::start(layout, processes).await.unwrap()

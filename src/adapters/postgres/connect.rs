@@ -167,7 +167,7 @@ impl Database {
     }
 
     /// Runs a statement whose answer is one row with one JSON text, in one round trip.
-    pub(super) async fn read<T: DeserializeOwned>(
+    pub(crate) async fn read<T: DeserializeOwned>(
         &self,
         sql: &str,
         parameters: &[(&(dyn ToSql + Sync), Type)],

@@ -15,7 +15,7 @@ use failover::engine::units::{MonoTime, WallTime};
 use failover::lab::client::{
     Attempt, Client, ClientConfig, Outcome, Report, Route, present_numbers,
 };
-use failover::lab::layout::{Layout, SERVICE};
+use failover::lab::layout::{Layout, SERVICE, Servers};
 use failover::lab::network::{Namespaces, Place};
 use failover::lab::processes::Processes;
 use failover::lab::standing::Fault;
@@ -83,7 +83,8 @@ impl Lab {
         let disk = full.map(|_| Disk::mount(&dir.path().join("aws/pg")));
         let program = std::path::Path::new(env!("CARGO_BIN_EXE_failover"));
         let processes = Processes::new("partitions", Arc::new(SystemClock)).unwrap();
-        let layout = Layout::create(dir.path(), program, Some(network), policy)
+        let servers = Servers::usual().unwrap();
+        let layout = Layout::create(dir.path(), program, Some(network), policy, servers)
             .await
             .unwrap();
         let supervisor = Supervisor::start(layout, processes).await.unwrap();
