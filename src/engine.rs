@@ -12,6 +12,7 @@
     )
 )]
 
+pub mod text;
 pub mod units;
 pub mod document;
 pub mod topology;

@@ -13,7 +13,7 @@ use crate::engine::saga::{GroupState, OpenSaga};
 use crate::engine::situation::{AgentFacts, Request, Situation};
 use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::{GroupName, ObserverName, SiteName, Target, Vantage};
-use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, Timeline, WallTime, millis};
+use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, Timeline, WallTime, exact, millis};
 use crate::ports::EffectError;
 
 pub mod unsent;
@@ -52,7 +52,7 @@ impl SentObservation {
             target: observation.target.clone(),
             began: now.since(observation.began),
             ended: now.since(observation.ended),
-            finding: observation.finding.clone(),
+            finding: observation.finding.clone().clipped(),
         }
     }
 
@@ -65,7 +65,7 @@ impl SentObservation {
             vantage,
             began: received.minus(self.began),
             ended: received.minus(self.ended),
-            finding: self.finding,
+            finding: self.finding.clipped(),
         }
     }
 }
@@ -114,7 +114,7 @@ pub struct Report {
     pub asks: bool,
     /// What it says of itself.
     pub facts: AgentFacts,
-    /// What it saw since its last report.
+    /// What it saw since its last report: [`OBSERVATIONS`] at most.
     pub observations: Vec<SentObservation>,
     /// The controller's last answer; `None` before the first.
     pub heard: Option<Heard>,
@@ -156,7 +156,7 @@ pub struct ObserverReport {
     pub group: GroupName,
     /// Its name. The controller believes it only from a certificate of that name.
     pub name: ObserverName,
-    /// What it saw since its last report.
+    /// What it saw since its last report: [`OBSERVATIONS`] at most.
     pub observations: Vec<SentObservation>,
     /// The controller's last answer; `None` before the first.
     pub heard: Option<Heard>,
@@ -203,6 +203,7 @@ pub struct PeerAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// The plan it belongs to.
+    #[serde(with = "exact")]
     pub plan: u64,
     /// The group.
     pub group: GroupName,
@@ -406,3 +407,28 @@ pub const PEER_PATH: &str = "/v1/peer";
 pub const REPORT_PATH: &str = "/v1/report";
 /// Where the controller takes what extra observers saw.
 pub const OBSERVED_PATH: &str = "/v1/observed";
+
+/// The most observations in one report. There are four things to look at, and of each the newest is
+/// told.
+pub const OBSERVATIONS: usize = 16;
+
+/// The longest report of an agent, in bytes. Two databases with as much of everything as is kept of
+/// them take about 50 KiB; the rest is for agents that keep more.
+pub const REPORT_LIMIT: usize = 256 * 1024;
+
+/// The longest report of an observer, in bytes: the same, from a place that nobody may guard.
+pub const OBSERVED_LIMIT: usize = 64 * 1024;
+
+/// The longest order, question of the other agent or command of a person, in bytes. Each has some
+/// hundred.
+pub const MESSAGE_LIMIT: usize = 16 * 1024;
+
+/// Refuses a report with more observations than anything of ours sends.
+pub fn check_count(observations: &[SentObservation]) -> Result<(), String> {
+    match observations.len() {
+        0..=OBSERVATIONS => Ok(()),
+        many => Err(format!(
+            "the report has {many} observations, and {OBSERVATIONS} are the most: send of each target the newest"
+        )),
+    }
+}

@@ -9,12 +9,8 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::engine::chain::{Broken, Chain, Entry};
+use crate::engine::chain::{Broken, Chain, Entry, READ_LINE};
 use crate::ports::{LogStore, StoreError};
-
-/// The longest line that is read back. A decision with its evidence takes about 10 KiB; a line
-/// of more than this is not one of ours and must not take all memory.
-const LONGEST_LINE: usize = 4 << 20;
 
 /// Why a log cannot be opened or does not verify.
 #[derive(Debug, thiserror::Error)]
@@ -124,12 +120,24 @@ pub fn verify(path: &Path) -> Result<Chain, LogError> {
 /// The entries of a log, from number `from` on, at most `limit` of them, with their lines. Does
 /// not verify the chain; each line is as it stands in the file.
 pub fn read(path: &Path, from: u64, limit: usize) -> Result<Vec<(String, Entry)>, LogError> {
+    read_part(path, from, limit, usize::MAX)
+}
+
+/// The same, and no more once their lines have `bytes` together: at least one all the same.
+pub fn read_part(
+    path: &Path,
+    from: u64,
+    limit: usize,
+    bytes: usize,
+) -> Result<Vec<(String, Entry)>, LogError> {
     let file = File::open(path).map_err(|cause| io("open", path, cause))?;
     let mut found = Vec::new();
     let mut number = 0u64;
+    let mut length = 0usize;
     for_each_line(path, BufReader::new(file), |line| {
         number = number.saturating_add(1);
-        if number >= from && found.len() < limit {
+        if number >= from && found.len() < limit && length < bytes {
+            length = length.saturating_add(line.len());
             let (_, entry) =
                 crate::engine::chain::read_line(line).map_err(|why| LogError::Broken {
                     path: path.to_owned(),
@@ -207,12 +215,12 @@ fn for_each_line(
     let mut whole = 0u64;
     loop {
         line.clear();
-        let limit = u64::try_from(LONGEST_LINE).unwrap_or(u64::MAX);
+        let limit = u64::try_from(READ_LINE).unwrap_or(u64::MAX);
         let read = reader.by_ref().take(limit).read_until(b'\n', &mut line);
         let read = read.map_err(|cause| io("read", path, cause))?;
         let Some(text) = line.strip_suffix(b"\n") else {
             // The end of the file, or a line that is torn or much too long.
-            if read == LONGEST_LINE {
+            if read == READ_LINE {
                 each(&line)?;
             }
             return Ok(whole);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -15,7 +15,8 @@ use crate::adapters::tls::{Identity, PeerClient, PeerIdentity};
 use crate::engine::topology::{GroupName, SiteName};
 use crate::ports::{Clock, EffectError};
 use crate::wire::{
-    ORDER_CONTEXT, ORDER_PATH, Order, OrderAnswer, PEER_PATH, PeerAnswer, PeerQuestion, RELAY_PATH,
+    MESSAGE_LIMIT, ORDER_CONTEXT, ORDER_PATH, Order, OrderAnswer, PEER_PATH, PeerAnswer,
+    PeerQuestion, RELAY_PATH,
 };
 
 /// What the handlers work with.
@@ -43,6 +44,7 @@ pub fn router(api: Api) -> Router {
         .route(ORDER_PATH, post(order))
         .route(RELAY_PATH, post(relay))
         .route(PEER_PATH, post(peer))
+        .layer(DefaultBodyLimit::max(MESSAGE_LIMIT))
         .with_state(api)
 }
 

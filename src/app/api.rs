@@ -24,19 +24,19 @@ use crate::engine::topology::{GroupName, ObserverName};
 use crate::engine::units::as_millis;
 use crate::ports::Clock;
 use crate::wire::{
-    HoldAsk, LogPart, OBSERVED_PATH, ObserverAnswer, ObserverReport, PromoteAsk, REPORT_PATH,
-    ReleaseAsk, Report, ReportAnswer, Status,
+    HoldAsk, LogPart, MESSAGE_LIMIT, OBSERVED_LIMIT, OBSERVED_PATH, ObserverAnswer, ObserverReport,
+    PromoteAsk, REPORT_LIMIT, REPORT_PATH, ReleaseAsk, Report, ReportAnswer, Status, check_count,
 };
 
-/// How many entries one answer holds at most: with their evidence some 2 MiB.
+/// How many entries one answer holds at most.
 const LOG_PART: usize = 200;
+
+/// How many bytes of lines one answer holds, and at most one line more: with both escaped in JSON it
+/// is below the 4 MiB that the command line takes.
+const LOG_PART_BYTES: usize = 1 << 20;
 
 /// How long a question for new entries may wait for one.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
-
-/// The longest report of an observer, in bytes: four observations of 2 KiB, times four. What it
-/// says goes into the decision log, and it may stand in a place that nobody guards.
-const OBSERVED_LIMIT: usize = 32 * 1024;
 
 /// What the handlers work with.
 #[derive(Debug, Clone)]
@@ -75,10 +75,17 @@ impl From<super::control::Ended> for Problem {
     }
 }
 
+fn unprocessable(text: String) -> Problem {
+    Problem(StatusCode::UNPROCESSABLE_ENTITY, text)
+}
+
 /// The API for agents and operators.
 pub fn router(api: Api) -> Router {
     Router::new()
-        .route(REPORT_PATH, post(report))
+        .route(
+            REPORT_PATH,
+            post(report).layer(DefaultBodyLimit::max(REPORT_LIMIT)),
+        )
         .route(
             OBSERVED_PATH,
             post(observed).layer(DefaultBodyLimit::max(OBSERVED_LIMIT)),
@@ -88,6 +95,8 @@ pub fn router(api: Api) -> Router {
         .route("/v1/hold", post(hold))
         .route("/v1/release", post(release))
         .route("/v1/log", get(log))
+        // What a route says itself comes first.
+        .layer(DefaultBodyLimit::max(MESSAGE_LIMIT))
         .with_state(api)
 }
 
@@ -137,6 +146,7 @@ async fn report(
             .map_err(|error| Problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
         return Err(Problem(StatusCode::FORBIDDEN, text));
     }
+    check_count(&report.observations).map_err(unprocessable)?;
     Ok(Json(
         api.control
             .ask(|answer| Input::Reported(Box::new(report), answer))
@@ -156,6 +166,7 @@ async fn observed(
         name: report.name.clone(),
     };
     let answer = if peer.identity == expected && report.group == api.group {
+        check_count(&report.observations).map_err(unprocessable)?;
         let asked = |answer| Input::ObserverReported(Box::new(report), answer);
         api.control.ask(asked).await?
     } else {
@@ -257,7 +268,10 @@ async fn log(
     }
     let last = view.borrow().entries;
     let path = api.log.clone();
-    let read = tokio::task::spawn_blocking(move || files::read(&path, ask.from, LOG_PART)).await;
+    let read = tokio::task::spawn_blocking(move || {
+        files::read_part(&path, ask.from, LOG_PART, LOG_PART_BYTES)
+    })
+    .await;
     let failed = |text: String| Problem(StatusCode::INTERNAL_SERVER_ERROR, text);
     let entries = read
         .map_err(|error| failed(error.to_string()))?

@@ -324,16 +324,20 @@ impl Control {
             .unwrap_or_default();
         tracing::info!(verdict = %decision.verdict, reason = %first, "decided");
         let (decision, situation) = (Box::new(decision.clone()), Box::new(situation.clone()));
-        self.journal
-            .append(
-                "controller",
-                Body::Decision {
-                    decision,
-                    situation,
-                },
-            )
-            .await?;
-        Ok(())
+        let body = Body::Decision {
+            decision,
+            situation,
+        };
+        match self.journal.append("controller", body).await {
+            // Nothing that others say may end this process. What the decision leads to is written
+            // down by itself, or is not done.
+            Err(JournalError::Refused(cause)) => {
+                tracing::error!(%cause, "the decision cannot be written down with its evidence");
+                let text = format!("a decision is left out, with its evidence: {cause}");
+                self.journal.note("entry-refused", text).await.map(drop)
+            }
+            written => written.map(drop),
+        }
     }
 
     async fn open_plan(

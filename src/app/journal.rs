@@ -24,7 +24,8 @@ pub struct Stamp {
 /// Why an entry was not written.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum JournalError {
-    /// It would make the log tell something impossible: a mistake of ours, and nothing happened.
+    /// It would make the log tell something impossible, or would not read back as it is: nothing
+    /// was written, and nothing happened.
     #[error("refused by the decision log: {0}")]
     Refused(#[from] Broken),
     /// It could not be made durable. Nothing may be done any more: the process ends.
@@ -124,7 +125,7 @@ impl Journal {
         let (done, answer) = oneshot::channel();
         let append = Append {
             actor: actor.to_owned(),
-            body,
+            body: body.clipped(),
             done,
         };
         self.queue

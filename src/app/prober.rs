@@ -28,7 +28,7 @@ pub async fn look_for_ever(
             loop {
                 let Rhythm { every, within } = *rhythm.borrow();
                 let began = clock.now();
-                let finding = probe.look(&target, within).await;
+                let finding = probe.look(&target, within).await.clipped();
                 let ended = clock.now();
                 let target = target.clone();
                 let observation = Observation {

@@ -15,6 +15,7 @@ use super::saga::{Command, Ending, GroupState, Happening, SagaError};
 use super::situation::Situation;
 use super::step::{Event, Step};
 use super::synchrony::WindowChange;
+use super::text::{WORD_LIMIT, clip, clip_to, clipped};
 use super::topology::{GroupName, Topology};
 use super::units::{Epoch, UnitError, WallTime, serde_as_text};
 
@@ -138,6 +139,32 @@ pub enum Body {
 }
 
 impl Body {
+    /// The same within the limits of what is kept. What a decision, a plan or a command holds was
+    /// cut where it came in: a decision must follow again from what stands beside it.
+    #[must_use]
+    pub fn clipped(mut self) -> Self {
+        match &mut self {
+            Body::Step { event, .. } => event.clip(),
+            Body::Outcome { ending, .. } => match ending {
+                Ending::Done => {}
+                Ending::Undone { why } | Ending::Stuck { why } => clip(why),
+            },
+            Body::Window { change } => match change {
+                WindowChange::Opened { why } => clip(why),
+                WindowChange::Closed { .. } => {}
+            },
+            Body::Note { code, text } => {
+                clip_to(code, WORD_LIMIT);
+                clip(text);
+            }
+            Body::Opened { .. }
+            | Body::Command { .. }
+            | Body::Decision { .. }
+            | Body::Plan { .. } => {}
+        }
+        self
+    }
+
     /// What it means for the state of the group; `None` where nothing.
     pub fn happening<'e>(&'e self, actor: &'e str) -> Option<Happening<'e>> {
         match self {
@@ -189,6 +216,15 @@ pub enum Broken {
     /// The log does not begin as a log does, or begins twice.
     #[error("a log begins with one entry that says what it is about, and this is not so")]
     Opening,
+    /// Longer than any entry may be.
+    #[error("it is longer than {limit} bytes")]
+    TooLong {
+        /// What was the most.
+        limit: usize,
+    },
+    /// What would be read back is not what was to be written: a number that JSON rounds, say.
+    #[error("it would read back as something else: {0}")]
+    Unfaithful(String),
     /// It tells something impossible.
     #[error("it tells something impossible: {0}")]
     Saga(#[from] SagaError),
@@ -230,11 +266,12 @@ impl Chain {
     }
 
     /// Takes in an entry that was just made, and returns its line, with line end. Nothing changes
-    /// when it is refused.
+    /// when it is refused, as one is that would not read back as it is, byte for byte.
     pub fn append(&mut self, entry: &Entry) -> Result<Vec<u8>, Broken> {
         let json = canonical(entry)?;
+        let read = faithful(entry, &json)?;
         let digest = Digest::of(&json);
-        self.follow(digest, entry)?;
+        self.follow(digest, &read)?;
         let mut line = digest.to_string().into_bytes();
         line.push(b' ');
         line.extend(json);
@@ -275,8 +312,43 @@ impl Chain {
 /// How long the digest at the front of a line is.
 const DIGEST_DIGITS: usize = 64;
 
+/// The longest line that is written, in bytes. A decision with its evidence takes about 10 KiB, and
+/// 100 KiB where every text in it is as long as it may be.
+pub const WRITTEN_LINE: usize = 1 << 20;
+
+/// The longest line that is read. For good longer than any that is written, or ever was: no change
+/// of the first limit may make a log unreadable.
+pub const READ_LINE: usize = 64 << 20;
+const _: () = assert!(WRITTEN_LINE < READ_LINE);
+
+/// The entry as its line will be read. Refused where that is not what was to be written.
+fn faithful(entry: &Entry, json: &[u8]) -> Result<Entry, Broken> {
+    let unfaithful = |cause: serde_json::Error| Broken::Unfaithful(clipped(cause.to_string()));
+    let longest = WRITTEN_LINE.saturating_sub(DIGEST_DIGITS.saturating_add(2));
+    if json.len() > longest {
+        let limit = WRITTEN_LINE;
+        return Err(Broken::TooLong { limit });
+    }
+    // Canonical JSON writes every number as a double: what that rounds is seen in the values only.
+    let wanted = serde_json::to_value(entry).map_err(unfaithful)?;
+    let found: serde_json::Value = serde_json::from_slice(json).map_err(unfaithful)?;
+    if wanted != found {
+        let text = "a number in it is larger than 2^53 - 1".to_owned();
+        return Err(Broken::Unfaithful(text));
+    }
+    let read: Entry = serde_json::from_slice(json).map_err(unfaithful)?;
+    if canonical(&read)? != json {
+        let text = "written again it has other bytes".to_owned();
+        return Err(Broken::Unfaithful(text));
+    }
+    Ok(read)
+}
+
 /// Reads one line (without its line end) and checks its digest, not its place in the chain.
 pub fn read_line(line: &[u8]) -> Result<(Digest, Entry), Broken> {
+    if line.len() >= READ_LINE {
+        return Err(Broken::TooLong { limit: READ_LINE });
+    }
     let (front, rest) = line.split_at_checked(DIGEST_DIGITS).ok_or(Broken::Form)?;
     let json = rest.strip_prefix(b" ").ok_or(Broken::Form)?;
     let front = std::str::from_utf8(front).map_err(|_cause| Broken::Form)?;
@@ -284,7 +356,8 @@ pub fn read_line(line: &[u8]) -> Result<(Digest, Entry), Broken> {
     if Digest::of(json) != digest {
         return Err(Broken::Digest);
     }
-    let entry = serde_json::from_slice(json).map_err(|cause| Broken::Entry(cause.to_string()))?;
+    let entry =
+        serde_json::from_slice(json).map_err(|cause| Broken::Entry(clipped(cause.to_string())))?;
     Ok((digest, entry))
 }
 
@@ -406,5 +479,85 @@ mod tests {
             verify(&[lines[1], lines[2]].concat()),
             Err((1, Broken::Link))
         );
+    }
+
+    #[test]
+    fn an_entry_that_would_not_read_back_is_refused_and_changes_nothing() {
+        let mut chain = Chain::default();
+        let opened = Body::Opened {
+            topology: topology(),
+        };
+        chain.append(&entry(&chain.clone(), opened)).unwrap();
+        let before = chain.clone();
+        let mut refuse = |change: &dyn Fn(&mut Entry)| {
+            let mut entry = note(&chain, "x");
+            change(&mut entry);
+            let refused = chain.append(&entry).unwrap_err();
+            assert_eq!(chain, before, "{refused}");
+            refused
+        };
+        for number in [u64::MAX, (1 << 53) + 1, 1 << 53] {
+            let refused = refuse(&|entry| entry.epoch = Epoch(number));
+            assert!(matches!(refused, Broken::Unfaithful(_)), "{refused}");
+        }
+        let refused = refuse(&|entry| entry.mono_ms = (1 << 53) + 1);
+        assert!(refused.to_string().contains("2^53"), "{refused}");
+        let long = |length: usize| Body::Note {
+            code: "n".into(),
+            text: "x".repeat(length),
+        };
+        let refused = refuse(&|entry| entry.body = long(WRITTEN_LINE));
+        let limit = WRITTEN_LINE;
+        assert_eq!(refused, Broken::TooLong { limit });
+        let rest = canonical(&note(&before, "")).unwrap().len() + DIGEST_DIGITS + 2;
+        let refused = refuse(&|entry| entry.body = long(WRITTEN_LINE - rest + 4));
+        assert_eq!(refused, Broken::TooLong { limit });
+        let longest = entry(&chain, long(WRITTEN_LINE - rest + 3));
+        assert_eq!(chain.append(&longest).unwrap().len(), WRITTEN_LINE);
+    }
+
+    #[test]
+    fn what_a_step_or_a_note_says_is_cut_before_it_is_written() {
+        use super::super::text::TEXT_LIMIT;
+
+        let long = || "\n".repeat(1 << 20);
+        let bodies = [
+            Body::Note {
+                code: long(),
+                text: long(),
+            },
+            Body::Window {
+                change: WindowChange::Opened { why: long() },
+            },
+            Body::Outcome {
+                plan: 7,
+                ending: Ending::Stuck { why: long() },
+            },
+            Body::Step {
+                plan: 7,
+                index: 0,
+                step: Step::VerifyOutside,
+                event: Event::Failed { why: long() },
+            },
+            Body::Step {
+                plan: 7,
+                index: 0,
+                step: Step::VerifyOutside,
+                event: Event::Done {
+                    fact: super::super::step::Fact::Seen {
+                        places: (0..200)
+                            .map(|n| (format!("{n}") + &"\n".repeat(5000), "\n".repeat(5000)))
+                            .collect(),
+                        unseen: std::collections::BTreeMap::new(),
+                    },
+                },
+            },
+        ];
+        for body in bodies {
+            let cut = body.clipped();
+            let json = canonical(&cut).unwrap();
+            assert!(json.len() < 128 * TEXT_LIMIT, "{} bytes", json.len());
+            assert_eq!(cut.clone().clipped(), cut);
+        }
     }
 }

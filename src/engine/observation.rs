@@ -7,8 +7,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::text::{WORD_LIMIT, clip, clip_to};
 use super::topology::{Role, SiteName, Target, Vantage};
-use super::units::{Bytes, Epoch, Lsn, MonoTime, SystemId, Timeline, WallTime, millis};
+use super::units::{
+    Bytes, Epoch, LARGEST_EXACT, LAST_WALL_MILLIS, Lsn, MonoTime, SystemId, Timeline, WallTime,
+    exact, millis,
+};
 
 /// One fact about one target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +40,20 @@ pub enum Finding {
     Bad(ProbeFailure),
 }
 
+impl Finding {
+    /// The same within the limits of what is kept: whoever looks, or takes in what others saw, calls
+    /// this first of all.
+    #[must_use]
+    pub fn clipped(mut self) -> Self {
+        match &mut self {
+            Finding::Good(Facts::Database(facts)) => facts.clip(),
+            Finding::Good(Facts::Api | Facts::Agent) => {}
+            Finding::Bad(failure) => failure.clip(),
+        }
+        self
+    }
+}
+
 /// What a good answer tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -55,7 +73,7 @@ pub enum Facts {
 pub enum ProbeFailure {
     /// No answer in time.
     #[error("no answer within {0} ms")]
-    Timeout(u64),
+    Timeout(#[serde(with = "exact")] u64),
     /// The host answered that nobody listens.
     #[error("connection refused")]
     Refused,
@@ -88,6 +106,20 @@ pub enum ProbeFailure {
 }
 
 impl ProbeFailure {
+    fn clip(&mut self) {
+        match self {
+            ProbeFailure::Timeout(millis) => *millis = LARGEST_EXACT.min(*millis),
+            ProbeFailure::Unreachable(text)
+            | ProbeFailure::NotAccepting(text)
+            | ProbeFailure::Exhausted(text)
+            | ProbeFailure::CannotWrite(text)
+            | ProbeFailure::DiskFailed(text)
+            | ProbeFailure::Unauthorized(text)
+            | ProbeFailure::Protocol(text) => clip(text),
+            ProbeFailure::Refused | ProbeFailure::Status(_) => {}
+        }
+    }
+
     /// Whether this is evidence against the target. What is not is no evidence at all: the
     /// target's health stays unknown (invariant 4).
     pub fn speaks_against_target(&self) -> bool {
@@ -166,14 +198,41 @@ pub struct DatabaseFacts {
     pub write_took: Option<Duration>,
 }
 
+/// How many senders of a primary are kept: two sites, a few readers and backups, times four.
+pub const SENDERS_KEPT: usize = 32;
+
 impl DatabaseFacts {
+    /// Cuts texts, lists and numbers to what is kept of them. Whoever owns the database chooses
+    /// most of them: the names of standbys, the rows of our tables, its clock.
+    fn clip(&mut self) {
+        if self.senders.len() > SENDERS_KEPT {
+            // Those that commits wait for come first: that one is there must not be lost.
+            self.senders.sort_by_key(|sender| !sender.confirms());
+            self.senders.truncate(SENDERS_KEPT);
+            self.senders.shrink_to_fit();
+        }
+        for sender in &mut self.senders {
+            for text in [&mut sender.name, &mut sender.state, &mut sender.sync_state] {
+                clip_to(text, WORD_LIMIT);
+            }
+        }
+        if let Some(receiver) = &mut self.receiver {
+            clip_to(&mut receiver.status, WORD_LIMIT);
+        }
+        clip(&mut self.synchronous_names);
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.sequence = heartbeat.sequence.min(LARGEST_EXACT);
+            heartbeat.written = heartbeat.written.min(WallTime(LAST_WALL_MILLIS));
+        }
+        self.epoch = self.epoch.min(Some(Epoch(LARGEST_EXACT)));
+    }
+
     /// The names that commits wait for although nobody of that name streams (POSTGRES.md row 20).
     /// Heartbeats do not wait, and so do not tell.
     pub fn waits_in_vain(&self) -> Option<&str> {
-        let kept = ["sync", "quorum"];
-        let confirmed = |sender: &SenderFacts| kept.contains(&sender.sync_state.as_str());
         let waits = !self.synchronous_names.is_empty();
-        (waits && !self.senders.iter().any(confirmed)).then_some(&self.synchronous_names)
+        let confirmed = self.senders.iter().any(SenderFacts::confirms);
+        (waits && !confirmed).then_some(&self.synchronous_names)
     }
 }
 
@@ -207,10 +266,18 @@ pub struct SenderFacts {
     pub sync_state: String,
 }
 
+impl SenderFacts {
+    /// Whether commits wait for this one.
+    fn confirms(&self) -> bool {
+        ["sync", "quorum"].contains(&self.sync_state.as_str())
+    }
+}
+
 /// The newest heartbeat row: written on the primary, read on either side (POSTGRES.md row 9).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Grows with each write.
+    #[serde(with = "exact")]
     pub sequence: u64,
     /// The site that wrote it.
     pub site: SiteName,
@@ -311,7 +378,7 @@ impl PositionHistory {
         let took = last.began.since(first.began).as_millis().max(1);
         let written = u128::from(last.position.bytes_since(first.position).0);
         let rate = written.saturating_mul(1000).checked_div(took).unwrap_or(0);
-        Bytes(u64::try_from(rate).unwrap_or(u64::MAX))
+        Bytes::of(u64::try_from(rate).unwrap_or(u64::MAX))
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::detector::{Health, State};
 use super::observation::{DatabaseFacts, PositionHistory};
 use super::synchrony::{RpoWindow, SyncFacts};
+use super::text::clip;
 use super::topology::{GroupName, ObserverName, SiteName, TargetKind};
 use super::units::{Bytes, Epoch, Lsn, MonoTime, WallTime, millis};
 
@@ -158,6 +159,24 @@ pub struct AgentFacts {
     pub synchrony: Option<SyncFacts>,
 }
 
+impl AgentFacts {
+    /// The same within the limits of what is kept.
+    #[must_use]
+    pub fn clipped(mut self) -> Self {
+        if let LocalDatabase::Down { why, .. } = &mut self.database {
+            clip(why);
+        }
+        if let Some(obstacle) = self
+            .synchrony
+            .as_mut()
+            .and_then(|sync| sync.obstacle.as_mut())
+        {
+            clip(obstacle);
+        }
+        self
+    }
+}
+
 /// A database, as the process that owns it sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
@@ -263,7 +282,7 @@ impl Replication {
         let since = u128::from(self.rate.0)
             .saturating_mul(age.as_millis())
             .checked_div(1000)?;
-        Some(lag.plus(Bytes(u64::try_from(since).unwrap_or(u64::MAX))))
+        Some(lag.plus(Bytes::of(u64::try_from(since).unwrap_or(u64::MAX))))
     }
 }
 

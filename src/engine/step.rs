@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lease::FenceProof;
 use super::policy::StepLimits;
+use super::text::{WORD_LIMIT, clip, clip_to};
 use super::topology::{SiteName, TargetName};
 use super::units::{Bytes, Epoch, Lsn, Timeline, WallTime, millis};
 
@@ -171,6 +172,38 @@ pub enum Fact {
     },
 }
 
+impl Fact {
+    fn clip(&mut self) {
+        match self {
+            Fact::Fenced {
+                proof: FenceProof::Agent { said, .. },
+            } => clip(said),
+            Fact::NotMoved { why } => clip(why),
+            Fact::Seen { places, unseen } => {
+                for places in [places, unseen] {
+                    let kept = std::mem::take(places).into_iter().take(PLACES_KEPT);
+                    *places = kept
+                        .map(|(mut place, mut seen)| {
+                            clip_to(&mut place, WORD_LIMIT);
+                            clip(&mut seen);
+                            (place, seen)
+                        })
+                        .collect();
+                }
+            }
+            Fact::Fenced {
+                proof: FenceProof::WaitedOut { .. } | FenceProof::Override { .. },
+            }
+            | Fact::Done
+            | Fact::Epoch { .. }
+            | Fact::Severed { .. }
+            | Fact::Declared { .. }
+            | Fact::Promoted { .. }
+            | Fact::Moved { .. } => {}
+        }
+    }
+}
+
 /// The window of writes that an unplanned failover may lose, stated before the promotion
 /// (invariant 5). No acknowledged write outside it is ever lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,7 +254,19 @@ pub enum Event {
     },
 }
 
+/// How many places are kept of what was seen from outside: name servers and addresses.
+const PLACES_KEPT: usize = 64;
+
 impl Event {
+    /// Cuts what others said to what is kept of it.
+    pub fn clip(&mut self) {
+        match self {
+            Event::Failed { why } | Event::Stuck { why } => clip(why),
+            Event::Done { fact } => fact.clip(),
+            Event::Started | Event::UndoStarted | Event::Undone => {}
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &'static str {
         match self {

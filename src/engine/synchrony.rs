@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::observation::{PositionHistory, PositionSample};
 use super::policy::{Data, Durability, OnStall};
-use super::units::{Lsn, MonoTime, millis};
+use super::units::{Lsn, MonoTime, exact, millis};
 
 /// Whether the active site may acknowledge what its standby does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,7 @@ pub enum RpoWindow {
     /// It may: a failover could lose some of it.
     Open {
         /// The log's entry that opened it, by which a permission is told from the one before.
+        #[serde(with = "exact")]
         entry: u64,
     },
     /// It may not: a failover loses nothing that was acknowledged.
@@ -86,6 +87,7 @@ pub struct SyncFacts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClosedWindow {
     /// The log's entry that had opened it.
+    #[serde(with = "exact")]
     pub entry: u64,
     /// From which position on commits wait.
     pub from: Lsn,

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::text::{WORD_LIMIT, clip_to};
+
 /// Why a text is not a quantity. Says what was read and the right form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{found}` is not {what}: write it like `{example}`")]
@@ -22,8 +24,10 @@ pub struct UnitError {
 impl UnitError {
     /// An error about `found`, which should have been `what`, written like `example`.
     pub fn new(found: &str, what: &'static str, example: &'static str) -> Self {
+        let mut found = found.to_owned();
+        clip_to(&mut found, WORD_LIMIT);
         Self {
-            found: found.to_owned(),
+            found,
             what,
             example,
         }
@@ -37,7 +41,7 @@ pub struct Lsn(pub u64);
 impl Lsn {
     /// How many bytes of WAL lie between `earlier` and this position; zero where it is not earlier.
     pub fn bytes_since(self, earlier: Lsn) -> Bytes {
-        Bytes(self.0.saturating_sub(earlier.0))
+        Bytes::of(self.0.saturating_sub(earlier.0))
     }
 }
 
@@ -66,25 +70,29 @@ impl FromStr for Lsn {
 }
 
 /// An amount of data. Prints as people read it (`1.2 GiB`), parses as they write it (`16MiB`,
-/// `16 MiB`, `512`), and is a plain number of bytes in the decision log.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+/// `16 MiB`, `512`), and is a plain number of bytes in the decision log: at most [`LARGEST_EXACT`],
+/// which is 8 PiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
 const BYTE_UNITS: [(&str, u32); 5] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
 impl Bytes {
+    /// So many bytes; the largest amount where there are more.
+    pub fn of(count: u64) -> Self {
+        Bytes(count.min(LARGEST_EXACT))
+    }
+
     /// So many mebibytes.
     pub const fn mib(count: u64) -> Self {
         Bytes(count.saturating_mul(1 << 20))
     }
 
-    /// The sum; stays at the largest value instead of wrapping.
+    /// The sum; stays at the largest amount.
     #[must_use]
     pub fn plus(self, other: Bytes) -> Bytes {
-        Bytes(self.0.saturating_add(other.0))
+        Bytes::of(self.0.saturating_add(other.0))
     }
 }
 
@@ -118,14 +126,17 @@ impl FromStr for Bytes {
             .find_map(|(name, shift)| Some((trimmed.strip_suffix(name)?.trim_end(), *shift)))
             .unwrap_or((trimmed, 0));
         let number: u64 = number.parse().map_err(|_cause| wrong())?;
-        number.checked_mul(1 << shift).map(Bytes).ok_or_else(wrong)
+        let bytes = number.checked_mul(1 << shift);
+        bytes
+            .filter(|bytes| *bytes <= LARGEST_EXACT)
+            .map(Bytes)
+            .ok_or_else(wrong)
     }
 }
 
-/// The number that grows with each change of the active site: a fencing token.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+/// The number that grows with each change of the active site: a fencing token. At most
+/// [`LARGEST_EXACT`] wherever it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
 
@@ -227,8 +238,8 @@ impl WallTime {
     }
 }
 
-/// The last moment that RFC 3339 can write: the end of the year 9999.
-const LAST_WALL_MILLIS: u64 = 253_402_300_799_999;
+/// The last moment that RFC 3339 can write, in milliseconds: the end of the year 9999.
+pub const LAST_WALL_MILLIS: u64 = 253_402_300_799_999;
 
 impl fmt::Display for WallTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,8 +264,41 @@ impl FromStr for WallTime {
     }
 }
 
-/// The largest whole number that every JSON reader keeps exactly: 2^53 - 1.
-const LARGEST_EXACT: u64 = 9_007_199_254_740_991;
+/// The largest whole number that every JSON reader keeps exactly: 2^53 - 1. No number in the decision
+/// log or on the wire to it is larger.
+pub const LARGEST_EXACT: u64 = 9_007_199_254_740_991;
+
+/// Reads a whole number that every reader keeps exactly, and refuses one that would be rounded.
+pub mod exact {
+    use super::{Deserialize, Deserializer, LARGEST_EXACT, Serialize, Serializer};
+
+    /// Writes the number.
+    pub fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+        value.serialize(to)
+    }
+
+    /// Reads it.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        let number = u64::deserialize(from)?;
+        if number > LARGEST_EXACT {
+            let text = format!("{number} is larger than 2^53 - 1, and would be rounded");
+            return Err(serde::de::Error::custom(text));
+        }
+        Ok(number)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        exact::deserialize(from).map(Bytes)
+    }
+}
+
+impl<'de> Deserialize<'de> for Epoch {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        exact::deserialize(from).map(Epoch)
+    }
+}
 
 /// Whole milliseconds of a duration; the largest exact JSON number where it is longer than that.
 pub fn as_millis(duration: Duration) -> u64 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::FromArgMatches;
 use failover::agent::guard_protocol::Request;
 use failover::app::brain::Brain;
-use failover::engine::chain::{Body, Chain, Digest, Entry, canonical, read_line};
+use failover::engine::chain::{Body, Chain, Digest, Entry, WRITTEN_LINE, canonical, read_line};
 use failover::engine::policy::Policy;
 use failover::engine::saga::GroupState;
 use failover::engine::situation::Situation;
@@ -141,6 +141,7 @@ fn reports_of_agents() {
     let mut brain = Brain::new(topology(), policy.clone(), &group, MonoTime::default(), 1);
     assert!(serde_json::from_str::<Report>(REPORT).is_ok());
     let mut now = MonoTime::default();
+    let chain = opened();
     fuzz("reports", &[REPORT.into()], |input| {
         let Ok(mut report) = serde_json::from_slice::<Report>(input) else {
             return;
@@ -159,8 +160,22 @@ fn reports_of_agents() {
                 failover::engine::decision::decide(&replayed, &policy),
                 decision
             );
+            is_written(&chain, decision, situation);
         }
     });
+}
+
+/// Whatever came in, what was decided on it goes into the log and reads back.
+fn is_written(chain: &Chain, decision: failover::engine::decision::Decision, situation: Situation) {
+    let body = Body::Decision {
+        decision: Box::new(decision),
+        situation: Box::new(situation),
+    };
+    let entry = entry(chain, body);
+    let line = chain.clone().append(&entry).unwrap();
+    let line = line.strip_suffix(b"\n").unwrap();
+    assert!(line.len() < WRITTEN_LINE / 4, "{} bytes", line.len());
+    assert_eq!(chain.clone().take(line), Ok(entry));
 }
 
 const OBSERVED: &str = r#"{"group":"shop","name":"paris","observations":[{"target":{"site":"aws","kind":"database"},"began_ms":5,"ended_ms":3,"finding":{"bad":"refused"}},{"target":{"site":"gcp","kind":"api"},"began_ms":5,"ended_ms":3,"finding":{"good":"api"}}],"heard":{"postmark":{"life":1,"at_ms":0},"ago_ms":0},"version":"0"}"#;
@@ -174,6 +189,7 @@ fn reports_of_observers() {
     let mut brain = brain.observed_by(["paris".parse().unwrap()]);
     assert!(serde_json::from_str::<ObserverReport>(OBSERVED).is_ok());
     let mut now = MonoTime::default();
+    let chain = opened();
     fuzz("observed", &[OBSERVED.into()], |input| {
         let Ok(mut report) = serde_json::from_slice::<ObserverReport>(input) else {
             return;
@@ -195,6 +211,7 @@ fn reports_of_observers() {
             failover::engine::decision::decide(&replayed, &policy),
             decision
         );
+        is_written(&chain, decision, situation);
     });
 }
 

@@ -20,6 +20,7 @@ mod drill;
 mod fenced;
 mod standing;
 mod bad_input;
+mod bounds;
 mod observers;
 mod outside;
 mod partitions;

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, TlsError, TlsMaterial, chain_text};
+use crate::engine::text::{clip_to, clipped};
 use crate::engine::units::{UnitError, serde_as_text};
 
 /// How long a connection, with its handshake, may take to be made.
@@ -26,7 +27,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer, in bytes: a page of the decision log with its evidence.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
 
-/// How much of an error's text is kept, in characters.
+/// How much of an error's text is kept, in bytes.
 const ERROR_TEXT_LIMIT: usize = 500;
 
 /// Where a peer listens: `10.0.0.7:7000`, `[fd00::7]:7000` or `agent.example.org:7000`. Only a
@@ -246,12 +247,13 @@ async fn call<R: DeserializeOwned>(
     if status.is_success() {
         let body = bounded(response).await?;
         return serde_json::from_slice(&body)
-            .map_err(|cause| CallError::Garbled(cause.to_string()));
+            .map_err(|cause| CallError::Garbled(clipped(cause.to_string())));
     }
     // The status is what counts; a text that cannot be read takes nothing from it.
     let body = bounded(response).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&body);
-    let text = text.trim().chars().take(ERROR_TEXT_LIMIT).collect();
+    let mut text = text.trim().to_owned();
+    clip_to(&mut text, ERROR_TEXT_LIMIT);
     let code = status.as_u16();
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {

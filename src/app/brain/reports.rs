@@ -37,7 +37,8 @@ impl Brain {
         let site = report.site;
         let way = self.way(report.heard.as_ref(), now);
         if let Some(way) = way {
-            self.reported(&site, report.facts, report.observations, now, way);
+            let facts = report.facts.clipped();
+            self.reported(&site, facts, report.observations, now, way);
         }
         self.follow(group);
         let grant = report.asks.then(|| {
