@@ -2,6 +2,7 @@
 //! a decision is made; only the composition roots name them.
 
 pub mod clock;
+pub mod reread;
 pub mod files;
 pub mod keys;
 pub mod http;

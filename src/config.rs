@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::adapters::keys::{self, KeyError};
 use crate::adapters::postgres::{Connect, ConnectError, Secret};
-use crate::adapters::tls::{Identity, TlsFiles, TlsMaterial, install_provider};
+use crate::adapters::tls::{Identity, Revoked, TlsFiles, TlsMaterial, install_provider};
 use crate::engine::document::{self, Problem, Problems, Section};
 use crate::engine::units::UnitError;
 
@@ -218,10 +218,15 @@ impl<'a> Files<'a> {
         let ca = self.file(&at, "ca", "ca.pem");
         let certificate = self.file(&at, "certificate", "controller.pem");
         let key = self.secret(&at, "key", "controller.key");
+        let revoked = at.optional_text("revoked", "revoked.txt");
+        let revoked = self.path(&at, "revoked", revoked, |path| {
+            Revoked::from_file(path).map(drop)
+        });
         let files = TlsFiles {
             ca: ca?,
             certificate: certificate?,
             key: key?,
+            revoked,
         };
         if self.look {
             match (TlsMaterial::load(&files), own) {

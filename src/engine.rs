@@ -24,6 +24,7 @@ pub mod observation;
 pub mod detector;
 pub mod lease;
 pub mod synchrony;
+pub mod credential;
 pub mod situation;
 pub mod gate;
 pub mod decision;

@@ -143,6 +143,7 @@ impl Authority {
             ca: self.dir.join("ca.pem"),
             certificate: self.dir.join(format!("{}.pem", identity.short())),
             key: self.dir.join(format!("{}.key", identity.short())),
+            revoked: None,
         };
         keys::write_secret(&files.key, key.serialize_pem().as_bytes())?;
         keys::write_public(&files.certificate, certificate.pem().as_bytes())?;

@@ -6,25 +6,28 @@
 //! handlers.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use rustls::client::Resumption;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
+use x509_cert::der::Decode as _;
 
 use super::keys::{self, KeyError};
+use crate::engine::units::{WallTime, as_millis};
 
 mod identity;
+mod revoked;
+mod trust;
+mod material;
+mod verifier;
+mod standing;
 mod server;
 mod client;
 
 pub use client::{CallError, Peer, PeerAddress, PeerClient};
 pub use identity::{Identity, IdentityError};
+pub use material::TlsMaterial;
+pub(crate) use revoked::Revoked;
 pub use server::{PeerIdentity, RejectedPeer, TlsListener, serve};
 
 /// Makes aws-lc-rs the process's only cryptographic provider. Call it first in `main`; calling
@@ -44,6 +47,9 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// Our key: PKCS#8, SEC1 or PKCS#1.
     pub key: PathBuf,
+    /// What is not believed any more, if there is such a list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<PathBuf>,
 }
 
 /// Why TLS cannot be set up. Each says which file is wrong and what to do.
@@ -80,94 +86,44 @@ pub enum TlsError {
         /// What is wrong with its names.
         cause: IdentityError,
     },
+    /// A new certificate is for somebody else.
+    #[error("certificate `{path}` is for `{found}`, but this process is `{own}`: issue the right one with `failover certificates`", path = path.display())]
+    SomebodyElses {
+        /// The certificate file.
+        path: PathBuf,
+        /// For whom it is.
+        found: String,
+        /// Who we are.
+        own: String,
+    },
+    /// A new certificate is not good now, or not by these authorities.
+    #[error("certificate `{certificate}` is not good by the authorities of `{ca}`: {cause}: see runbooks/certificates.md for the order of a change", certificate = certificate.display(), ca = ca.display())]
+    Unfit {
+        /// The certificate file.
+        certificate: PathBuf,
+        /// The file of authorities.
+        ca: PathBuf,
+        /// What the library says.
+        cause: String,
+    },
+    /// Authorities under which somebody whom we need would be turned away.
+    #[error("without the authority that is missing in `{ca}`, `{identity}` would be turned away: give that one its new certificate first, or revoke its old one", ca = ca.display())]
+    LeavesOut {
+        /// The file of authorities.
+        ca: PathBuf,
+        /// Who.
+        identity: Identity,
+    },
     /// The TLS library refused the whole.
     #[error("cannot set up TLS with these certificates: {0}")]
     Refused(String),
 }
 
-/// What a process proves itself with and whom it believes. Read once, at start.
-#[derive(Clone)]
-pub struct TlsMaterial {
-    roots: Arc<RootCertStore>,
-    own: Arc<SingleCertAndKey>,
-    identity: Identity,
-}
-
-impl std::fmt::Debug for TlsMaterial {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TlsMaterial({})", self.identity)
-    }
-}
-
-impl TlsMaterial {
-    /// Reads and checks the files. An expired certificate passes here and is refused, with its
-    /// date, in the handshake: a process must be able to start and say so.
-    pub fn load(files: &TlsFiles) -> Result<Self, TlsError> {
-        install_provider();
-        let malformed = |path: &Path, what, cause: String| TlsError::Malformed {
-            path: path.to_owned(),
-            what,
-            cause,
-        };
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(&files.ca)? {
-            roots.add(certificate).map_err(|cause| {
-                malformed(&files.ca, "a certificate authority", cause.to_string())
-            })?;
-        }
-        let chain = certificates(&files.certificate)?;
-        let identity = chain
-            .first()
-            .ok_or(IdentityError::NoName)
-            .and_then(Identity::of)
-            .map_err(|cause| TlsError::NoIdentity {
-                path: files.certificate.clone(),
-                cause,
-            })?;
-        let key = PrivateKeyDer::from_pem_slice(&keys::read_secret(&files.key)?)
-            .map_err(|cause| malformed(&files.key, "a key", cause.to_string()))?;
-        let provider = rustls::crypto::aws_lc_rs::default_provider();
-        let own =
-            CertifiedKey::from_der(chain, key, &provider).map_err(|cause| TlsError::Mismatch {
-                key: files.key.clone(),
-                certificate: files.certificate.clone(),
-                cause: cause.to_string(),
-            })?;
-        Ok(Self {
-            roots: Arc::new(roots),
-            own: Arc::new(SingleCertAndKey::from(own)),
-            identity,
-        })
-    }
-
-    /// Who we are, by our own certificate.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// For a server that lets nobody in without a certificate of our authority.
-    pub fn server_config(&self) -> Result<ServerConfig, TlsError> {
-        let verifier = WebPkiClientVerifier::builder(Arc::clone(&self.roots))
-            .build()
-            .map_err(|cause| TlsError::Refused(cause.to_string()))?;
-        let mut config = ServerConfig::builder_with_protocol_versions(&[&TLS13])
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::<SingleCertAndKey>::clone(&self.own));
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(config)
-    }
-
-    /// For a client that believes our authority only and shows our certificate.
-    pub fn client_config(&self) -> ClientConfig {
-        let mut config = ClientConfig::builder_with_protocol_versions(&[&TLS13])
-            .with_root_certificates(Arc::clone(&self.roots))
-            .with_client_cert_resolver(Arc::<SingleCertAndKey>::clone(&self.own));
-        config.resumption = Resumption::disabled();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        config
-    }
+/// When a certificate ends; `None` where it cannot be read that far.
+pub(crate) fn certificate_end(certificate: &CertificateDer<'_>) -> Option<WallTime> {
+    let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+    let end = parsed.tbs_certificate.validity.not_after;
+    Some(WallTime(as_millis(end.to_unix_duration())))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -27,7 +27,7 @@ use crate::adapters::postgres::{Connect, Secret};
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsListener, TlsMaterial, serve};
 use crate::app::prober::look_for_ever;
-use crate::app::run::{roots, until_stopped};
+use crate::app::run::{first_tasks, roots, until_stopped};
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{AgentLinks, Clock, EffectError, Workloads};
 use crate::wire::{
@@ -100,7 +100,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     };
     let (keeper, news, shown) = Keeper::begin(parts).await?;
 
-    let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    let mut tasks = first_tasks(&material);
     tasks.spawn(async {
         keeper.run().await;
         ("keeper", Ok(()))

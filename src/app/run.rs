@@ -114,7 +114,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         policy_name.map_or(String::new(), |name| name.to_string_lossy().into_owned()),
     );
 
-    let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    let mut tasks = first_tasks(&material);
     tasks.spawn(async { ("decision log", writer.run().await.map_err(Into::into)) });
     if let Some(Torn { bytes, kept }) = opened.torn {
         let kept = kept.display();
@@ -215,6 +215,18 @@ pub(crate) async fn until_stopped(
         _ = terminate.recv() => Ok(()),
         pressed = tokio::signal::ctrl_c() => pressed.context("wait for signals"),
     }
+}
+
+/// The tasks of a process, of which the first has certificates, authorities and revocations read
+/// again whenever their files change.
+pub(crate) fn first_tasks(material: &TlsMaterial) -> JoinSet<(&'static str, anyhow::Result<()>)> {
+    let mut tasks = JoinSet::new();
+    let watching = material.clone().watch();
+    tasks.spawn(async {
+        watching.await;
+        ("certificates", Ok(()))
+    });
+    tasks
 }
 
 fn boot_id() -> anyhow::Result<String> {

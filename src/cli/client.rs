@@ -40,6 +40,7 @@ impl Client {
                     ca: need(&reach.ca, "ca")?,
                     certificate: need(&reach.certificate, "certificate")?,
                     key: need(&reach.key, "key")?,
+                    revoked: None,
                 };
                 (address.clone(), files)
             }

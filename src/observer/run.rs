@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use super::config::Config;
 use super::reporter::{Reporter, UNTIL_TOLD};
@@ -15,7 +14,7 @@ use crate::adapters::http::HttpProber;
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsMaterial};
 use crate::app::prober::look_for_ever;
-use crate::app::run::{roots, until_stopped};
+use crate::app::run::{first_tasks, roots, until_stopped};
 use crate::engine::topology::{Target, Vantage};
 use crate::ports::{Clock, EffectError, ObserverLink};
 use crate::wire::unsent::Unsent;
@@ -50,7 +49,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     };
     let link = TlsLink(PeerClient::new(&material, peer)?);
 
-    let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    let mut tasks = first_tasks(&material);
     let (rhythm, told) = watch::channel(UNTIL_TOLD);
     let (seen, observations) = mpsc::channel(WAITING);
     let looking = look_for_ever(

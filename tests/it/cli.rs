@@ -82,6 +82,7 @@ fn an_observer_gets_a_certificate_and_no_key_for_orders_of_its_own() {
         ca: keys.join("ca.pem"),
         certificate: keys.join("paris.observer.shop.pem"),
         key: keys.join("paris.observer.shop.key"),
+        revoked: None,
     };
     let identity = TlsMaterial::load(&files).unwrap().identity().to_string();
     assert_eq!(identity, "paris.observer.shop.failover.internal");

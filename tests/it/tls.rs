@@ -1,6 +1,8 @@
 //! Mutual TLS between real sockets on loopback: who gets in, who is turned away, and what each
 //! failure is called.
 
+mod changes;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -357,8 +359,8 @@ async fn a_certificate_that_names_none_of_ours_is_rejected() {
     );
 }
 
-/// A certificate that our authority would not issue, signed with its key all the same.
-fn issue_by_hand(house: &House, name: &str) -> TlsFiles {
+/// The authority, taken from its files by hand.
+fn hand_issuer(house: &House) -> rcgen::Issuer<'static, rcgen::KeyPair> {
     let path = |file: &str| house.dir.path().join(file);
     let pem = std::fs::read_to_string(path("ca.key")).unwrap();
     let ca_key = rcgen::KeyPair::from_pem(&pem).unwrap();
@@ -373,7 +375,13 @@ fn issue_by_hand(house: &House, name: &str) -> TlsFiles {
     issuer
         .distinguished_name
         .push(rcgen::DnType::CommonName, common_name);
-    let issuer = rcgen::Issuer::new(issuer, ca_key);
+    rcgen::Issuer::new(issuer, ca_key)
+}
+
+/// A certificate that our authority would not issue, signed with its key all the same.
+fn issue_by_hand(house: &House, name: &str) -> TlsFiles {
+    let path = |file: &str| house.dir.path().join(file);
+    let issuer = hand_issuer(house);
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
     let certificate = params.signed_by(&key, &issuer).unwrap();
@@ -381,6 +389,7 @@ fn issue_by_hand(house: &House, name: &str) -> TlsFiles {
         ca: path("ca.pem"),
         certificate: path("hand.pem"),
         key: path("hand.key"),
+        revoked: None,
     };
     std::fs::write(&files.certificate, certificate.pem()).unwrap();
     failover::adapters::keys::write_secret(&files.key, key.serialize_pem().as_bytes()).unwrap();

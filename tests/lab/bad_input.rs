@@ -179,6 +179,7 @@ impl House {
                 ca: self.file("ca.pem"),
                 key: files.with_extension("key"),
                 certificate: files,
+                revoked: None,
             }
         } else {
             self.issue(&name)

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -164,31 +164,35 @@ impl CallError {
 /// Calls one peer. Keeps its connections for the next call; a clone shares them.
 #[derive(Debug, Clone)]
 pub struct PeerClient {
-    client: Client,
+    material: TlsMaterial,
+    /// With the number of changes of the material that it knows: a new one makes a new handshake.
+    client: Arc<Mutex<(u64, Client)>>,
     peer: Arc<Peer>,
 }
 
 impl PeerClient {
     /// A client for one peer. Connects at the first call.
     pub fn new(material: &TlsMaterial, peer: Peer) -> Result<Self, TlsError> {
-        let client = Client::builder()
-            .tls_backend_preconfigured(material.client_config())
-            .dns_resolver(ToPeer(peer.address.clone()))
-            .https_only(true)
-            .http1_only()
-            // Neither the environment nor an answer may send us elsewhere, and only callers retry.
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .build()
-            .map_err(|cause| TlsError::Refused(chain_text(&cause)))?;
+        let known = *material.changes().borrow();
+        let client = make(material, &peer)?;
         Ok(Self {
-            client,
+            material: material.clone(),
+            client: Arc::new(Mutex::new((known, client))),
             peer: Arc::new(peer),
         })
+    }
+
+    /// The client for the next call. After a change of certificates it is a new one, without the
+    /// connections that were made with the old ones.
+    fn client(&self) -> Result<Client, CallError> {
+        let now = *self.material.changes().borrow();
+        let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0 != now {
+            let client = make(&self.material, &self.peer);
+            let client = client.map_err(|error| CallError::Unsent(error.to_string()))?;
+            *held = (now, client);
+        }
+        Ok(held.1.clone())
     }
 
     /// Whom this client calls.
@@ -204,7 +208,7 @@ impl PeerClient {
         body: &B,
         timeout: Duration,
     ) -> Result<R, CallError> {
-        let request = self.client.post(self.url(path)).json(body);
+        let request = self.client()?.post(self.url(path)).json(body);
         call(request, timeout).await
     }
 
@@ -214,7 +218,7 @@ impl PeerClient {
         path: &str,
         timeout: Duration,
     ) -> Result<R, CallError> {
-        call(self.client.get(self.url(path)), timeout).await
+        call(self.client()?.get(self.url(path)), timeout).await
     }
 
     fn url(&self, path: &str) -> String {
@@ -223,6 +227,23 @@ impl PeerClient {
             self.peer.identity, self.peer.address.port
         )
     }
+}
+
+fn make(material: &TlsMaterial, peer: &Peer) -> Result<Client, TlsError> {
+    Client::builder()
+        .tls_backend_preconfigured(material.client_config())
+        .dns_resolver(ToPeer(peer.address.clone()))
+        .https_only(true)
+        .http1_only()
+        // Neither the environment nor an answer may send us elsewhere, and only callers retry.
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .tcp_nodelay(true)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .build()
+        .map_err(|cause| TlsError::Refused(chain_text(&cause)))
 }
 
 /// Leads every name to the peer's address. A host name is looked up anew for each connection.

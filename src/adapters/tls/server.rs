@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::super::http::{MAX_CONNECTIONS, serve_with};
+use super::standing::Standing;
 use super::{Identity, TlsError, TlsMaterial};
 
 /// Connections in their handshake at once, well below all connections. A handshake takes
@@ -50,6 +51,7 @@ pub struct RejectedPeer {
 pub struct TlsListener {
     listener: TcpListener,
     config: Arc<ServerConfig>,
+    material: TlsMaterial,
     rejected: Option<mpsc::Sender<RejectedPeer>>,
 }
 
@@ -70,17 +72,19 @@ impl TlsListener {
         Ok(Self {
             listener,
             config: Arc::new(material.server_config()?),
+            material: material.clone(),
             rejected,
         })
     }
 }
 
-/// Serves those whose certificate says who they are, until `shutdown` is true or its sender is
+/// Serves those whose certificate says who they are, for as long as it is believed, until `shutdown` is true or its sender is
 /// gone; then open requests have 5 s.
 pub async fn serve(listener: TlsListener, router: Router, shutdown: watch::Receiver<bool>) {
     let TlsListener {
         listener,
         config,
+        material,
         rejected,
     } = listener;
     let mut in_handshake: VecDeque<oneshot::Sender<()>> = VecDeque::new();
@@ -92,10 +96,12 @@ pub async fn serve(listener: TlsListener, router: Router, shutdown: watch::Recei
         let (keep, crowded_out) = oneshot::channel();
         in_handshake.push_back(keep);
         let config = Arc::clone(&config);
+        let material = material.clone();
         let rejected = rejected.clone();
         async move {
             let (error, stream) = match establish(stream, config, crowded_out).await {
                 Ok((stream, identity)) => {
+                    let stream = Standing::new(stream, material);
                     return Some((stream, PeerIdentity { identity, address }));
                 }
                 Err(rejection) => rejection,
