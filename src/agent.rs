@@ -5,6 +5,7 @@ pub mod guard_protocol;
 pub mod guard;
 pub mod guard_link;
 pub mod local;
+mod receiver;
 pub mod store;
 pub mod workloads;
 pub mod keeper;

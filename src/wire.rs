@@ -340,6 +340,9 @@ pub struct PromoteAsk {
     pub accept_data_loss: Option<Bytes>,
     /// Whether they vouch that the old primary cannot write.
     pub override_fence: bool,
+    /// Whether they accept that the standby replays for longer than the policy allows.
+    #[serde(default)]
+    pub accept_replay: bool,
     /// Only say what would be done.
     pub dry_run: bool,
 }
@@ -353,6 +356,7 @@ impl PromoteAsk {
             to: self.to.clone(),
             accept_data_loss: self.accept_data_loss,
             override_fence: self.override_fence,
+            accept_replay: self.accept_replay,
         }
     }
 }

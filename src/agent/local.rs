@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use super::guard_link::{GuardLink, GuardLinkError};
 use super::guard_protocol::{GuardStatus, Right, StartAs, StopTimes};
+use super::receiver;
 use crate::adapters::postgres::{self, Connect, Secret};
 use crate::engine::observation::ProbeFailure;
 use crate::engine::policy::FenceStages;
@@ -140,12 +141,20 @@ impl LocalDatabase for GuardedDatabase {
     }
 
     async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError> {
-        let severed = postgres::sever(&self.local, within).await?;
+        let first = within / 4;
+        let mut severed = postgres::sever(&self.local, first).await?;
+        if let Some(pid) = severed.receiver {
+            tracing::warn!(pid, "replay holds the WAL receiver up: it is ended");
+            receiver::end(pid).map_err(|cause| {
+                EffectError::Failed(format!("the WAL receiver cannot be ended: {cause}"))
+            })?;
+            severed = postgres::sever(&self.local, within.saturating_sub(first)).await?;
+        }
         if severed.receiver_gone {
             Ok((severed.position, severed.replayed >= severed.position))
         } else {
             Err(EffectError::Failed(
-                "the WAL receiver did not end: is replay paused?".to_owned(),
+                "the WAL receiver did not end".to_owned(),
             ))
         }
     }

@@ -10,6 +10,7 @@ use crate::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, PositionHistory, PositionSample,
 };
 use crate::engine::policy::Policy;
+use crate::engine::replay::ReplayWatch;
 use crate::engine::saga::GroupState;
 use crate::engine::situation::{
     Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, ObserverFacts, OpenPlan,
@@ -21,6 +22,7 @@ use crate::engine::topology::{
     ObserverName, Role, SiteName, Target, TargetKind, Topology, Vantage,
 };
 use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
+use crate::engine::waits::Waits;
 
 mod reports;
 
@@ -38,6 +40,8 @@ pub struct Brain {
     readings_of: SiteName,
     readings: PositionHistory,
     standby: Option<StandbyReading>,
+    replay: ReplayWatch,
+    waits: Waits,
     databases: BTreeMap<SiteName, (MonoTime, DatabaseFacts)>,
     agents: BTreeMap<SiteName, (MonoTime, AgentFacts)>,
     /// The extra observers that are believed, and when each last reported.
@@ -73,6 +77,8 @@ impl Brain {
             readings_of: group.active.clone(),
             readings: PositionHistory::default(),
             standby: None,
+            replay: ReplayWatch::default(),
+            waits: Waits::default(),
             databases: BTreeMap::new(),
             agents: BTreeMap::new(),
             observers: BTreeMap::new(),
@@ -160,6 +166,7 @@ impl Brain {
                     position: facts.position,
                 };
                 self.readings.add(sample);
+                self.waits.seen(observation.began, &facts.commits_waiting);
             }
             Role::Standby if !active => self.standby_read(observation.began, facts),
             Role::Primary | Role::Standby => {}
@@ -185,6 +192,7 @@ impl Brain {
             heartbeat,
             advanced,
         });
+        self.replay.seen(read, facts);
     }
 
     /// What follows from the log without anybody saying so: an undone plan gives the right back,
@@ -197,6 +205,8 @@ impl Brain {
             self.readings_of = group.active.clone();
             self.readings.clear();
             self.standby = None;
+            self.replay = ReplayWatch::default();
+            self.waits = Waits::default();
         }
     }
 
@@ -302,7 +312,11 @@ impl Brain {
             }),
             sites,
             observers: self.observers_at(now),
-            replication: Replication::at(now, &self.readings, standby, advanced),
+            replication: Replication {
+                replay: self.replay.known(),
+                commits_wait: self.waits.longest(),
+                ..Replication::at(now, &self.readings, standby, advanced)
+            },
             window: group.window,
             can_wait_out: planned
                 || (last.site == group.active && can_wait_out(&self.policy.lease, &last)),

@@ -35,6 +35,9 @@ pub struct PromoteArgs {
     /// Vouch that the old primary cannot write, where nothing else can prove it
     #[arg(long)]
     override_fence: bool,
+    /// Accept that the standby first replays for longer than the policy allows, or nobody knows how long
+    #[arg(long)]
+    accept_replay: bool,
     /// Only show what would be done, and lost
     #[arg(long)]
     dry_run: bool,
@@ -127,6 +130,7 @@ pub fn promote(args: &PromoteArgs, output: &Output) -> anyhow::Result<Exit> {
         reason: args.reason.clone(),
         accept_data_loss: args.accept_data_loss,
         override_fence: args.override_fence,
+        accept_replay: args.accept_replay,
         dry_run: true,
     };
     let seen: PromoteAnswer = client.post("/v1/promote", &ask)?;

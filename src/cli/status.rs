@@ -11,8 +11,9 @@ use super::exit::Exit;
 use super::output::{Mood, Output};
 use crate::engine::detector::State;
 use crate::engine::document::human;
+use crate::engine::standby::replaying;
 use crate::engine::topology::TargetKind;
-use crate::engine::units::as_millis;
+use crate::engine::units::{Bytes, as_millis};
 use crate::wire::Status;
 
 /// `failover status`.
@@ -232,5 +233,11 @@ fn write_replication(text: &mut String, status: &Status, output: &Output) -> std
         text,
         "{title} {lag} behind, standby has everything up to {} ago; a failover now would lose about {loss}",
         rough(covered)
-    )
+    )?;
+    match &replication.replay {
+        Some(replay) if replay.backlog > Bytes(0) => {
+            writeln!(text, "{title} {}", replaying(replay))
+        }
+        Some(_) | None => Ok(()),
+    }
 }

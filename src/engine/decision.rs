@@ -1,6 +1,7 @@
 //! The decision: one verdict with all its reasons, from one situation and one policy.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,7 @@ use super::gate::{self, Gate, LossEstimate};
 use super::policy::{ApiFailure, Durability, Policy};
 use super::reason::{Code, Reason};
 use super::situation::Situation;
+use super::standby::replay_gate;
 use super::topology::{SiteName, TargetKind, Vantage};
 use super::units::Bytes;
 
@@ -295,12 +297,18 @@ fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     trouble(Reason::time(Code::ReplicationBroken, quiet, limit).since(replication.advanced?))
 }
 
+/// The standby receives, and does not replay it in time: whoever reads that all is well learns it.
+fn replay_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
+    let gate = replay_gate(situation, policy)?;
+    (!gate.open).then_some(gate.reason)
+}
+
 /// What is wrong with a standby that commits are to wait for.
 fn synchrony_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
-    if policy.data.durability == Durability::Async {
-        return None;
-    }
     let limit = policy.detect.stale_after;
+    if policy.data.durability == Durability::Async {
+        return users_wait(situation, limit);
+    }
     let agent = situation.active_site()?.agent.as_ref()?.within(limit)?;
     let facts = agent.synchrony.as_ref();
     let obstacle = facts.and_then(|facts| facts.obstacle.as_deref());
@@ -311,7 +319,21 @@ fn synchrony_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     }
     let stalled = facts?.stalled;
     let reason = Reason::time(Code::CommitsStalled, stalled, limit).since(stalled);
-    (stalled > limit).then(|| reason.at(&situation.active))
+    let stalled = (stalled > limit).then(|| reason.at(&situation.active));
+    stalled.or_else(|| users_wait(situation, limit))
+}
+
+/// Commits of users that wait for a standby, whoever asked for that and at whatever level: our own do not, and so
+/// see nothing of it.
+fn users_wait(situation: &Situation, limit: Duration) -> Option<Reason> {
+    let database = situation.active_site()?.database.as_ref()?.within(limit)?;
+    let waited = situation.replication.commits_wait;
+    if waited <= limit {
+        return None;
+    }
+    let reason = Reason::time(Code::CommitsStalled, waited, limit).since(waited);
+    let names = format!("they wait for {}", database.synchronous_names);
+    Some(reason.at(&situation.active).because(names))
 }
 
 /// The active database is well: perhaps something else is not.
@@ -329,6 +351,7 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
         };
     }
     let mut reasons: Vec<Reason> = standby_trouble(situation, policy).into_iter().collect();
+    reasons.extend(replay_trouble(situation, policy));
     reasons.extend(synchrony_trouble(situation, policy));
     for kind in [TargetKind::Api, TargetKind::Agent] {
         let health = site.and_then(|site| site.health.get(&kind));
@@ -349,8 +372,6 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::observation::ReplayPause;
     use super::super::policy::Policy;
     use super::super::situation::samples::{aws, gcp, healthy, seconds};

@@ -6,27 +6,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::condition::Gate;
+use super::condition::{at_most_a_day, gate};
 use super::detector::{State, Vote, VoteKind};
 use super::document::human;
-use super::observation::{DatabaseFacts, ReplayPause};
 use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
 use super::reason::{Code, Reason};
 use super::situation::{AgentFacts, LocalDatabase, Situation};
-use super::topology::{Role, SiteName, TargetKind, Vantage};
+use super::standby::{promotable, replay_gate};
+use super::topology::{Role, TargetKind, Vantage};
 use super::units::Bytes;
-
-/// One condition, checked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gate {
-    /// Whether it lets a failover pass.
-    pub open: bool,
-    /// What was measured against which limit.
-    pub reason: Reason,
-}
-
-fn gate(open: bool, reason: Reason) -> Gate {
-    Gate { open, reason }
-}
 
 /// Every gate between the present situation and a failover to the passive site.
 ///
@@ -250,12 +239,8 @@ fn standby_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
         let primary = primary.map(|primary| &primary.fact);
         gates.extend(promotable(site, &database.fact, primary));
     }
+    gates.extend(replay_gate(situation, policy));
     gates
-}
-
-/// An age that may be endless, as a reason shows it.
-fn at_most_a_day(age: Duration) -> Duration {
-    age.min(Duration::from_secs(86_400))
 }
 
 /// Whether the standby answers, the controller too: what only its agent reports of it shows no way
@@ -281,69 +266,6 @@ pub fn seen_by_others_only() -> Reason {
         "seen by others only",
         "a fresh answer",
     )
-}
-
-/// Whether a database is a standby of this pair that PostgreSQL would promote.
-fn promotable(
-    site: &SiteName,
-    standby: &DatabaseFacts,
-    primary: Option<&DatabaseFacts>,
-) -> Vec<Gate> {
-    let mut gates = vec![gate(
-        standby.role == Role::Standby,
-        Reason::word(Code::StandbyNotInRecovery, standby.role, Role::Standby).at(site),
-    )];
-    if let Some(primary) = primary {
-        gates.extend(same_pair(site, standby, primary));
-    }
-    gates.push(gate(
-        standby.apply_delay.is_zero(),
-        Reason::time(
-            Code::StandbyApplyDelayed,
-            standby.apply_delay,
-            Duration::ZERO,
-        )
-        .at(site),
-    ));
-    gates
-}
-
-fn same_pair(site: &SiteName, standby: &DatabaseFacts, primary: &DatabaseFacts) -> [Gate; 4] {
-    let limits_low = standby
-        .limits
-        .iter()
-        .zip(&primary.limits)
-        .any(|(ours, theirs)| ours < theirs);
-    let stopped = standby.replay_pause == ReplayPause::InsufficientLimits
-        || (limits_low && standby.replay_pause == ReplayPause::Paused);
-    let major = |facts: &DatabaseFacts| facts.version.checked_div(10_000).unwrap_or_default();
-    [
-        // POSTGRES.md row 14.
-        gate(
-            standby.system_id == primary.system_id,
-            Reason::word(
-                Code::SystemIdentifierDiffers,
-                standby.system_id,
-                primary.system_id,
-            )
-            .at(site),
-        ),
-        // POSTGRES.md rows 15 and 16: while the active database lives it decides the timeline.
-        gate(
-            standby.timeline == primary.timeline,
-            Reason::word(Code::TimelineDiverged, standby.timeline, primary.timeline).at(site),
-        ),
-        // POSTGRES.md row 6.
-        gate(
-            !stopped,
-            Reason::word(Code::StandbyLimitsTooLow, standby.replay_pause, "replaying").at(site),
-        ),
-        // POSTGRES.md row 41.
-        gate(
-            major(standby) == major(primary),
-            Reason::word(Code::VersionDiffers, standby.version, primary.version).at(site),
-        ),
-    ]
 }
 
 /// Whether the loss that would be declared is known and small enough (invariant 5).

@@ -184,11 +184,18 @@ pub struct DatabaseFacts {
     pub epoch: Option<Epoch>,
     /// Of a standby: whether replay is paused, and why it must be (POSTGRES.md rows 5 and 6).
     pub replay_pause: ReplayPause,
+    /// Of a standby: what its replay is doing.
+    #[serde(default)]
+    pub replay_state: ReplayState,
     /// `recovery_min_apply_delay` (POSTGRES.md row 27).
     #[serde(rename = "apply_delay_ms", with = "millis")]
     pub apply_delay: Duration,
     /// `synchronous_standby_names`; empty is asynchronous (POSTGRES.md row 20).
     pub synchronous_names: String,
+    /// Of a primary: the statements whose commits wait for a standby, at whatever level of
+    /// `synchronous_commit`: each by its process and its beginning, the first sixteen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commits_waiting: Vec<String>,
     /// The settings that must not be lower on a standby than on its primary (POSTGRES.md row 6):
     /// `max_connections`, `max_worker_processes`, `max_wal_senders`, `max_prepared_transactions`,
     /// `max_locks_per_transaction`, in this order.
@@ -296,6 +303,22 @@ pub enum ReplayPause {
     /// Paused because a limit is lower than the primary's: a promotion is refused until a restart
     /// (POSTGRES.md row 6).
     InsufficientLimits,
+}
+
+/// What a standby's replay is doing, as the startup process says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "replay")]
+pub enum ReplayState {
+    /// It replays, or nobody can say.
+    #[default]
+    Working,
+    /// It waits for WAL: all that is whole is replayed.
+    AtEnd,
+    /// Something holds it up.
+    Held {
+        /// What, as PostgreSQL names it: `RecoveryConflictSnapshot`, `RecoveryPause`, `Lock/relation`, …
+        by: String,
+    },
 }
 
 impl fmt::Display for ReplayPause {

@@ -4,13 +4,14 @@
 //! There are no defaults: whoever writes a policy chooses each value. Everything here holds for a
 //! [`Policy`] that exists, so nothing later checks it again.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::data::build_data;
+pub use super::data::{Data, Durability, OnStall};
 use super::document::{self, Key, Problems, Section, human};
-use super::units::{Bytes, UnitError, millis};
+use super::units::millis;
 
 /// Everything that can be set about deciding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,69 +143,6 @@ pub enum OnTotalIsolation {
     /// Goes on. A site that cannot be reached can then only be failed over by an operator's
     /// override.
     Keep,
-}
-
-/// What is asked of the data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Data {
-    /// The largest loss that an automatic failover may declare.
-    pub max_loss: Bytes,
-    /// How old the last knowledge of the primary's position may be.
-    #[serde(rename = "max_loss_window_ms", with = "millis")]
-    pub max_loss_window: Duration,
-    /// Whether a commit waits for the standby.
-    pub durability: Durability,
-    /// What becomes of commits when the standby they wait for stalls.
-    pub on_stall: OnStall,
-}
-
-/// Whether a commit waits for the standby.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Durability {
-    /// It does not: the loss is bounded by a gate and declared.
-    Async,
-    /// It does, so that a failover loses nothing; the agent goes on without the standby only by a
-    /// permission that was logged first.
-    Sync,
-}
-
-/// What becomes of commits when the standby they wait for stalls. Written `block` or
-/// `release-after 10s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "on_stall")]
-pub enum OnStall {
-    /// They wait for as long as it takes.
-    Block,
-    /// They go on without it once it has stalled for a while.
-    ReleaseAfter {
-        /// For how long. 500 ms to 1 h.
-        #[serde(rename = "after_ms", with = "millis")]
-        after: Duration,
-    },
-}
-
-/// The shortest time after which commits may go on without a standby that stalls: a line between
-/// two clouds stumbles for longer than anything below.
-const LEAST_STALL: Duration = ms(500);
-
-impl FromStr for OnStall {
-    type Err = UnitError;
-
-    fn from_str(text: &str) -> Result<Self, UnitError> {
-        let rule = "`block`, or `release-after` and 500ms to 1h";
-        let wrong = || UnitError::new(text, rule, "release-after 10s");
-        if text == "block" {
-            return Ok(OnStall::Block);
-        }
-        let after = text.strip_prefix("release-after ").ok_or_else(wrong)?;
-        let after = humantime::parse_duration(after).map_err(|_cause| wrong())?;
-        if (LEAST_STALL..=HOUR).contains(&after) {
-            Ok(OnStall::ReleaseAfter { after })
-        } else {
-            Err(wrong())
-        }
-    }
 }
 
 /// What is asked of automation.
@@ -404,20 +342,6 @@ fn build_lease(at: &Section<'_>) -> Option<LeaseTimers> {
     Some(lease)
 }
 
-fn build_data(at: &Section<'_>) -> Option<Data> {
-    let max_loss = at.bytes("max_loss");
-    let max_loss_window = at.duration("max_loss_window", SECOND..=DAY);
-    let durable = [("async", Durability::Async), ("sync", Durability::Sync)];
-    let durability = at.choice("durability", &durable);
-    let on_stall = at.parsed("on_stall", "release-after 10s");
-    Some(Data {
-        max_loss: max_loss?,
-        max_loss_window: max_loss_window?,
-        durability: durability?,
-        on_stall: on_stall?,
-    })
-}
-
 fn build_automation(at: &Section<'_>) -> Option<Automation> {
     let cooldown = at.duration("cooldown", SECOND..=DAY);
     let startup_grace = at.duration("startup_grace", ms(0)..=HOUR);
@@ -474,6 +398,13 @@ fn check_against_each_other(policy: &Policy, root: &Section<'_>, lease: &Section
         root.problem("steps", format!(
             "`steps.fence` is {}, but waiting out the lease takes up to {}: a fence by waiting could never be proven",
             human(limit), human(longest_wait)
+        ));
+    }
+    let replay = policy.data.max_replay_time;
+    if policy.steps.promote <= replay {
+        root.problem("steps", format!(
+            "`steps.promote` is {}, but `data.max_replay_time` lets the standby replay for up to {} first: a promotion that the gates let begin could not end in its time",
+            human(policy.steps.promote), human(replay)
         ));
     }
     if policy.lease.on_total_isolation == OnTotalIsolation::Keep
@@ -539,6 +470,8 @@ mod tests {
             said.contains("`fence_within` is 900ms, which is less than 1s"),
             "{said}"
         );
+        let said = changed("max_replay_time = \"2s\"", "max_replay_time = \"30s\"");
+        assert!(said.contains("replay for up to 30s first"), "{said}");
         let said = changed("fence = \"30s\"", "fence = \"2s\"");
         assert!(
             said.contains("waiting out the lease takes up to 4s 202ms"),

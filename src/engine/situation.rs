@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::detector::{Health, State};
 use super::observation::{DatabaseFacts, PositionHistory};
+use super::replay::Replay;
 use super::synchrony::{RpoWindow, SyncFacts};
 use super::text::clip;
 use super::topology::{GroupName, ObserverName, SiteName, TargetKind};
@@ -230,6 +231,12 @@ pub struct Replication {
     pub advanced: Option<Duration>,
     /// WAL written a second, lately.
     pub rate: Bytes,
+    /// How far the standby has replayed what it has; `None`: it was never seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
+    /// For how long a commit of a user was seen to wait for a standby, as of the last look.
+    #[serde(default, rename = "commits_wait_ms", with = "millis")]
+    pub commits_wait: Duration,
 }
 
 impl Replication {
@@ -254,6 +261,8 @@ impl Replication {
             covered: covered.map(|reading| now.since(reading.began)),
             advanced: advanced.map(|moment| now.since(moment)),
             rate: primary.rate(),
+            replay: None,
+            commits_wait: Duration::ZERO,
         }
     }
 
@@ -299,6 +308,9 @@ pub struct Request {
     pub accept_data_loss: Option<Bytes>,
     /// Whether they vouch that the old primary cannot write (F4).
     pub override_fence: bool,
+    /// Whether they accept that the standby replays for longer than the policy allows.
+    #[serde(default)]
+    pub accept_replay: bool,
 }
 
 impl Situation {
@@ -317,7 +329,7 @@ impl Situation {
 #[cfg(test)]
 pub(crate) mod samples {
     use super::super::detector::{Vote, VoteKind};
-    use super::super::observation::{ReceiverFacts, ReplayPause};
+    use super::super::observation::{ReceiverFacts, ReplayPause, ReplayState};
     use super::super::topology::{Role, Vantage};
     use super::super::units::{SystemId, Timeline};
     use super::*;
@@ -359,8 +371,10 @@ pub(crate) mod samples {
             heartbeat: None,
             epoch: Some(Epoch(1)),
             replay_pause: ReplayPause::None,
+            replay_state: ReplayState::AtEnd,
             apply_delay: Duration::ZERO,
             synchronous_names: String::new(),
+            commits_waiting: Vec::new(),
             limits: [100, 8, 10, 0, 64],
             write_took: Some(Duration::from_millis(2)),
         }
@@ -417,6 +431,8 @@ pub(crate) mod samples {
                 covered: Some(seconds(1)),
                 advanced: Some(seconds(0)),
                 rate: Bytes(100),
+                replay: None,
+                commits_wait: Duration::ZERO,
             },
             window: RpoWindow::Open { entry: 1 },
             can_wait_out: true,
@@ -511,6 +527,7 @@ pub(crate) mod samples {
                     to,
                     accept_data_loss: None,
                     override_fence: false,
+                    accept_replay: false,
                 });
             })
         }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::observation::{PositionHistory, PositionSample};
 use super::policy::{Data, Durability, OnStall};
 use super::units::{Lsn, MonoTime, exact, millis};
+use super::waits::Waits;
 
 /// Whether the active site may acknowledge what its standby does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +143,9 @@ pub struct SyncLook {
     pub position: Lsn,
     /// How far the standby has flushed, where exactly one of its name streams.
     pub flushed: Option<Lsn>,
+    /// The statements whose commits wait to be confirmed, by names that no others bear. Under
+    /// `synchronous_commit = remote_apply` they wait until they are replayed.
+    pub waiting: Vec<String>,
     /// What makes commits not wait in spite of the names.
     pub obstacle: Option<String>,
 }
@@ -181,6 +185,7 @@ pub struct Synchrony {
     /// From where on commits wait, where this process saw to it.
     from: Option<Lsn>,
     last: Option<SyncLook>,
+    waits: Waits,
     next_attempt: MonoTime,
 }
 
@@ -208,6 +213,7 @@ impl Synchrony {
             .caught_up
             .max(covered.map(|sample| sample.began))
             .or(Some(began));
+        self.waits.seen(began, &look.waiting);
         if !look.named {
             self.from = None;
         }
@@ -265,6 +271,7 @@ impl Synchrony {
     pub fn down(&mut self) {
         self.history = PositionHistory::default();
         self.caught_up = None;
+        self.waits = Waits::default();
     }
 
     /// Commits have waited since this position at the latest.
@@ -272,10 +279,10 @@ impl Synchrony {
         self.from = Some(from);
     }
 
-    /// For how long the standby has not had what was written then.
+    /// For how long the standby has not had what was written then, or users have waited for it, as of the last look.
     fn stalled(&self, now: MonoTime) -> Duration {
-        self.caught_up
-            .map_or(Duration::ZERO, |caught| now.since(caught))
+        let lacks = self.caught_up.map(|caught| now.since(caught));
+        lacks.unwrap_or_default().max(self.waits.longest())
     }
 
     /// What is to be reported; `None` before the first look.
@@ -364,6 +371,7 @@ mod tests {
             named,
             position: Lsn(position),
             flushed: flushed.map(Lsn),
+            waiting: Vec::new(),
             obstacle: None,
         }
     }
@@ -428,6 +436,25 @@ mod tests {
         assert_eq!(stalled(&synchrony, 5_000), Duration::ZERO);
         synchrony.seen(at(6_000), behind(), Some(OPEN), None);
         assert_eq!(stalled(&synchrony, 6_300), Duration::from_millis(300));
+    }
+
+    #[test]
+    fn commits_that_wait_for_replay_are_a_stall_although_the_standby_has_everything() {
+        let mut synchrony = Synchrony::default();
+        let closed = ClosedWindow {
+            entry: 6,
+            from: Lsn(100),
+        };
+        let waits = SyncLook {
+            waiting: vec!["one".to_owned()],
+            ..look(true, 100, Some(100))
+        };
+        let next = synchrony.seen(at(0), waits.clone(), Some(RpoWindow::Closed), Some(closed));
+        assert_eq!(next, SyncMove::Nothing);
+        let next = synchrony.seen(at(5000), waits, Some(OPEN), Some(closed));
+        assert_eq!(next, SyncMove::GoOn);
+        let facts = synchrony.facts(at(5000), None).unwrap();
+        assert_eq!(facts.stalled, Duration::from_secs(5));
     }
 
     #[test]

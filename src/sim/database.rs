@@ -246,6 +246,7 @@ impl LocalDatabase for SimDatabase {
                 named: machine.synchronous,
                 position: Lsn(machine.position()),
                 flushed: follows.then_some(Lsn(machine.confirmed)),
+                waiting: Vec::new(),
                 obstacle: None,
             })
         })

@@ -352,6 +352,7 @@ async fn person(world: &World) {
                     reason,
                     accept_data_loss: (what == 4).then_some(Bytes::mib(1024)),
                     override_fence: false,
+                    accept_replay: false,
                     dry_run: false,
                 };
                 drop(handle.ask(|answer| Input::Promote(who, ask, answer)).await);

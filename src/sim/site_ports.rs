@@ -13,7 +13,7 @@ use super::world::{Life, Node, World};
 use crate::agent::keeper::News;
 use crate::app::control::Input;
 use crate::engine::observation::{
-    DatabaseFacts, Facts, Finding, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause,
+    DatabaseFacts, Facts, Finding, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause, ReplayState,
 };
 use crate::engine::topology::{Role, Target, TargetKind};
 use crate::engine::units::{Lsn, SystemId, Timeline, WallTime, as_millis};
@@ -305,8 +305,10 @@ fn database_facts(
         }),
         epoch,
         replay_pause: ReplayPause::None,
+        replay_state: ReplayState::AtEnd,
         apply_delay: Duration::ZERO,
         synchronous_names: String::new(),
+        commits_waiting: Vec::new(),
         limits: [100, 8, 10, 0, 64],
         write_took: primary.then_some(Duration::from_millis(2)),
     })))

@@ -396,6 +396,7 @@ fn a_stuck_plan_goes_on_when_a_person_asks_again() {
             reason: "cause mended".to_owned(),
             accept_data_loss: None,
             override_fence: false,
+            accept_replay: false,
             dry_run: false,
         };
         let handle = running.handle.clone();

@@ -132,6 +132,7 @@ impl LocalDatabase for Database {
             named: self.waits.load(Ordering::SeqCst),
             position: Lsn(9),
             flushed: (!self.stalls.load(Ordering::SeqCst)).then_some(Lsn(9)),
+            waiting: Vec::new(),
             obstacle: None,
         })
     }

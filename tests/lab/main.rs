@@ -24,3 +24,4 @@ mod bounds;
 mod observers;
 mod outside;
 mod partitions;
+mod replay;

@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 
 use super::connect::{Connect, Database, Deadline, SqlError};
 use crate::engine::observation::{
-    DatabaseFacts, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause, SenderFacts,
+    DatabaseFacts, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause, ReplayState, SenderFacts,
 };
 use crate::engine::topology::{Role, SiteName, Vantage};
 use crate::engine::units::{Epoch, Lsn, SystemId, Timeline, WallTime, as_millis};
@@ -62,6 +62,12 @@ SELECT json_build_object(
       ORDER BY application_name, pid), '[]'::json)
     FROM pg_stat_replication),
   'pause', CASE WHEN standby THEN pg_get_wal_replay_pause_state() END,
+  'startup', CASE WHEN standby THEN (
+    SELECT json_build_object('type', wait_event_type, 'event', wait_event)
+    FROM pg_stat_activity WHERE backend_type = 'startup') END,
+  'commits_waiting', (SELECT COALESCE(json_agg(statement), '[]'::json) FROM (
+    SELECT pid || '/' || extract(epoch FROM query_start) AS statement
+    FROM pg_stat_activity WHERE wait_event = 'SyncRep' ORDER BY query_start LIMIT 16) AS waiting),
   'apply_delay_ms',
   (extract(epoch FROM current_setting('recovery_min_apply_delay')::interval) * 1000)::bigint,
   'synchronous_names', current_setting('synchronous_standby_names'),
@@ -114,9 +120,41 @@ struct FactsRow {
     receiver: Option<ReceiverRow>,
     senders: Vec<SenderRow>,
     pause: Option<String>,
+    startup: Option<StartupRow>,
+    commits_waiting: Vec<String>,
     apply_delay_ms: u64,
     synchronous_names: String,
     limits: [u32; 5],
+}
+
+/// What the startup process, which replays, waits for.
+#[derive(Deserialize)]
+struct StartupRow {
+    r#type: Option<String>,
+    event: Option<String>,
+}
+
+impl StartupRow {
+    /// Conflicts with queries show as `RecoveryConflict…`, as a lock, or as the pin of a buffer. Whatever else it
+    /// waits for (the disk, say) is part of its work.
+    fn state(self) -> ReplayState {
+        let (Some(kind), Some(event)) = (self.r#type, self.event) else {
+            return ReplayState::Working;
+        };
+        match (kind.as_str(), event.as_str()) {
+            (_, "RecoveryWalStream" | "RecoveryWalAll" | "RecoveryRetrieveRetryInterval") => {
+                ReplayState::AtEnd
+            }
+            (_, "RecoveryPause" | "RecoveryApplyDelay") => ReplayState::Held { by: event },
+            (_, conflict) if conflict.starts_with("RecoveryConflict") => {
+                ReplayState::Held { by: event }
+            }
+            ("Lock" | "BufferPin", _) => ReplayState::Held {
+                by: format!("{kind}/{event}"),
+            },
+            (_, _) => ReplayState::Working,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -264,8 +302,10 @@ fn assemble(row: FactsRow, rows: Rows) -> Result<DatabaseFacts, ProbeFailure> {
             None | Some("not paused") => ReplayPause::None,
             Some(_) => ReplayPause::Paused,
         },
+        replay_state: row.startup.map(StartupRow::state).unwrap_or_default(),
         apply_delay: Duration::from_millis(row.apply_delay_ms),
         synchronous_names: row.synchronous_names,
+        commits_waiting: row.commits_waiting,
         limits: row.limits,
         write_took: None,
     })

@@ -31,6 +31,7 @@ struct Look {
     allowed: bool,
     synchronous_names: String,
     pause: Option<String>,
+    held: Option<String>,
     position: Option<Lsn>,
     timeline: Option<u32>,
 }
@@ -42,6 +43,9 @@ SELECT json_build_object(
   'allowed', has_function_privilege('pg_promote(boolean, integer)', 'execute'),
   'synchronous_names', current_setting('synchronous_standby_names'),
   'pause', CASE WHEN standby THEN pg_get_wal_replay_pause_state() END,
+  'held', (SELECT wait_event_type || '/' || wait_event FROM pg_stat_activity
+    WHERE backend_type = 'startup' AND (wait_event LIKE 'RecoveryConflict%'
+      OR wait_event_type IN ('Lock', 'BufferPin'))),
   'position', CASE WHEN NOT standby THEN pg_current_wal_insert_lsn() END,
   'timeline', CASE WHEN NOT standby THEN
     ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint END
@@ -52,6 +56,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// Promotes a standby and returns when it accepts writes. On a primary it does nothing and says
 /// so (POSTGRES.md row 3).
+///
+/// A query that replay waits for would keep the promotion waiting for as long as it runs, whatever
+/// `max_standby_streaming_delay` allows it: once the promotion is asked for, sessions in a transaction are ended
+/// for as long as replay is held up by one.
 ///
 /// It does not wait for a checkpoint: see [`checkpoint`]. A replay that somebody paused goes on
 /// (row 5). `Unknown` is never "not promoted": once asked for, a promotion may finish at any time
@@ -118,9 +126,13 @@ async fn watch(
                 if let Some(promoted) = promoted(&look, false, names.clone(), deadline) {
                     return Ok(promoted);
                 }
-                seen = match look.pause.as_deref() {
-                    None | Some("not paused") => "it still replays".to_owned(),
-                    Some(_) => "its replay is paused: if its limits are lower than the old \
+                seen = match (look.pause.as_deref(), &look.held) {
+                    (None | Some("not paused"), None) => "it still replays".to_owned(),
+                    (None | Some("not paused"), Some(by)) => {
+                        end_transactions(database.as_ref(), by, deadline).await;
+                        format!("its replay is held up by `{by}`")
+                    }
+                    (Some(_), _) => "its replay is paused: if its limits are lower than the old \
                                 primary's were, raise them and restart it"
                         .to_owned(),
                 };
@@ -146,6 +158,22 @@ async fn watch(
                 as_millis(deadline.took())
             )));
         }
+    }
+}
+
+/// Ends every session of a client that is in a transaction. Which of them replay waits for PostgreSQL does not
+/// say. One that cannot be ended keeps the promotion waiting, which tells so.
+async fn end_transactions(database: Option<&Database>, held: &str, deadline: Deadline) {
+    const END: &str = "
+        SELECT count(*)::text FROM (
+          SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+          WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+            AND xact_start IS NOT NULL OFFSET 0) AS ended";
+    let Some(database) = database else { return };
+    match database.read::<u64>(END, &[], deadline.left()).await {
+        Ok(0) => {}
+        Ok(ended) => tracing::warn!(ended, held, "ended transactions that replay waits for"),
+        Err(error) => tracing::warn!(%error, held, "cannot end what replay waits for"),
     }
 }
 

@@ -15,11 +15,14 @@ pub struct Severed {
     /// The frozen position: all that arrived (POSTGRES.md row 7).
     pub position: Lsn,
     /// How much of it is replayed. Less than `position` where the last record arrived in part
-    /// only, which a promotion drops, or where replay is slow or paused.
+    /// only, which a promotion drops, or where replay is slow, paused or held up by a query.
     pub replayed: Lsn,
-    /// Whether the receiver has ended. Where it has not (a paused replay, POSTGRES.md row 5, does
-    /// not end it), WAL may still arrive: the standby is *not* severed, whatever the settings say.
+    /// Whether the receiver has ended. Where it has not, WAL may still arrive: the standby is *not*
+    /// severed, whatever the settings say. It is the startup process that ends it, once it has replayed
+    /// all that arrived: never, where replay is paused or waits for a query.
     pub receiver_gone: bool,
+    /// The process that receives, where one was seen and has not ended.
+    pub receiver: Option<i32>,
     /// The `primary_conninfo` that was taken away: what [`reconnect`] needs. Empty when it had
     /// been taken away before: keep the first one.
     pub conninfo_was: Secret,
@@ -33,6 +36,7 @@ SELECT json_build_object(
   'conninfo', current_setting('primary_conninfo'),
   'receiver', EXISTS (SELECT FROM pg_stat_wal_receiver)
     OR EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver'),
+  'receiver_pid', (SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'),
   'received', GREATEST(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()),
   'replayed', pg_last_wal_replay_lsn()
 )::text";
@@ -42,6 +46,7 @@ struct Look {
     standby: bool,
     conninfo: String,
     receiver: bool,
+    receiver_pid: Option<i32>,
     received: Option<Lsn>,
     replayed: Option<Lsn>,
 }
@@ -97,6 +102,7 @@ pub async fn sever(connect: &Connect, deadline: Duration) -> Result<Severed, Eff
             position,
             replayed,
             receiver_gone: gone,
+            receiver: look.receiver_pid.filter(|_| !gone),
             conninfo_was: Secret::new(before.conninfo.as_str()),
         };
         let replay_ended = replayed >= position || still >= LOOKS_WITHOUT_REPLAY;

@@ -37,6 +37,9 @@ SELECT json_build_object(
   'flushed', (
     SELECT CASE WHEN count(DISTINCT client_addr) <= 1 THEN max(flush_lsn) END
     FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming'),
+  'waiting', (SELECT COALESCE(json_agg(statement), '[]'::json) FROM (
+    SELECT pid || '/' || extract(epoch FROM query_start) AS statement
+    FROM pg_stat_activity WHERE wait_event = 'SyncRep' ORDER BY query_start LIMIT 16) AS waiting),
   'below', (
     SELECT string_agg(who || ' has `synchronous_commit = ' || value || '`', ', ' ORDER BY who)
     FROM (
@@ -54,6 +57,7 @@ struct Look {
     names: String,
     position: Lsn,
     flushed: Option<Lsn>,
+    waiting: Vec<String>,
     below: Option<String>,
 }
 
@@ -74,6 +78,7 @@ pub async fn look_at_standby(
         named: look.names == only(standby) || look.names == NOBODY,
         position: look.position,
         flushed: look.flushed,
+        waiting: look.waiting,
         obstacle: look.below,
     })
 }

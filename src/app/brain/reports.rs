@@ -180,7 +180,9 @@ impl Brain {
 mod tests {
     use super::*;
     use crate::engine::detector::{State, VoteKind};
-    use crate::engine::observation::{DatabaseFacts, Heartbeat, ProbeFailure, ReplayPause};
+    use crate::engine::observation::{
+        DatabaseFacts, Heartbeat, ProbeFailure, ReplayPause, ReplayState,
+    };
     use crate::engine::policy::Policy;
     use crate::engine::situation::{LocalDatabase, Situation};
     use crate::engine::topology::{Role, Topology};
@@ -262,8 +264,10 @@ mod tests {
             heartbeat: None::<Heartbeat>,
             epoch: Some(Epoch(1)),
             replay_pause: ReplayPause::None,
+            replay_state: ReplayState::AtEnd,
             apply_delay: Duration::ZERO,
             synchronous_names: String::new(),
+            commits_waiting: Vec::new(),
             limits: [100, 8, 10, 0, 64],
             write_took: None,
         })))

@@ -15,6 +15,7 @@ use failover::engine::answer::Answer;
 use failover::engine::chain::{Body, Chain, Digest, Entry, read_line};
 use failover::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, ProbeFailure, ReceiverFacts, ReplayPause,
+    ReplayState,
 };
 use failover::engine::policy::Policy;
 use failover::engine::saga::GroupState;
@@ -217,8 +218,10 @@ impl Earth {
                     heartbeat: None,
                     epoch: Some(site.epoch),
                     replay_pause: ReplayPause::None,
+                    replay_state: ReplayState::AtEnd,
                     apply_delay: Duration::ZERO,
                     synchronous_names: String::new(),
+                    commits_waiting: Vec::new(),
                     limits: [100, 8, 10, 0, 64],
                     write_took: site.primary.then_some(Duration::from_millis(2)),
                 })))

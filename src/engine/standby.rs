@@ -1,0 +1,121 @@
+//! What a standby must be, so that PostgreSQL would promote it, and in time.
+
+use std::time::Duration;
+
+use super::condition::{Gate, at_most_a_day, gate};
+use super::document::human;
+use super::observation::{DatabaseFacts, ReplayPause};
+use super::policy::Policy;
+use super::reason::{Code, Reason};
+use super::replay::Replay;
+use super::situation::Situation;
+use super::topology::{Role, SiteName};
+use super::units::{Bytes, as_millis};
+
+/// Whether a database is a standby of this pair that PostgreSQL would promote.
+pub(super) fn promotable(
+    site: &SiteName,
+    standby: &DatabaseFacts,
+    primary: Option<&DatabaseFacts>,
+) -> Vec<Gate> {
+    let mut gates = vec![gate(
+        standby.role == Role::Standby,
+        Reason::word(Code::StandbyNotInRecovery, standby.role, Role::Standby).at(site),
+    )];
+    if let Some(primary) = primary {
+        gates.extend(same_pair(site, standby, primary));
+    }
+    gates.push(gate(
+        standby.apply_delay.is_zero(),
+        Reason::time(
+            Code::StandbyApplyDelayed,
+            standby.apply_delay,
+            Duration::ZERO,
+        )
+        .at(site),
+    ));
+    gates
+}
+
+fn same_pair(site: &SiteName, standby: &DatabaseFacts, primary: &DatabaseFacts) -> [Gate; 4] {
+    let limits_low = standby
+        .limits
+        .iter()
+        .zip(&primary.limits)
+        .any(|(ours, theirs)| ours < theirs);
+    let stopped = standby.replay_pause == ReplayPause::InsufficientLimits
+        || (limits_low && standby.replay_pause == ReplayPause::Paused);
+    let major = |facts: &DatabaseFacts| facts.version.checked_div(10_000).unwrap_or_default();
+    [
+        // POSTGRES.md row 14.
+        gate(
+            standby.system_id == primary.system_id,
+            Reason::word(
+                Code::SystemIdentifierDiffers,
+                standby.system_id,
+                primary.system_id,
+            )
+            .at(site),
+        ),
+        // POSTGRES.md rows 15 and 16: while the active database lives it decides the timeline.
+        gate(
+            standby.timeline == primary.timeline,
+            Reason::word(Code::TimelineDiverged, standby.timeline, primary.timeline).at(site),
+        ),
+        // POSTGRES.md row 6.
+        gate(
+            !stopped,
+            Reason::word(Code::StandbyLimitsTooLow, standby.replay_pause, "replaying").at(site),
+        ),
+        // POSTGRES.md row 41.
+        gate(
+            major(standby) == major(primary),
+            Reason::word(Code::VersionDiffers, standby.version, primary.version).at(site),
+        ),
+    ]
+}
+
+/// Whether the standby would take writes in time: whatever it has received it replays first. Replay that stands
+/// still has no time at all. A person may accept that.
+pub fn replay_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
+    let replay = situation.replication.replay.as_ref()?;
+    let limit = policy.data.max_replay_time;
+    let needed = replay.still.max(replay.time().unwrap_or_default());
+    let request = situation.request.as_ref();
+    let accepted = request.is_some_and(|request| request.accept_replay);
+    let reason = Reason::time(Code::ReplayStalled, at_most_a_day(needed), limit);
+    Some(gate(
+        accepted || needed <= limit,
+        reason.at(&situation.passive).because(replaying(replay)),
+    ))
+}
+
+/// How far a standby's replay is, for people.
+pub fn replaying(replay: &Replay) -> String {
+    let Replay {
+        backlog,
+        still,
+        rate,
+        held,
+    } = replay;
+    if *backlog == Bytes(0) {
+        return "all is replayed".to_owned();
+    }
+    let rest = match replay.time() {
+        Some(time) => format!("{}, at {rate} a second", whole(time)),
+        None => "nobody knows how long, because it was not seen to replay".to_owned(),
+    };
+    let still = if still.is_zero() {
+        String::new()
+    } else {
+        format!(", stands still for {}", whole(*still))
+    };
+    let held = held.as_ref().map(|by| format!(", held up by `{by}`"));
+    let held = held.unwrap_or_default();
+    format!("{backlog} to replay ({rest}){still}{held}")
+}
+
+/// A duration for people, without a fraction of a millisecond.
+fn whole(duration: Duration) -> String {
+    human(Duration::from_millis(as_millis(duration)))
+}

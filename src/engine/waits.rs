@@ -1,0 +1,62 @@
+//! For how long users' commits wait for a standby. PostgreSQL says which sessions wait, not since when: that is
+//! seen, over several looks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::units::MonoTime;
+
+/// The looks at sessions whose commits wait.
+#[derive(Debug, Clone, Default)]
+pub struct Waits {
+    /// Each that waited at the last look, and the first look at which it did.
+    since: BTreeMap<String, MonoTime>,
+    last: MonoTime,
+}
+
+impl Waits {
+    /// Takes in which statements waited on a look that began at `read`: one name for each, which no other bears.
+    pub fn seen(&mut self, read: MonoTime, waiting: &[String]) {
+        let since = waiting.iter().map(|statement| {
+            let first = self.since.get(statement).copied().unwrap_or(read);
+            (statement.clone(), first)
+        });
+        self.since = since.collect();
+        self.last = read;
+    }
+
+    /// For how long the one that waits longest was seen to, as of the last look.
+    pub fn longest(&self) -> Duration {
+        let first = self.since.values().min();
+        first.map_or(Duration::ZERO, |first| self.last.since(*first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_waits_from_the_first_look_to_the_last_that_saw_it_wait() {
+        let at = |seconds| MonoTime(Duration::from_secs(seconds));
+        let names = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let mut waits = Waits::default();
+        waits.seen(at(100), &names(&["a"]));
+        assert_eq!(
+            waits.longest(),
+            Duration::ZERO,
+            "it may have begun just now"
+        );
+        waits.seen(at(103), &names(&["a", "b"]));
+        assert_eq!(waits.longest(), Duration::from_secs(3));
+        waits.seen(at(105), &names(&["b"]));
+        assert_eq!(waits.longest(), Duration::from_secs(2));
+        waits.seen(at(106), &[]);
+        assert_eq!(waits.longest(), Duration::ZERO);
+    }
+}
