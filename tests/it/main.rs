@@ -15,3 +15,4 @@ mod keeper;
 mod commands;
 mod architecture;
 mod cli;
+mod named_tests;
