@@ -11,6 +11,7 @@ pub mod output;
 pub mod client;
 pub mod daemon;
 pub mod status;
+pub mod check;
 pub mod operate;
 pub mod log;
 pub mod policy;
@@ -29,7 +30,7 @@ use self::output::Output;
     version,
     max_term_width = 100,
     arg_required_else_help = true,
-    before_help = "Examples:\n  failover lab run                              a real failover on this machine, live\n  failover status --watch                       what is, and why it is not failing over\n  failover promote shop --to gcp --dry-run      what a takeover would do and lose\n  failover log verify decision.log              whether anybody altered the decision log",
+    before_help = "Examples:\n  failover lab run                              a real failover on this machine, live\n  failover status --watch                       what is, and why it is not failing over\n  failover check                                what would be in the way of a failover\n  failover promote shop --to gcp --dry-run      what a takeover would do and lose\n  failover log verify decision.log              whether anybody altered the decision log",
     after_help = exit::HELP
 )]
 pub struct Cli {
@@ -76,6 +77,8 @@ enum Verb {
     Guard(daemon::GuardArgs),
     /// Show sites, roles, health, lag, and why it is not failing over, gate by gate
     Status(status::StatusArgs),
+    /// Check everything that a failover would need, before it is needed
+    Check(check::CheckArgs),
     /// Make a site active: the unplanned takeover, by hand
     Promote(operate::PromoteArgs),
     /// Stop automation at once
@@ -124,6 +127,16 @@ pub fn command() -> clap::Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    guarded(ran)
+}
+
+/// Runs something; a mistake in the program ends it in one line, with a code of its own.
+pub fn guarded(work: impl FnOnce() -> ExitCode + std::panic::UnwindSafe) -> ExitCode {
+    output::tell_panics();
+    std::panic::catch_unwind(work).unwrap_or_else(|_told| Exit::Broken.into())
+}
+
+fn ran() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if let Some((crate::agent::guard::postmaster::EXEC_VERB, rest)) =
         arguments.get(1).map(String::as_str).zip(arguments.get(2..))
@@ -153,6 +166,7 @@ pub fn main() -> ExitCode {
         Verb::Observer(args) => daemon::observer(&args),
         Verb::Guard(args) => daemon::guard(&args),
         Verb::Status(args) => status::run(&args, &output),
+        Verb::Check(args) => check::run(&args, &output),
         Verb::Promote(args) => operate::promote(&args, &output),
         Verb::Hold(args) => operate::hold(&args, &output),
         Verb::Release(args) => operate::release(&args, &output),

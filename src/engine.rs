@@ -33,6 +33,7 @@ pub mod condition;
 pub mod standby;
 pub mod gate;
 pub mod decision;
+pub mod readiness;
 pub mod step;
 pub mod plan;
 pub mod saga;

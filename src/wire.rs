@@ -9,6 +9,7 @@ use crate::engine::decision::Decision;
 use crate::engine::lease::Refusal;
 use crate::engine::observation::{Finding, Observation};
 use crate::engine::policy::LeaseTimers;
+use crate::engine::readiness::{self, Check, CheckState};
 use crate::engine::saga::{GroupState, OpenSaga};
 use crate::engine::situation::{AgentFacts, Request, Situation};
 use crate::engine::synchrony::RpoWindow;
@@ -296,6 +297,42 @@ pub struct Status {
     pub plan: Option<PlanStatus>,
     /// The number and digest of the last entry of the decision log.
     pub log: (u64, String),
+}
+
+/// What would stand in the way of a failover: `failover check`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// The version of this form.
+    pub schema_version: u32,
+    /// When it was so.
+    pub at: WallTime,
+    /// The group.
+    pub group: GroupName,
+    /// The site that is active.
+    pub active: SiteName,
+    /// The one that a failover would lead to.
+    pub passive: SiteName,
+    /// Whether nothing blocks.
+    pub ready: bool,
+    /// Everything that was looked at.
+    pub checks: Vec<Check>,
+}
+
+impl Readiness {
+    /// What follows from a status.
+    pub fn of(status: &Status) -> Self {
+        let situation = &status.situation;
+        let checks = readiness::checks(&status.decision);
+        Self {
+            schema_version: 1,
+            at: status.at,
+            group: situation.group.clone(),
+            active: situation.active.clone(),
+            passive: situation.passive.clone(),
+            ready: readiness::worst(&checks) != CheckState::Blocks,
+            checks,
+        }
+    }
 }
 
 /// An open plan, for people.

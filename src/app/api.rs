@@ -19,13 +19,15 @@ use super::journal::{Journal, View};
 use crate::adapters::files;
 use crate::adapters::tls::{Identity, PeerIdentity, RejectedPeer};
 use crate::engine::detector::State as Health;
+use crate::engine::readiness::{CheckState, checks};
 use crate::engine::situation::ObserverFacts;
 use crate::engine::topology::{GroupName, ObserverName};
 use crate::engine::units::as_millis;
 use crate::ports::Clock;
 use crate::wire::{
     HoldAsk, LogPart, MESSAGE_LIMIT, OBSERVED_LIMIT, OBSERVED_PATH, ObserverAnswer, ObserverReport,
-    PromoteAsk, REPORT_LIMIT, REPORT_PATH, ReleaseAsk, Report, ReportAnswer, Status, check_count,
+    PromoteAsk, REPORT_LIMIT, REPORT_PATH, Readiness, ReleaseAsk, Report, ReportAnswer, Status,
+    check_count,
 };
 
 /// How many entries one answer holds at most.
@@ -91,6 +93,7 @@ pub fn router(api: Api) -> Router {
             post(observed).layer(DefaultBodyLimit::max(OBSERVED_LIMIT)),
         )
         .route("/v1/status", get(status))
+        .route("/v1/check", get(check))
         .route("/v1/promote", post(promote))
         .route("/v1/hold", post(hold))
         .route("/v1/release", post(release))
@@ -202,6 +205,23 @@ async fn status(
     })
 }
 
+/// Every check of what would stand in the way of a failover now.
+async fn check(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+) -> Answer<Readiness> {
+    operator(&peer)?;
+    let status = api.status.borrow().clone();
+    status
+        .map(|status| Json(Readiness::of(&status)))
+        .ok_or_else(|| {
+            Problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the controller has only just started".to_owned(),
+            )
+        })
+}
+
 async fn promote(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
@@ -294,13 +314,11 @@ async fn ready(State(api): State<Api>) -> Result<String, Problem> {
     }
 }
 
-/// The gates that would still be closed if the active site died now. That the active database
-/// still writes is none: it would have stopped.
+/// The checks that block, in words.
 pub fn obstacles(status: &Status) -> Vec<String> {
-    let closed = status.decision.gates.iter().filter(|gate| !gate.open);
-    let lasting =
-        closed.filter(|gate| gate.reason.code != crate::engine::reason::Code::ReplicationAdvancing);
-    lasting.map(|gate| gate.reason.to_string()).collect()
+    let all = checks(&status.decision);
+    let blocking = all.iter().filter(|check| check.state == CheckState::Blocks);
+    blocking.map(|check| check.reason.to_string()).collect()
 }
 
 /// How old each observer's report is. Left out where there was none: an alert on a missing series
@@ -311,6 +329,28 @@ fn observer_ages(observers: &BTreeMap<ObserverName, ObserverFacts>) -> Vec<(Stri
         Some((name.to_string(), age))
     });
     ages.collect()
+}
+
+type Labels = BTreeMap<&'static str, String>;
+
+/// Which gates are open, and how many checks stand how, by code: one code may be about several
+/// sites or targets.
+fn of_checks(status: &Status) -> Vec<(&'static str, Labels, u64)> {
+    let gates = status.decision.gates.iter().map(|gate| {
+        let labels = BTreeMap::from([("code", gate.reason.code.to_string())]);
+        ("gate_open", labels, u64::from(gate.open))
+    });
+    let mut counted: BTreeMap<Labels, u64> = BTreeMap::new();
+    for check in checks(&status.decision) {
+        let (code, state) = (check.reason.code.to_string(), check.state.to_string());
+        let count = counted.entry(BTreeMap::from([("code", code), ("state", state)]));
+        let count = count.or_default();
+        *count = count.saturating_add(1);
+    }
+    let counted = counted.into_iter();
+    gates
+        .chain(counted.map(|(labels, count)| ("check", labels, count)))
+        .collect()
 }
 
 /// Prometheus text. Labels come from closed sets: sites, observers, kinds, states, codes.
@@ -380,12 +420,8 @@ async fn metrics(State(api): State<Api>) -> String {
         let labels = BTreeMap::from([("observer", name)]);
         gauge("observer_report_age_milliseconds", labels, age);
     }
-    for gate in &status.decision.gates {
-        gauge(
-            "gate_open",
-            BTreeMap::from([("code", gate.reason.code.to_string())]),
-            u64::from(gate.open),
-        );
+    for (name, labels, value) in of_checks(&status) {
+        gauge(name, labels, value);
     }
     text
 }

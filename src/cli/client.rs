@@ -111,8 +111,29 @@ impl Client {
 }
 
 impl Client {
-    /// Waits.
-    pub fn wait(&self, wait: Duration) {
-        self.runtime.block_on(tokio::time::sleep(wait));
+    /// Reads again and again, for as long as `shown` wants, and hands it also what went wrong: a
+    /// controller that goes away may come back. Ends at once when somebody presses Ctrl-C.
+    pub fn watch<R: DeserializeOwned>(
+        &self,
+        path: &str,
+        every: Duration,
+        mut shown: impl FnMut(anyhow::Result<R>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let watching = async {
+            loop {
+                let read = self.peer.get(path, ANSWER).await;
+                shown(read.map_err(|error| self.explain(error)))?;
+                tokio::time::sleep(every).await;
+            }
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                ended = watching => ended,
+                pressed = tokio::signal::ctrl_c() => {
+                    pressed.context("wait for signals")?;
+                    Ok(())
+                }
+            }
+        })
     }
 }

@@ -17,18 +17,21 @@ pub enum Exit {
     Stuck,
     /// Another controller holds the log.
     Held,
+    /// A mistake in the program.
+    Broken,
     /// Interrupted.
     Interrupted,
 }
 
 impl Exit {
     /// Every way to end, in the order of the codes.
-    pub const ALL: [Exit; 6] = [
+    pub const ALL: [Exit; 7] = [
         Exit::Done,
         Exit::No,
         Exit::Wrong,
         Exit::Stuck,
         Exit::Held,
+        Exit::Broken,
         Exit::Interrupted,
     ];
 
@@ -40,6 +43,7 @@ impl Exit {
             Exit::Wrong => 2,
             Exit::Stuck => 3,
             Exit::Held => 4,
+            Exit::Broken => 70,
             Exit::Interrupted => 130,
         }
     }
@@ -52,6 +56,7 @@ impl Exit {
             Exit::Wrong => "wrong use, or an unexpected error",
             Exit::Stuck => "a plan is stuck and a person is needed",
             Exit::Held => "another controller holds the decision log",
+            Exit::Broken => "a mistake in the program itself: please report it",
             Exit::Interrupted => "interrupted",
         }
     }
@@ -81,6 +86,7 @@ pub const HELP: &str = "Exit status:
     2  wrong use, or an unexpected error
     3  a plan is stuck and a person is needed
     4  another controller holds the decision log
+   70  a mistake in the program itself: please report it
   130  interrupted";
 
 impl From<Exit> for ExitCode {

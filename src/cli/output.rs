@@ -122,6 +122,28 @@ impl Output {
     }
 }
 
+/// Has every panic say one line that can be reported; with where it came from only for whoever
+/// asks (`RUST_BACKTRACE`).
+pub fn tell_panics() {
+    let whole = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+            whole(panic);
+        }
+        let text = panic.payload_as_str();
+        let place = panic.location();
+        let place = place.map_or(String::new(), |at| {
+            format!(" at {}:{}", at.file(), at.line())
+        });
+        let line = format!(
+            "error: a mistake in failover {}{place}: {}; please report this line",
+            env!("CARGO_PKG_VERSION"),
+            text.unwrap_or("no text").replace(['\n', '\r'], " ")
+        );
+        writeln!(std::io::stderr().lock(), "{line}").unwrap_or_default();
+    }));
+}
+
 /// An error and its causes in one line, then its hint if it has one.
 pub fn said(error: &anyhow::Error) -> String {
     let chain: Vec<String> = error.chain().map(ToString::to_string).collect();

@@ -8,7 +8,7 @@ use clap::Args;
 use super::Reach;
 use super::client::Client;
 use super::exit::Exit;
-use super::output::{Mood, Output};
+use super::output::{Mood, Output, said};
 use crate::engine::detector::State;
 use crate::engine::document::human;
 use crate::engine::standby::replaying;
@@ -29,21 +29,41 @@ pub struct StatusArgs {
 /// Shows the controller's status.
 pub fn run(args: &StatusArgs, output: &Output) -> anyhow::Result<Exit> {
     let client = Client::new(&args.reach)?;
-    loop {
+    if !args.watch {
         let status: Status = client.get("/v1/status")?;
-        if args.watch {
-            output.clear();
-        }
-        if output.is_json() {
-            output.json(&status)?;
-        } else {
-            output.text(shown(&status, output));
-        }
-        if !args.watch {
-            return Ok(exit_of(&status));
-        }
-        client.wait(Duration::from_secs(1));
+        show(&status, output)?;
+        return Ok(exit_of(&status));
     }
+    let mut seen = false;
+    client.watch("/v1/status", EVERY, |read: anyhow::Result<Status>| {
+        match read {
+            Ok(status) => {
+                seen = true;
+                output.clear();
+                show(&status, output)?;
+            }
+            // What never answered is named wrongly; what did may come back.
+            Err(error) if seen => output.say(format!(
+                "{} {}",
+                output.paint(Mood::Doubt, "waiting:"),
+                said(&error)
+            )),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    })?;
+    Ok(Exit::Interrupted)
+}
+
+/// How often `--watch` looks.
+const EVERY: Duration = Duration::from_secs(1);
+
+fn show(status: &Status, output: &Output) -> anyhow::Result<()> {
+    if output.is_json() {
+        return output.json(status);
+    }
+    output.text(shown(status, output));
+    Ok(())
 }
 
 /// Stuck plans end with their own code; an active site that is not healthy with a "no".

@@ -89,6 +89,32 @@ fn an_observer_gets_a_certificate_and_no_key_for_orders_of_its_own() {
 }
 
 #[test]
+fn a_mistake_in_the_program_is_one_line_to_report_and_a_code_of_its_own() {
+    const ALONE: &str = "FAILOVER_TEST_BROKEN";
+    if std::env::var_os(ALONE).is_some() {
+        let code = failover::cli::guarded(|| panic!("in two\nlines"));
+        let broken = std::process::ExitCode::from(70);
+        assert_eq!(format!("{code:?}"), format!("{broken:?}"));
+        return;
+    }
+    let test = "cli::a_mistake_in_the_program_is_one_line_to_report_and_a_code_of_its_own";
+    let done = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(ALONE, "1")
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.success(), "{said}");
+    assert!(said.starts_with("error: a mistake in failover "), "{said}");
+    assert!(
+        said.ends_with(": in two lines; please report this line\n"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
 fn every_verb_explains_itself() {
     let mut found = Vec::new();
     verbs(&failover::cli::command(), &[], &mut found);
@@ -384,6 +410,11 @@ fn well() -> (Situation, failover::engine::lease::LastRight) {
 }
 
 fn status(group: &GroupState, wrong: impl FnOnce(&mut Earth)) -> String {
+    let printer = Printer::new(Form::Human, Colour::Never);
+    failover::cli::status::shown(&status_of(group, wrong), &printer)
+}
+
+fn status_of(group: &GroupState, wrong: impl FnOnce(&mut Earth)) -> Status {
     let (mut brain, now) = brain(wrong);
     let walking = group.open.is_some();
     let situation = brain.situation(group, walking, None, now, AT);
@@ -400,8 +431,26 @@ fn status(group: &GroupState, wrong: impl FnOnce(&mut Earth)) -> String {
     };
     let read: Status = serde_json::from_str(&serde_json::to_string(&status).unwrap()).unwrap();
     assert_eq!(read, status, "what is sent is what is read");
+    status
+}
+
+#[test]
+fn the_checks_before_a_failover() {
     let printer = Printer::new(Form::Human, Colour::Never);
-    failover::cli::status::shown(&status, &printer)
+    let mut all = String::new();
+    for wrong in [
+        |_: &mut Earth| (),
+        |earth: &mut Earth| earth.gcp.reachable = false,
+    ] {
+        let status = status_of(&GroupState::new(&topology()), wrong);
+        let readiness = failover::wire::Readiness::of(&status);
+        let text = serde_json::to_string(&readiness).unwrap();
+        let read: failover::wire::Readiness = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, readiness, "what is sent is what is read");
+        all += &failover::cli::check::shown(&readiness, &printer);
+        all += "\n\n";
+    }
+    insta::assert_snapshot!("checks", all);
 }
 
 /// A group whose plan has done its first steps, and of whose next step this is told.

@@ -19,6 +19,7 @@ mod crash;
 mod drill;
 mod fenced;
 mod standing;
+mod terminal;
 mod bad_input;
 mod bounds;
 mod observers;
