@@ -13,6 +13,7 @@ use crate::engine::policy::{FenceStages, LeaseTimers};
 use crate::engine::synchrony::{ClosedWindow, SyncLook};
 use crate::engine::topology::{Role, SiteName, Target, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
+use crate::wire::sealed::{Author, SealError, Sealed, Signature};
 use crate::wire::{
     ObserverAnswer, ObserverReport, Order, OrderAnswer, PeerAnswer, PeerQuestion, Report,
     ReportAnswer,
@@ -123,11 +124,24 @@ pub trait Probe: Send + Sync + fmt::Debug {
     async fn anchors(&self, within: Duration) -> (u32, u32);
 }
 
+/// Signs as this process.
+pub trait Signer: Send + Sync + fmt::Debug {
+    /// Signs some bytes.
+    fn sign(&self, message: &[u8]) -> Result<Signature, SealError>;
+}
+
+/// Knows signatures.
+pub trait Verifier: Send + Sync + fmt::Debug {
+    /// Who signed exactly these bytes; an error where that is nobody whose signature counts here.
+    fn signed_by(&self, message: &[u8], signature: &Signature) -> Result<Author, SealError>;
+}
+
 /// The controller's way to the agents.
 #[async_trait]
 pub trait Agents: Send + Sync + fmt::Debug {
-    /// Gives an order, directly or through the other site's agent, and waits for what came of it.
-    /// A lost connection or a time-out is `Unknown`, unless the order certainly did not arrive.
+    /// Gives an order, directly or through the other site's agent, and waits for what came of it, in
+    /// the words of the agent that it is for. A lost connection, a time-out or an answer that this
+    /// agent did not sign is `Unknown`, unless the order certainly did not arrive.
     async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer;
 }
 
@@ -296,6 +310,10 @@ pub struct AgentMemory {
     pub epoch: Epoch,
     /// The epoch for which its standby was severed.
     pub severed: Option<Epoch>,
+    /// The last order to sever or to promote that it obeyed: what it shows to the other agent, whose
+    /// right is over by it.
+    #[serde(default)]
+    pub obeyed: Option<Sealed>,
     /// The epoch in which it was fenced by order, or superseded. Unlike a fence by an expired
     /// lease this one is only lifted for an epoch in which the site holds the right.
     pub fenced: Option<Epoch>,

@@ -13,6 +13,7 @@ pub mod entries;
 pub mod invariant;
 pub mod checks;
 pub mod network;
+pub mod seals;
 pub mod site_ports;
 pub mod database;
 pub mod controller_ports;

@@ -14,10 +14,15 @@ use crate::engine::saga::{GroupState, OpenSaga};
 use crate::engine::situation::{AgentFacts, Request, Situation};
 use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::{GroupName, ObserverName, SiteName, Target, Vantage};
-use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, Timeline, WallTime, exact, millis};
-use crate::ports::EffectError;
+use crate::engine::units::{Bytes, Epoch, MonoTime, WallTime, millis};
 
+mod orders;
+pub mod sealed;
 pub mod unsent;
+
+pub use orders::{Came, Order, OrderAnswer, RelayAnswer, Relayed, What};
+
+use self::sealed::Sealed;
 
 /// How often to look, and how long one look may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,21 +76,23 @@ impl SentObservation {
     }
 }
 
-/// When the controller sent an answer, by its own clock, which nobody else can read. It comes back
-/// with the next report, which so cannot have been made before.
+/// When a process sent something, by its own monotonic clock, which nobody else can read. It comes back
+/// to it: the controller's with the next report, which so cannot have been made before; an agent's with
+/// the next order, which so is void from a moment on by the agent's own clock, however many wall clocks
+/// are wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Postmark {
-    /// Which controller, in which of its lives: another one cannot read it.
+    /// Which process, in which of its lives: another one cannot read it. At random, below 2^53.
     pub life: u64,
     /// When.
     #[serde(rename = "at_ms", with = "millis")]
     pub at: Duration,
 }
 
-/// The last answer that a process had when it made a report.
+/// The last that a process had heard of another one when it made a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heard {
-    /// When it was sent.
+    /// When that was sent.
     pub postmark: Postmark,
     /// How long ago it arrived, by the clock of who reports.
     #[serde(rename = "ago_ms", with = "millis")]
@@ -119,6 +126,12 @@ pub struct Report {
     pub observations: Vec<SentObservation>,
     /// The controller's last answer; `None` before the first.
     pub heard: Option<Heard>,
+    /// When it was sent, by the agent's own clock: for orders to it.
+    pub mark: Postmark,
+    /// The other agent's newest mark, for orders that come to that one through this one; `None` before
+    /// its first question.
+    #[serde(default)]
+    pub peer_mark: Option<Heard>,
     /// The version of the program.
     pub version: String,
 }
@@ -188,95 +201,22 @@ pub struct PeerQuestion {
     pub site: SiteName,
     /// The epoch in which it holds the right, or the highest it knows.
     pub epoch: Epoch,
+    /// When it asked, by its own clock.
+    pub mark: Postmark,
 }
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerAnswer {
-    /// The asker's right is over: an order to fence.
+    /// The asker's right is over. Not an answer that holds a right, in any case.
     pub superseded: bool,
-    /// The highest epoch that the answering agent knows.
+    /// The controller's order by which that is so, a sever or a promotion: with it the answer is an
+    /// order to fence, without it nobody obeys.
+    #[serde(default)]
+    pub order: Option<Sealed>,
+    /// The highest epoch that the answering agent knows. For people: no epoch moves by it.
     pub epoch: Epoch,
 }
-
-/// An order of the controller to an agent. Signed, because it may come through the other agent:
-/// who carries it can delay it, not forge or repeat it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
-    /// The plan it belongs to.
-    #[serde(with = "exact")]
-    pub plan: u64,
-    /// The group.
-    pub group: GroupName,
-    /// The site it is for.
-    pub site: SiteName,
-    /// The epoch of the plan. An agent that knows a higher one refuses.
-    pub epoch: Epoch,
-    /// After this it is void, by the wall clock.
-    pub expires: WallTime,
-    /// Only say whether it is done already.
-    pub check_only: bool,
-    /// What to do.
-    pub what: What,
-}
-
-/// What an agent can be ordered to do. Each may be repeated: done twice is done once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum What {
-    /// Make certain that the database accepts no write, and keep it so.
-    Fence,
-    /// Let the database start again once the right is granted.
-    Unfence,
-    /// Cut the standby from the old primary's WAL.
-    Sever,
-    /// Connect it again.
-    Reconnect,
-    /// Make the standby primary.
-    Promote,
-    /// Promise that no promotion of this plan comes any more, or say that it came.
-    Desist,
-    /// Start the workloads.
-    StartWorkloads,
-    /// Stop them.
-    StopWorkloads,
-    /// Say whether the workloads answer.
-    AwaitWorkloads,
-}
-
-/// What came of an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "came")]
-pub enum Came {
-    /// It is done.
-    Done,
-    /// Asked whether it is done: clearly not.
-    NotDone,
-    /// Fenced; how it was proven.
-    Fenced {
-        /// In the agent's words.
-        said: String,
-    },
-    /// Severed, and where the standby stands.
-    Severed {
-        /// What it has received.
-        position: Lsn,
-        /// Whether it has replayed all of that.
-        replayed: bool,
-    },
-    /// Promoted.
-    Promoted {
-        /// The new timeline.
-        timeline: Timeline,
-        /// Where it begins.
-        position: Lsn,
-        /// Whether it already was.
-        already: bool,
-    },
-}
-
-/// An agent's answer to an order.
-pub type OrderAnswer = Result<Came, EffectError>;
 
 /// What the controller shows: `failover status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -434,9 +374,6 @@ pub struct LogPart {
     /// The number of the last entry there is.
     pub last: u64,
 }
-
-/// What an order is signed for, so that no other signed thing of ours can stand for one.
-pub const ORDER_CONTEXT: &str = "failover order v1";
 
 /// Where an agent takes orders, signed by the controller.
 pub const ORDER_PATH: &str = "/v1/order";

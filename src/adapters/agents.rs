@@ -1,28 +1,39 @@
 //! The controller's way to the agents: signed orders over mutual TLS, directly or through the
-//! other site's agent.
+//! other site's agent, and answers that are signed by whom the order was for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::keys::{Signed, SigningKey};
-use super::tls::{CallError, PeerClient};
+use super::keys::SigningKey;
+use super::tls::{CallError, PeerClient, TlsMaterial};
 use crate::engine::topology::SiteName;
 use crate::ports::{Agents, EffectError, Way};
-use crate::wire::{ORDER_CONTEXT, ORDER_PATH, Order, OrderAnswer, RELAY_PATH};
+use crate::wire::sealed::{Sealed, SignedOrder, open_answer};
+use crate::wire::{ORDER_PATH, Order, OrderAnswer, RELAY_PATH, RelayAnswer, Relayed};
 
 /// The agents of a group, and the key that they believe.
 #[derive(Debug)]
 pub struct SignedOrders {
     agents: BTreeMap<SiteName, PeerClient>,
     key: SigningKey,
+    /// By which answers are believed.
+    believed: TlsMaterial,
 }
 
 impl SignedOrders {
     /// A way to the agents of all sites.
-    pub fn new(agents: BTreeMap<SiteName, PeerClient>, key: SigningKey) -> Self {
-        Self { agents, key }
+    pub fn new(
+        agents: BTreeMap<SiteName, PeerClient>,
+        key: SigningKey,
+        believed: TlsMaterial,
+    ) -> Self {
+        Self {
+            agents,
+            key,
+            believed,
+        }
     }
 }
 
@@ -49,21 +60,31 @@ impl From<CallError> for EffectError {
 #[async_trait]
 impl Agents for SignedOrders {
     async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer {
-        let signed = Signed::sign(order.clone(), &self.key, ORDER_CONTEXT)
+        let signed = SignedOrder::seal(order.clone(), &self.key)
             .map_err(|error| EffectError::Refused(error.to_string()))?;
-        let (agent, path) = match by {
-            Way::Direct => (self.agents.get(&order.site), ORDER_PATH),
-            Way::Relayed => (
-                self.agents
-                    .iter()
-                    .find(|(site, _)| **site != order.site)
-                    .map(|(_, agent)| agent),
-                RELAY_PATH,
-            ),
-        };
-        let agent = agent.ok_or_else(|| {
+        let mut ways = self.agents.iter();
+        let way = ways.find(|(site, _)| (**site == order.site) == (by == Way::Direct));
+        let (_, agent) = way.ok_or_else(|| {
             EffectError::Refused(format!("there is no agent at `{}`", order.site))
         })?;
-        agent.post::<_, OrderAnswer>(path, &signed, within).await?
+        let sealed = signed.sealed().clone();
+        let answer: Sealed = match by {
+            Way::Direct => agent.post(ORDER_PATH, &sealed, within).await?,
+            Way::Relayed => {
+                let order = Relayed {
+                    order: sealed,
+                    within,
+                };
+                agent
+                    .post::<_, RelayAnswer>(RELAY_PATH, &order, within)
+                    .await??
+            }
+        };
+        // Whatever was said, the order may have been obeyed.
+        open_answer(&signed, &answer, &self.believed).unwrap_or_else(|error| {
+            tracing::error!(site = %order.site, %error, ?by, "an answer to an order is not believed");
+            let text = format!("the answer is not the word of the agent at `{}`", order.site);
+            Err(EffectError::Unknown(format!("{text}: {error}")))
+        })
     }
 }

@@ -1,8 +1,5 @@
-//! Ed25519 keys and what is signed with them: orders, which the peer's agent may relay, and
-//! checkpoints of the decision log.
-//!
-//! A signature covers the RFC 8785 canonical JSON of a body after a context, so that a signature
-//! made for one purpose never counts for another. What an order means is not known here.
+//! Ed25519 keys for what is signed: orders, which the peer's agent may relay. What they mean is not
+//! known here.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -16,18 +13,15 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use data_encoding::{BASE64, HEXLOWER};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+
+use crate::ports::{Signer, Verifier};
+use crate::wire::sealed::{Author, SealError, Signature};
 
 /// What a file with a public key begins with, so that nobody takes it for the secret one.
 const PUBLIC_PREFIX: &str = "failover-ed25519-public:";
 
 /// The largest key or certificate file, in bytes: a chain of some ten certificates.
 const FILE_LIMIT: u64 = 64 * 1024;
-
-/// The largest integer that canonical JSON keeps exactly (2^53 - 1, RFC 8785 section 3.2.2.3).
-const EXACT_INTEGER: u64 = (1 << 53) - 1;
 
 /// Why a key cannot be had from or put into a file.
 #[derive(Debug, thiserror::Error)]
@@ -227,89 +221,29 @@ impl FromStr for VerifyingKey {
     }
 }
 
-/// Why a signature was not made or does not count.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SignatureError {
-    /// Another key, another context, or a changed body.
-    #[error(
-        "the signature does not match: the body was changed, or another key or purpose signed it"
-    )]
-    Mismatch,
-    /// The signature is not hexadecimal text.
-    #[error("the signature is not hexadecimal text: the message was damaged")]
-    NotHex,
-    /// The body has a number that canonical JSON does not keep exactly, so that two bodies could
-    /// share a signature.
-    #[error(
-        "cannot sign the number {0}: canonical JSON keeps integers up to 2^53 - 1 only, write it as text"
-    )]
-    Inexact(String),
-    /// The body is not JSON.
-    #[error("cannot write the body as JSON: {0}")]
-    NotJson(String),
-}
-
-/// A body with the signature over it.
-///
-/// The signature covers what this program understood of the body: a field that it does not know
-/// makes the check fail, which is the safe side.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Signed<T> {
-    body: T,
-    signature: String,
-}
-
-impl<T: Serialize + DeserializeOwned> Signed<T> {
-    /// Signs a body for a purpose (`failover order v1`).
-    pub fn sign(body: T, key: &SigningKey, context: &str) -> Result<Self, SignatureError> {
-        let message = message(&body, context)?;
-        let signature = HEXLOWER.encode(key.0.sign(&message).as_ref());
-        Ok(Self { body, signature })
-    }
-
-    /// The body, if this key signed it for this purpose. There is no other way to the body.
-    pub fn verify(&self, key: &VerifyingKey, context: &str) -> Result<&T, SignatureError> {
-        let signature = HEXLOWER
-            .decode(self.signature.as_bytes())
-            .map_err(|_cause| SignatureError::NotHex)?;
-        UnparsedPublicKey::new(&ED25519, key.0)
-            .verify(&message(&self.body, context)?, &signature)
-            .map_err(|_unspecified| SignatureError::Mismatch)?;
-        Ok(&self.body)
-    }
-
-    /// The signature in hexadecimal.
-    pub fn signature(&self) -> &str {
-        &self.signature
+impl Signer for SigningKey {
+    fn sign(&self, message: &[u8]) -> Result<Signature, SealError> {
+        Ok(Signature {
+            value: HEXLOWER.encode(self.0.sign(message).as_ref()),
+            scheme: None,
+            certificates: Vec::new(),
+        })
     }
 }
 
-/// What is signed: the context, a zero byte, the canonical JSON of the body.
-fn message<T: Serialize>(body: &T, context: &str) -> Result<Vec<u8>, SignatureError> {
-    let not_json = |cause: serde_json::Error| SignatureError::NotJson(cause.to_string());
-    let value = serde_json::to_value(body).map_err(not_json)?;
-    check_exact(&value)?;
-    let mut message = context.as_bytes().to_vec();
-    message.push(0);
-    message.extend(serde_json_canonicalizer::to_vec(&value).map_err(not_json)?);
-    Ok(message)
-}
-
-fn check_exact(value: &Value) -> Result<(), SignatureError> {
-    match value {
-        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
-        Value::Number(number) => {
-            let size = number
-                .as_u64()
-                .or_else(|| number.as_i64().map(i64::unsigned_abs));
-            if size.is_some_and(|size| size <= EXACT_INTEGER) {
-                Ok(())
-            } else {
-                Err(SignatureError::Inexact(number.to_string()))
-            }
+impl Verifier for VerifyingKey {
+    fn signed_by(&self, message: &[u8], signature: &Signature) -> Result<Author, SealError> {
+        let value = HEXLOWER
+            .decode(signature.value.as_bytes())
+            .map_err(|_cause| SealError::NotHex)?;
+        // What came beside it would be believed by nobody, and is not signed either.
+        if signature.scheme.is_some() || !signature.certificates.is_empty() {
+            return Err(SealError::Mismatch);
         }
-        Value::Array(items) => items.iter().try_for_each(check_exact),
-        Value::Object(fields) => fields.values().try_for_each(check_exact),
+        UnparsedPublicKey::new(&ED25519, self.0)
+            .verify(message, &value)
+            .map_err(|_unspecified| SealError::Mismatch)?;
+        Ok(Author::Controller)
     }
 }
 
@@ -317,51 +251,56 @@ fn check_exact(value: &Value) -> Result<(), SignatureError> {
 mod tests {
     use super::*;
 
-    const ORDER: &str = "failover order v1";
+    use std::time::Duration;
 
-    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-    struct Body {
-        group: String,
-        epoch: u64,
-    }
+    use crate::engine::units::Epoch;
+    use crate::wire::sealed::{Sealed, SignedOrder};
+    use crate::wire::{Order, Postmark, What};
 
-    fn body(epoch: u64) -> Body {
-        Body {
-            group: "shop".to_owned(),
-            epoch,
+    fn order(epoch: u64) -> Order {
+        Order {
+            plan: 7,
+            group: "shop".parse().unwrap(),
+            site: "gcp".parse().unwrap(),
+            epoch: Epoch(epoch),
+            mark: Postmark {
+                life: 1,
+                at: Duration::ZERO,
+            },
+            valid_for: Duration::from_secs(5),
+            check_only: false,
+            what: What::Promote,
         }
     }
 
     #[test]
-    fn a_signed_body_is_had_with_the_right_key_and_context_only() {
+    fn an_order_is_had_with_the_right_key_only() {
         let key = SigningKey::generate().unwrap();
-        let public = key.verifying_key();
-        let signed = Signed::sign(body(7), &key, ORDER).unwrap();
-        assert_eq!(signed.verify(&public, ORDER), Ok(&body(7)));
-        assert_eq!(
-            signed.verify(&public, "failover checkpoint v1"),
-            Err(SignatureError::Mismatch)
-        );
+        let signed = SignedOrder::seal(order(7), &key).unwrap();
+        let open = |key: &VerifyingKey| SignedOrder::open(signed.sealed().clone(), key);
+        assert_eq!(open(&key.verifying_key()).unwrap().order(), &order(7));
         let other = SigningKey::generate().unwrap().verifying_key();
-        assert_eq!(signed.verify(&other, ORDER), Err(SignatureError::Mismatch));
+        assert_eq!(open(&other), Err(SealError::Mismatch));
     }
 
     #[test]
     fn every_changed_byte_of_the_wire_form_fails() {
         let key = SigningKey::generate().unwrap();
-        let signed = Signed::sign(body(7), &key, ORDER).unwrap();
-        let wire = serde_json::to_vec(&signed).unwrap();
+        let signed = SignedOrder::seal(order(7), &key).unwrap();
+        let wire = serde_json::to_vec(signed.sealed()).unwrap();
         let mut parsed = 0;
         for at in 0..wire.len() {
             for bit in 0..8 {
                 let mut changed = wire.clone();
                 changed[at] ^= 1 << bit;
-                if let Ok(changed) = serde_json::from_slice::<Signed<Body>>(&changed) {
+                let Ok(changed) = serde_json::from_slice::<Sealed>(&changed) else {
+                    continue;
+                };
+                // The same text, written in another way, is the same text.
+                if changed != *signed.sealed() {
                     parsed += 1;
-                    assert!(
-                        changed.verify(&key.verifying_key(), ORDER).is_err(),
-                        "byte {at} bit {bit}"
-                    );
+                    let opened = SignedOrder::open(changed, &key.verifying_key());
+                    assert!(opened.is_err(), "byte {at} bit {bit}");
                 }
             }
         }
@@ -369,21 +308,21 @@ mod tests {
     }
 
     #[test]
-    fn order_of_fields_and_white_space_do_not_matter() {
+    fn what_is_signed_are_the_bytes_that_are_sent() {
         let key = SigningKey::generate().unwrap();
-        let signature = Signed::sign(body(7), &key, ORDER).unwrap().signature;
-        let text =
-            format!(r#"{{ "signature": "{signature}", "body": {{"epoch": 7, "group": "shop"}} }}"#);
-        let signed: Signed<Body> = serde_json::from_str(&text).unwrap();
-        assert_eq!(signed.verify(&key.verifying_key(), ORDER), Ok(&body(7)));
-    }
-
-    #[test]
-    fn a_number_that_canonical_json_would_round_is_refused() {
-        let key = SigningKey::generate().unwrap();
-        assert!(Signed::sign(body(EXACT_INTEGER), &key, ORDER).is_ok());
-        let error = Signed::sign(body(EXACT_INTEGER + 1), &key, ORDER).unwrap_err();
-        assert!(matches!(error, SignatureError::Inexact(_)), "{error}");
+        let signed = SignedOrder::seal(order(7), &key).unwrap();
+        let mut wire = serde_json::to_value(signed.sealed()).unwrap();
+        let body = wire["body"].as_str().unwrap().to_owned();
+        let digits = body.replace("\"epoch\":7", "\"epoch\":7 ");
+        assert_ne!(digits, body);
+        wire["body"] = digits.into();
+        let sealed: Sealed = serde_json::from_value(wire).unwrap();
+        let opened = SignedOrder::open(sealed, &key.verifying_key());
+        assert_eq!(
+            opened,
+            Err(SealError::Mismatch),
+            "although it says the same"
+        );
     }
 
     #[test]
@@ -393,9 +332,10 @@ mod tests {
         let key = SigningKey::generate().unwrap();
         key.to_file(&secret).unwrap();
         key.verifying_key().to_file(&public).unwrap();
-        let signed = Signed::sign(body(1), &SigningKey::from_file(&secret).unwrap(), ORDER);
+        let signed = SignedOrder::seal(order(1), &SigningKey::from_file(&secret).unwrap());
         let public = VerifyingKey::from_file(&public).unwrap();
-        assert!(signed.unwrap().verify(&public, ORDER).is_ok());
+        let sealed = signed.unwrap().sealed().clone();
+        assert!(SignedOrder::open(sealed, &public).is_ok());
         assert!(matches!(
             key.to_file(&secret),
             Err(KeyError::File { verb: "write", .. })

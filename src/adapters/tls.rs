@@ -21,6 +21,7 @@ mod trust;
 mod material;
 mod verifier;
 mod standing;
+mod signature;
 mod server;
 mod client;
 

@@ -2,6 +2,7 @@
 //! agent; and, in plain HTTP, whether users may be sent here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::StatusCode;
@@ -10,14 +11,18 @@ use axum::{Json, Router};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::keeper::{News, Shown};
-use crate::adapters::keys::{Signed, VerifyingKey};
 use crate::adapters::tls::{Identity, PeerClient, PeerIdentity};
 use crate::engine::topology::{GroupName, SiteName};
-use crate::ports::{Clock, EffectError};
+use crate::ports::{Clock, EffectError, Signer, Verifier};
+use crate::wire::sealed::{Sealed, SignedOrder, seal_answer};
 use crate::wire::{
-    MESSAGE_LIMIT, ORDER_CONTEXT, ORDER_PATH, Order, OrderAnswer, PEER_PATH, PeerAnswer,
-    PeerQuestion, RELAY_PATH,
+    MESSAGE_LIMIT, ORDER_PATH, PEER_PATH, PeerAnswer, PeerQuestion, RELAY_PATH, RelayAnswer,
+    Relayed,
 };
+
+/// The longest that an order is carried for, whatever the controller says: the other agent's answer
+/// would come too late for any step.
+const LONGEST_RELAY: Duration = Duration::from_secs(60);
 
 /// What the handlers work with.
 #[derive(Debug, Clone)]
@@ -28,8 +33,10 @@ pub struct Api {
     pub peer_site: SiteName,
     /// The other agent.
     pub peer: PeerClient,
-    /// The key of the controller.
-    pub controller: VerifyingKey,
+    /// By which orders are known as the controller's.
+    pub controller: Arc<dyn Verifier>,
+    /// By which our answers are known as ours.
+    pub own: Arc<dyn Signer>,
     /// The keeper.
     pub news: mpsc::Sender<News>,
     /// What it shows.
@@ -67,12 +74,13 @@ fn denied(peer: &PeerIdentity, what: &str) -> Denied {
     )
 }
 
-/// Hands an order to the keeper. Whoever carried it: its signature is what counts.
+/// Hands an order to the keeper, and signs what it says. Whoever carried it: its signature is what
+/// counts.
 async fn order(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(signed): Json<Signed<Order>>,
-) -> Result<Json<OrderAnswer>, Denied> {
+    Json(sealed): Json<Sealed>,
+) -> Result<Json<Sealed>, Denied> {
     let known = match &peer.identity {
         Identity::Controller => true,
         Identity::Agent { group, site } => *group == api.group && *site == api.peer_site,
@@ -81,50 +89,51 @@ async fn order(
     if !known {
         return Err(denied(&peer, "give orders"));
     }
-    let order = signed
-        .verify(&api.controller, ORDER_CONTEXT)
-        .map_err(|error| {
-            tracing::warn!(%error, identity = %peer.identity, "an order with a wrong signature");
-            (
-                StatusCode::FORBIDDEN,
-                format!("the order is not the controller's: {error}"),
-            )
-        })?;
+    let order = of_the_controller(&api, &peer, sealed)?;
     let (sender, answer) = oneshot::channel();
-    let gone = || EffectError::Failed("the agent is stopping".to_owned());
-    let told = api
-        .news
-        .send(News::Ordered(Box::new(order.clone()), sender))
-        .await;
-    if told.is_err() {
-        return Ok(Json(Err(gone())));
-    }
-    Ok(Json(answer.await.unwrap_or_else(|_closed| Err(gone()))))
+    let told = News::Ordered(Box::new(order.clone()), sender);
+    let answer = match api.news.send(told).await {
+        Ok(()) => answer.await.ok(),
+        Err(_closed) => None,
+    };
+    let answer =
+        answer.unwrap_or_else(|| Err(EffectError::Failed("the agent is stopping".to_owned())));
+    seal_answer(&order, answer, api.own.as_ref())
+        .map(Json)
+        .map_err(|error| {
+            tracing::error!(%error, "an answer cannot be signed");
+            (StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+        })
+}
+
+/// An order, if it is the controller's.
+fn of_the_controller(
+    api: &Api,
+    peer: &PeerIdentity,
+    sealed: Sealed,
+) -> Result<SignedOrder, Denied> {
+    SignedOrder::open(sealed, api.controller.as_ref()).map_err(|error| {
+        tracing::warn!(%error, identity = %peer.identity, "an order with a wrong signature");
+        (
+            StatusCode::FORBIDDEN,
+            format!("the order is not the controller's: {error}"),
+        )
+    })
 }
 
 /// Carries an order to the other agent, and its answer back.
 async fn relay(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(signed): Json<Signed<Order>>,
-) -> Result<Json<OrderAnswer>, Denied> {
+    Json(Relayed { order, within }): Json<Relayed>,
+) -> Result<Json<RelayAnswer>, Denied> {
     if peer.identity != Identity::Controller {
         return Err(denied(&peer, "have orders relayed"));
     }
-    let order = signed
-        .verify(&api.controller, ORDER_CONTEXT)
-        .map_err(|error| {
-            (
-                StatusCode::FORBIDDEN,
-                format!("the order is not the controller's: {error}"),
-            )
-        })?;
-    let within = order.expires.since(api.clock.wall());
-    let answer = api
-        .peer
-        .post::<_, OrderAnswer>(ORDER_PATH, &signed, within)
-        .await;
-    Ok(Json(answer.unwrap_or_else(|error| Err(error.into()))))
+    let order = of_the_controller(&api, &peer, order)?;
+    let within = within.min(LONGEST_RELAY);
+    let answer = api.peer.post(ORDER_PATH, order.sealed(), within).await;
+    Ok(Json(answer.map_err(EffectError::from)))
 }
 
 async fn peer(

@@ -13,9 +13,11 @@ use crate::engine::synchrony::Synchrony;
 use crate::engine::topology::{GroupName, Role, SiteName};
 use crate::engine::units::{Epoch, MonoTime};
 use crate::ports::{
-    AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, StoreError, Workloads,
+    AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, StoreError, Verifier,
+    Workloads,
 };
-use crate::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, ReportAnswer};
+use crate::wire::sealed::SignedOrder;
+use crate::wire::{OrderAnswer, PeerAnswer, PeerQuestion, Postmark, ReportAnswer};
 
 mod durability;
 mod marking;
@@ -49,8 +51,8 @@ pub enum News {
     PeerAnswered(MonoTime, PeerAnswer),
     /// The other agent asks.
     PeerAsks(PeerQuestion, oneshot::Sender<PeerAnswer>),
-    /// A verified order.
-    Ordered(Box<Order>, oneshot::Sender<OrderAnswer>),
+    /// An order of the controller.
+    Ordered(Box<SignedOrder>, oneshot::Sender<OrderAnswer>),
     /// The guard has news: look at it now.
     Look,
     /// The promotion that ran beside is over.
@@ -61,6 +63,8 @@ pub enum News {
     Marked(Epoch, Result<(), EffectError>),
     /// What came of a step to keep the standby synchronous.
     Synchronised(Step),
+    /// What came of connecting a standby again that was severed for this epoch.
+    Reconnected(Epoch, Result<(), EffectError>),
 }
 
 /// What the rest of the agent sees of the keeper.
@@ -76,6 +80,8 @@ pub struct Shown {
     pub primary: bool,
     /// For the report. Ages in it count from `at`.
     pub facts: AgentFacts,
+    /// The other agent's newest mark, and when it came.
+    pub peer_mark: Option<(Postmark, MonoTime)>,
     /// When this was so.
     pub at: MonoTime,
 }
@@ -83,6 +89,10 @@ pub struct Shown {
 /// The keeper.
 #[derive(Debug)]
 pub struct Keeper {
+    /// Which of the agents of this site, one after the other, this is.
+    life: u64,
+    /// By which orders are known as the controller's.
+    controller: Arc<dyn Verifier>,
     group: GroupName,
     site: SiteName,
     peer: SiteName,
@@ -100,6 +110,9 @@ pub struct Keeper {
     last_start: Option<MonoTime>,
     restart_grace: Duration,
     peer_answered: Option<MonoTime>,
+    peer_mark: Option<(Postmark, MonoTime)>,
+    /// Why the other agent's word that we are superseded was not believed, when it last was not.
+    disbelieved: Option<String>,
     /// Who waits for the promotion that runs beside.
     promoting: Option<Promoting>,
     marking: Marking,
@@ -108,6 +121,8 @@ pub struct Keeper {
     told: Option<Told>,
     /// Whether a step to keep the standby synchronous runs beside.
     synchronising: bool,
+    /// Whether the standby is being connected again beside.
+    reconnecting: bool,
     news: mpsc::Receiver<News>,
     sender: mpsc::Sender<News>,
     shown: watch::Sender<Shown>,
@@ -116,6 +131,10 @@ pub struct Keeper {
 /// What a keeper works with.
 #[derive(Debug)]
 pub struct Parts {
+    /// A number that no other agent has, and none had before this one: for its marks.
+    pub life: u64,
+    /// By which orders are known as the controller's.
+    pub controller: Arc<dyn Verifier>,
     /// The group it belongs to.
     pub group: GroupName,
     /// Its site.
@@ -143,6 +162,8 @@ impl Keeper {
         let now = parts.clock.now();
         let (sender, news) = mpsc::channel(WAITING);
         let mut keeper = Self {
+            life: parts.life,
+            controller: parts.controller,
             group: parts.group,
             site: parts.site,
             peer: parts.peer,
@@ -157,11 +178,14 @@ impl Keeper {
             last_start: None,
             restart_grace: Duration::ZERO,
             peer_answered: None,
+            peer_mark: None,
+            disbelieved: None,
             promoting: None,
             marking: Marking::Due(now),
             synchrony: Synchrony::default(),
             told: None,
             synchronising: false,
+            reconnecting: false,
             news,
             sender: sender.clone(),
             shown: watch::Sender::new(Shown {
@@ -177,6 +201,7 @@ impl Keeper {
                     peer: None,
                     synchrony: None,
                 },
+                peer_mark: None,
                 at: now,
             }),
             look,
@@ -228,6 +253,7 @@ impl Keeper {
             News::Answered(asked, answer) => self.answered(asked, *answer).await,
             News::PeerAnswered(asked, answer) => self.peer_answered(asked, answer).await,
             News::PeerAsks(question, answer) => {
+                self.peer_mark = Some((question.mark, self.clock.now()));
                 // An asker that is gone needs no answer.
                 drop(answer.send(self.answer_peer(&question)));
             }
@@ -244,6 +270,7 @@ impl Keeper {
             }
             News::Marked(epoch, came) => self.marked(epoch, came),
             News::Synchronised(step) => self.synchronised(step).await,
+            News::Reconnected(severed, came) => self.reconnected(severed, came).await,
         }
     }
 
@@ -446,6 +473,7 @@ impl Keeper {
             right: self.holder.as_ref().map(Holder::deadline),
             primary: primary && self.look.running,
             facts,
+            peer_mark: self.peer_mark,
             at: now,
         });
     }

@@ -13,7 +13,7 @@ use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::MonoTime;
 use crate::ports::{AgentLinks, Clock};
 use crate::wire::unsent::Unsent;
-use crate::wire::{PeerQuestion, Report, ReportAnswer, SentObservation};
+use crate::wire::{Heard, PeerQuestion, Postmark, Report, ReportAnswer, SentObservation};
 
 /// How often to ask before the controller ever said how often.
 const EVERY_UNTIL_TOLD: Duration = Duration::from_millis(500);
@@ -24,6 +24,8 @@ const LONGEST_QUESTION: Duration = Duration::from_secs(2);
 /// What both loops work with.
 #[derive(Debug)]
 pub struct Reporter {
+    /// The keeper's, for marks.
+    pub life: u64,
     /// The group.
     pub group: GroupName,
     /// The site.
@@ -134,8 +136,18 @@ impl Reporter {
             facts: aged(shown.facts, age),
             observations,
             heard: None,
+            mark: self.mark(now),
+            peer_mark: shown.peer_mark.map(|(postmark, came)| Heard {
+                postmark,
+                ago: now.since(came),
+            }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    fn mark(&self, now: MonoTime) -> Postmark {
+        let (life, at) = (self.life, now.0);
+        Postmark { life, at }
     }
 
     /// Asks the other agent for ever.
@@ -145,6 +157,7 @@ impl Reporter {
             let question = PeerQuestion {
                 site: self.site.clone(),
                 epoch: self.shown.borrow().epoch,
+                mark: self.mark(asked),
             };
             let every = self.pace.borrow().peer_every;
             match self

@@ -27,9 +27,9 @@ use crate::adapters::postgres::{Connect, Secret};
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsListener, TlsMaterial, serve};
 use crate::app::prober::look_for_ever;
-use crate::app::run::{first_tasks, roots, until_stopped};
+use crate::app::run::{a_life, first_tasks, roots, until_stopped};
 use crate::engine::topology::{Target, TargetKind, Vantage};
-use crate::ports::{AgentLinks, Clock, EffectError, Workloads};
+use crate::ports::{AgentLinks, Clock, EffectError, Verifier, Workloads};
 use crate::wire::{
     PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer, Rhythm, unsent::Unsent,
 };
@@ -89,7 +89,12 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         // Both databases have the same roles, because one is a copy of the other.
         watcher: config.peer.database.connect()?.user().map(str::to_owned),
     };
+    let controller_key: Arc<dyn Verifier> =
+        Arc::new(VerifyingKey::from_file(&config.controller_public_key)?);
+    let life = a_life()?;
     let parts = Parts {
+        life,
+        controller: Arc::clone(&controller_key),
         group: config.group.clone(),
         site: config.site.clone(),
         peer: config.peer.site.clone(),
@@ -144,29 +149,13 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         ("probes", Ok(()))
     });
 
-    let peer_identity = Identity::Agent {
-        group: config.group.clone(),
-        site: config.peer.site.clone(),
-    };
-    let peer = PeerClient::new(
-        &material,
-        Peer {
-            identity: peer_identity,
-            address: config.peer.agent.clone(),
-        },
-    )?;
-    let controller = Peer {
-        identity: Identity::Controller,
-        address: config.controller.clone(),
-    };
-    let controller = PeerClient::new(&material, controller)?;
+    let links = links(&config, &material)?;
+    let peer = links.peer.clone();
     let reporter = Arc::new(Reporter {
+        life,
         group: config.group.clone(),
         site: config.site.clone(),
-        links: Arc::new(TlsLinks {
-            controller,
-            peer: peer.clone(),
-        }),
+        links: Arc::new(links),
         clock: Arc::clone(&clock),
         shown: shown.clone(),
         news: news.clone(),
@@ -187,7 +176,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         group: config.group.clone(),
         peer_site: config.peer.site.clone(),
         peer,
-        controller: VerifyingKey::from_file(&config.controller_public_key)?,
+        controller: controller_key,
+        own: Arc::new(material.clone()),
         news,
         shown,
         clock,
@@ -213,6 +203,25 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let ended = until_stopped(&mut tasks).await;
     stop.send_replace(true);
     ended
+}
+
+/// The ways to the controller and to the other agent.
+fn links(config: &Config, material: &TlsMaterial) -> anyhow::Result<TlsLinks> {
+    let peer = Peer {
+        identity: Identity::Agent {
+            group: config.group.clone(),
+            site: config.peer.site.clone(),
+        },
+        address: config.peer.agent.clone(),
+    };
+    let controller = Peer {
+        identity: Identity::Controller,
+        address: config.controller.clone(),
+    };
+    Ok(TlsLinks {
+        controller: PeerClient::new(material, controller)?,
+        peer: PeerClient::new(material, peer)?,
+    })
 }
 
 fn workloads_of(config: &Config, http: &HttpProber) -> Option<Arc<dyn Workloads>> {

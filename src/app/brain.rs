@@ -11,7 +11,7 @@ use crate::engine::observation::{
 };
 use crate::engine::policy::Policy;
 use crate::engine::replay::ReplayWatch;
-use crate::engine::saga::GroupState;
+use crate::engine::saga::{GroupState, Moment};
 use crate::engine::situation::{
     Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, ObserverFacts, OpenPlan,
     Replication, Request, SiteFacts, Situation,
@@ -24,7 +24,10 @@ use crate::engine::topology::{
 use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
 use crate::engine::waits::Waits;
 
+mod marks;
 mod reports;
+
+use self::marks::Marks;
 
 /// What the controller knows.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub struct Brain {
     in_charge_since: MonoTime,
     /// This life of this controller, for the marks on its answers.
     life: u64,
+    /// Which start of which machine this is: moments of its log on the same one are on our clock.
+    boot: String,
     detector: Detector,
     book: LeaseBook,
     /// Which site the position readings are about.
@@ -44,6 +49,7 @@ pub struct Brain {
     waits: Waits,
     databases: BTreeMap<SiteName, (MonoTime, DatabaseFacts)>,
     agents: BTreeMap<SiteName, (MonoTime, AgentFacts)>,
+    marks: Marks,
     /// The extra observers that are believed, and when each last reported.
     observers: BTreeMap<ObserverName, Option<MonoTime>>,
     /// When a look of the controller itself last got an answer from a site.
@@ -72,6 +78,7 @@ impl Brain {
         Self {
             in_charge_since: now,
             life,
+            boot: String::new(),
             detector: Detector::default(),
             book: book_of(group, now),
             readings_of: group.active.clone(),
@@ -81,6 +88,7 @@ impl Brain {
             waits: Waits::default(),
             databases: BTreeMap::new(),
             agents: BTreeMap::new(),
+            marks: Marks::default(),
             observers: BTreeMap::new(),
             reached: BTreeMap::new(),
             anchors: (0, 0),
@@ -94,6 +102,21 @@ impl Brain {
     pub fn observed_by(mut self, observers: impl IntoIterator<Item = ObserverName>) -> Self {
         self.observers = observers.into_iter().map(|name| (name, None)).collect();
         self
+    }
+
+    /// The same, on this start of this machine, as entries of the log name it.
+    #[must_use]
+    pub fn booted(mut self, boot: String) -> Self {
+        self.boot = boot;
+        self
+    }
+
+    fn moment(&self, now: MonoTime, wall: WallTime) -> Moment {
+        Moment {
+            wall,
+            mono: now.0,
+            boot: self.boot.clone(),
+        }
     }
 
     /// Begins every window anew: evidence from before `now` says nothing any more.
@@ -195,11 +218,16 @@ impl Brain {
         self.replay.seen(read, facts);
     }
 
-    /// What follows from the log without anybody saying so: an undone plan gives the right back,
-    /// and readings of the old primary are worth nothing under a new one.
+    /// What follows from the log without anybody saying so: a plan that failed before its pivot, or was
+    /// undone, gives the right back, and readings of the old primary are worth nothing under a new one.
     pub fn follow(&mut self, group: &GroupState) {
-        if group.open.is_none() && self.book.holder.is_none() {
-            self.book.pass_to(group.active.clone());
+        let back = match &group.open {
+            None => Some(&group.active).filter(|_| self.book.holder.is_none()),
+            Some(saga) => saga.gives_back_to(),
+        };
+        if let Some(site) = back.filter(|site| self.book.holder.as_ref() != Some(*site)) {
+            tracing::warn!(%site, epoch = self.book.epoch.0, "the right is given back");
+            self.book.pass_to(site.clone());
         }
         if self.readings_of != group.active {
             self.readings_of = group.active.clone();
@@ -248,21 +276,20 @@ impl Brain {
         }
         let standby = Some((now, position));
         let known = Replication::at(now, &self.readings, standby, None);
-        let recorded = group
-            .open
-            .as_ref()
-            .map(|saga| (saga.plan.known_at, &saga.plan.loss));
-        let from = match (known.covered, recorded) {
-            (Some(covered), _) => Some(wall.minus(covered)),
-            (None, Some((known_at, loss))) => loss.window.map(|window| known_at.minus(window)),
-            (None, None) => None,
-        };
-        let recorded_bytes = recorded.and_then(|(_, loss)| loss.bytes);
+        let recorded = group.open.as_ref();
+        let recorded_bytes = recorded.and_then(|saga| saga.plan.loss.bytes);
+        let recorded_window = recorded.and_then(|saga| {
+            let opened = &saga.opened;
+            let before = opened.wall.since(saga.plan.known_at);
+            let since = opened.ago(&self.moment(now, wall)).saturating_add(before);
+            Some(saga.plan.loss.window?.saturating_add(since))
+        });
+        let window = known.covered.or(recorded_window);
         DeclaredLoss {
             from_lsn: position,
-            from,
+            from: window.map(|window| wall.minus(window)),
             until: wall,
-            window: from.map(|from| wall.since(from)),
+            window,
             estimate: known.loss_estimate().or(recorded_bytes),
             knowledge: known.primary.map(|primary| primary.age),
             nothing: false,
@@ -303,7 +330,7 @@ impl Brain {
                 anchors_reached: self.anchors.0,
                 anchors: self.anchors.1,
             },
-            automation: automation_of(group, wall),
+            automation: automation_of(group, &self.moment(now, wall)),
             plan: group.open.as_ref().map(|saga| OpenPlan {
                 id: saga.id,
                 to: saga.plan.route.to.clone(),
@@ -375,18 +402,18 @@ fn book_of(group: &GroupState, now: MonoTime) -> LeaseBook {
     book
 }
 
-fn automation_of(group: &GroupState, wall: WallTime) -> AutomationState {
-    let hold = group.hold.as_ref().filter(|hold| hold.until > wall);
+fn automation_of(group: &GroupState, now: &Moment) -> AutomationState {
+    let hold = group.hold.as_ref();
+    let hold = hold.and_then(|hold| Some((hold, hold.left(now)?)));
+    let ended = group.last_plan.as_ref();
     AutomationState {
-        hold: hold.map(|hold| HoldFacts {
+        hold: hold.map(|(hold, left)| HoldFacts {
             operator: hold.operator.clone(),
             reason: hold.reason.clone(),
             until: hold.until,
-            left: hold.until.since(wall),
+            left,
         }),
         disarmed: group.disarmed,
-        last_failover: group
-            .last_plan
-            .map(|at| wall.since(at).max(Duration::from_millis(1))),
+        last_failover: ended.map(|ended| ended.ago(now).max(Duration::from_millis(1))),
     }
 }

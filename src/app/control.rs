@@ -22,8 +22,8 @@ use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use crate::ports::Clock;
 use crate::wire::{
-    HoldAsk, ObserverAnswer, ObserverReport, PlanStatus, PromoteAnswer, PromoteAsk, ReleaseAsk,
-    Report, ReportAnswer, Status,
+    HoldAsk, ObserverAnswer, ObserverReport, PlanStatus, Postmark, PromoteAnswer, PromoteAsk,
+    ReleaseAsk, Report, ReportAnswer, Status,
 };
 
 /// How many inputs may wait: 16 targets from 4 vantage points, 4 rounds of them.
@@ -32,8 +32,7 @@ const WAITING: usize = 256;
 /// How often it decides when nothing arrives. Bounds the reaction to the end of a window.
 pub const TICK: Duration = Duration::from_millis(25);
 
-/// The longest that a person may stop automation for.
-const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
+mod asked;
 
 /// What comes in.
 #[derive(Debug)]
@@ -65,6 +64,13 @@ pub enum Input {
     PassTo(SiteName, oneshot::Sender<()>),
     /// The executor: what is the situation, under this request?
     Look(Option<Request>, oneshot::Sender<Situation>),
+    /// The executor: by which mark, and how long after it, is an order to this site void that is to last
+    /// so long?
+    OrderUntil(
+        SiteName,
+        Duration,
+        oneshot::Sender<Option<(Postmark, Duration)>>,
+    ),
     /// The executor: what may be lost if the standby stands here?
     Declare(Lsn, oneshot::Sender<DeclaredLoss>),
 }
@@ -219,25 +225,9 @@ impl Control {
                 let done = self.promote(&operator, &ask).await?;
                 drop(answer.send(done));
             }
-            Input::Hold(_, ask, answer) if ask.lasting > LONGEST_HOLD => {
-                let text = "a hold lasts 7 days at most, so that none is forgotten".to_owned();
-                drop(answer.send(Err(text)));
-            }
             Input::Hold(operator, ask, answer) => {
-                let until = WallTime(
-                    self.clock
-                        .wall()
-                        .0
-                        .saturating_add(crate::engine::units::as_millis(ask.lasting)),
-                );
-                let command = Command::Hold {
-                    reason: ask.reason,
-                    until,
-                };
-                self.journal
-                    .append(&operator, Body::Command { command })
-                    .await?;
-                drop(answer.send(Ok(())));
+                let done = self.hold(&operator, ask).await?;
+                drop(answer.send(done));
             }
             Input::Release(operator, ask, answer) => {
                 let command = Command::Release { reason: ask.reason };
@@ -252,6 +242,10 @@ impl Control {
                 answer.send(()).unwrap_or_default();
             }
             Input::Look(request, answer) => drop(answer.send(self.situation(request))),
+            Input::OrderUntil(site, within, answer) => {
+                let until = self.brain.order_until(&site, within, now);
+                answer.send(until).unwrap_or_default();
+            }
             Input::Declare(position, answer) => {
                 let group = self.journal.state();
                 let wall = self.clock.wall();
@@ -359,72 +353,6 @@ impl Control {
             .await?;
         self.start_executor();
         Ok(id)
-    }
-
-    /// A person asks. What is decided is decided by the same engine, and logged with its evidence.
-    async fn promote(
-        &mut self,
-        operator: &str,
-        ask: &PromoteAsk,
-    ) -> Result<Result<PromoteAnswer, String>, JournalError> {
-        if !self.brain.topology().has(&ask.to) {
-            let [first, second] = self.brain.topology().sites();
-            return Ok(Err(format!(
-                "`{}` is not a site of this group: its sites are `{first}` and `{second}`",
-                ask.to
-            )));
-        }
-        let request = ask.request(operator);
-        let group = self.journal.state();
-        let stuck = group.open.as_ref().filter(|saga| saga.stuck.is_some());
-        if let Some(stuck) = stuck.filter(|stuck| stuck.plan.route.to == ask.to && !ask.dry_run) {
-            return self.retry_stuck(operator, request, stuck.id).await;
-        }
-        let known_at = self.clock.wall();
-        let situation = self.situation(Some(request.clone()));
-        let decision = decide(&situation, self.brain.policy());
-        let last = self.brain.last_right();
-        let plan = Plan::failover(&situation, self.brain.topology(), &last, known_at);
-        let steps = plan.steps.iter().map(ToString::to_string).collect();
-        let passes = matches!(decision.verdict, Verdict::FailOver { .. });
-        let mut answer = PromoteAnswer {
-            decision,
-            steps,
-            plan: None,
-        };
-        if passes && !ask.dry_run {
-            let command = Command::Promote { request };
-            self.journal
-                .append(operator, Body::Command { command })
-                .await?;
-            self.log_decision(&answer.decision, &situation).await?;
-            answer.plan = Some(self.open_plan(&situation, known_at).await?);
-        }
-        Ok(Ok(answer))
-    }
-
-    async fn retry_stuck(
-        &mut self,
-        operator: &str,
-        request: Request,
-        id: u64,
-    ) -> Result<Result<PromoteAnswer, String>, JournalError> {
-        let command = Command::Promote { request };
-        self.journal
-            .append(operator, Body::Command { command })
-            .await?;
-        let situation = self.situation(None);
-        let decision = decide(&situation, self.brain.policy());
-        let group = self.journal.state();
-        let steps = PlanStatus::of(&group)
-            .map(|plan| plan.steps)
-            .unwrap_or_default();
-        let steps = steps.into_iter().map(|(step, _)| step).collect();
-        Ok(Ok(PromoteAnswer {
-            decision,
-            steps,
-            plan: Some(id),
-        }))
     }
 
     fn start_executor(&mut self) {

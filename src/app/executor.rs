@@ -290,14 +290,32 @@ impl Executor {
             };
             tracing::warn!(plan_id = saga.id, %step, %error, "step not taken back yet");
             if self.clock.now() >= deadline {
-                let why = format!("{step} could not be taken back: {error}");
-                self.write(saga, index, Event::Stuck { why: why.clone() })
-                    .await?;
-                return self.end(saga, Ending::Stuck { why }).await;
+                return self.leave(saga, index, &error).await;
             }
             self.clock.sleep(pause).await;
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// What could not be taken back in its time is left, and named. Production has its right already
+    /// (`OpenSaga::gives_back_to`), so that an open plan would only keep automation from acting.
+    async fn leave(
+        &self,
+        saga: &OpenSaga,
+        index: usize,
+        error: &EffectError,
+    ) -> Result<(), JournalError> {
+        let Some(step) = saga.plan.steps.get(index) else {
+            return Ok(());
+        };
+        let why = error.to_string();
+        let text = format!(
+            "plan {}: {step} could not be taken back: {why} (see runbooks/plan-undone.md)",
+            saga.id
+        );
+        tracing::error!(plan_id = saga.id, %step, %error, "left to be tidied up");
+        self.journal.note("left-to-tidy-up", text).await?;
+        self.write(saga, index, Event::Left { why }).await
     }
 
     async fn end(&self, saga: &OpenSaga, ending: Ending) -> Result<(), JournalError> {

@@ -35,6 +35,7 @@ use crate::adapters::tls::{
 use crate::engine::chain::{Digest, canonical};
 use crate::engine::policy::Policy;
 use crate::engine::topology::{Target, Vantage};
+use crate::engine::units::MonoTime;
 use crate::ports::{Clock, FrontDoor, Probe, Traffic};
 use crate::wire::Rhythm;
 
@@ -77,6 +78,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         boot: boot_id()?,
         settings: settings_digest(path, &policy)?,
     };
+    let boot = stamp.boot.clone();
     let (journal, writer) = Journal::open(
         Box::new(opened.store),
         opened.chain,
@@ -95,14 +97,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         leadership: Leadership::alone(Arc::clone(&clock)),
         crash,
     };
-    let brain = Brain::new(
-        topology.clone(),
-        policy.clone(),
-        &journal.state(),
-        clock.now(),
-        a_life()?,
-    )
-    .observed_by(config.observers.iter().cloned());
+    let brain = make_brain(&config, &policy, &journal, clock.now())?.booted(boot);
     let (handle, inputs) = Handle::new();
     let policy_name = config.policy.file_name();
     let (control, status) = Control::new(
@@ -121,8 +116,8 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         let text = format!("the last line was torn: {bytes} bytes were cut and kept in `{kept}`");
         journal.note("torn-line", text).await?;
     }
-    let boot = format!("controller started: {}", env!("CARGO_PKG_VERSION"));
-    journal.note("started", boot).await?;
+    let started = format!("controller started: {}", env!("CARGO_PKG_VERSION"));
+    journal.note("started", started).await?;
     tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
 
     let targets = topology.sites().into_iter().flat_map(Target::looked_at);
@@ -235,11 +230,12 @@ fn boot_id() -> anyhow::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// A number that no other controller has, and none had before this one.
-fn a_life() -> anyhow::Result<u64> {
+/// A number that no other process of ours has, and none had before this one: below 2^53, which every
+/// reader of JSON keeps exactly.
+pub(crate) fn a_life() -> anyhow::Result<u64> {
     let mut random = [0; 8];
     aws_lc_rs::rand::fill(&mut random).context("draw a random number")?;
-    Ok(u64::from_ne_bytes(random))
+    Ok(u64::from_ne_bytes(random) >> 11)
 }
 
 fn settings_digest(path: &Path, policy: &Policy) -> anyhow::Result<Digest> {
@@ -287,7 +283,19 @@ fn make_agents(config: &Config, material: &TlsMaterial) -> anyhow::Result<Signed
     Ok(SignedOrders::new(
         agents,
         SigningKey::from_file(&config.orders_key)?,
+        material.clone(),
     ))
+}
+
+fn make_brain(
+    config: &Config,
+    policy: &Policy,
+    journal: &Journal,
+    now: MonoTime,
+) -> anyhow::Result<Brain> {
+    let (topology, policy) = (config.topology(), policy.clone());
+    let brain = Brain::new(topology, policy, &journal.state(), now, a_life()?);
+    Ok(brain.observed_by(config.observers.iter().cloned()))
 }
 
 fn make_front(

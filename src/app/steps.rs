@@ -14,7 +14,7 @@ use crate::engine::reason::Code;
 use crate::engine::saga::OpenSaga;
 use crate::engine::step::{Fact, Step};
 use crate::engine::topology::{SiteName, Topology};
-use crate::engine::units::{MonoTime, WallTime, as_millis};
+use crate::engine::units::MonoTime;
 use crate::ports::{Clock, EffectError, Way};
 use crate::wire::{Came, Order, OrderAnswer, What};
 
@@ -135,7 +135,7 @@ impl Steps {
                     .await?;
             }
             Step::Fence => {
-                self.pass_to(&route.from).await?;
+                // The right itself is its own since the plan failed.
                 let undone = self
                     .simple(saga, &route.from, What::Unfence, deadline)
                     .await;
@@ -177,7 +177,7 @@ impl Steps {
             .await?)
     }
 
-    /// An order to one agent, signed with an expiry, within a time.
+    /// An order to one agent, void after a time by a mark of that agent.
     async fn order(
         &self,
         saga: &OpenSaga,
@@ -202,13 +202,20 @@ impl Steps {
             | What::StopWorkloads
             | What::AwaitWorkloads => left.min(SHORT_ORDER),
         };
-        let expires = WallTime(self.clock.wall().0.saturating_add(as_millis(within)));
+        let asked = |answer| Input::OrderUntil(site.clone(), within, answer);
+        let Some((mark, valid_for)) = self.control.ask(asked).await? else {
+            // With its next report, or the other agent's, there is one.
+            let text =
+                format!("nothing was heard of the agent of site `{site}`: no order is possible");
+            return Err(EffectError::Failed(text));
+        };
         let order = Order {
             plan: saga.id,
             group: self.topology.group.clone(),
             site: site.clone(),
             epoch: saga.plan.route.epoch,
-            expires,
+            mark,
+            valid_for,
             check_only,
             what,
         };

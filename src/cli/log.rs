@@ -186,6 +186,7 @@ fn event_line(event: &Event) -> String {
         Event::Failed { why } => format!("failed: {why}"),
         Event::UndoStarted => "is taken back".to_owned(),
         Event::Undone => "taken back".to_owned(),
+        Event::Left { why } => format!("not taken back, left to tidy up: {why}"),
         Event::Stuck { why } => format!("stuck: {why}"),
     }
 }

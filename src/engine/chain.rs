@@ -5,13 +5,14 @@
 //! line before. So an auditor checks a log with a few lines of any language.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::decision::Decision;
 use super::plan::Plan;
-use super::saga::{Command, Ending, GroupState, Happening, SagaError};
+use super::saga::{Command, Ending, GroupState, Happening, Moment, SagaError};
 use super::situation::Situation;
 use super::step::{Event, Step};
 use super::synchrony::WindowChange;
@@ -78,6 +79,17 @@ pub struct Entry {
     pub body: Body,
     /// The digest of the entry before; zeros in the first.
     pub previous: Digest,
+}
+
+impl Entry {
+    /// When it was written.
+    fn moment(&self) -> Moment {
+        Moment {
+            wall: self.at,
+            mono: Duration::from_millis(self.mono_ms),
+            boot: self.boot.clone(),
+        }
+    }
 }
 
 /// What happened.
@@ -298,7 +310,7 @@ impl Chain {
             (body, Some((_, state))) => {
                 if let Some(happening) = body.happening(&entry.actor) {
                     let mut next = state.clone();
-                    next.apply(entry.seq, entry.at, &happening)?;
+                    next.apply(entry.seq, &entry.moment(), &happening)?;
                     *state = next;
                 }
             }

@@ -2,6 +2,8 @@
 //! open plan. Folding the entries is the only way to this state, so a restart finds what the
 //! process before it knew.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
@@ -9,7 +11,31 @@ use super::situation::Request;
 use super::step::{Event, Fact, IllegalTransition, Kind, Step, StepState};
 use super::synchrony::{RpoWindow, WindowChange};
 use super::topology::{SiteName, Topology};
-use super::units::{Bytes, Epoch, WallTime};
+use super::units::{Bytes, Epoch, WallTime, as_millis, millis};
+
+/// When an entry was written, by both clocks of the machine that wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Moment {
+    /// By the wall clock.
+    pub wall: WallTime,
+    /// By the monotonic clock of that machine, since its start.
+    #[serde(rename = "mono_ms", with = "millis")]
+    pub mono: Duration,
+    /// Which start of which machine.
+    pub boot: String,
+}
+
+impl Moment {
+    /// How long ago it was, seen from `now`: by the monotonic clock, which nobody sets, as long as the
+    /// machine has run since; else there is only the wall clock.
+    pub fn ago(&self, now: &Moment) -> Duration {
+        if self.boot == now.boot {
+            Duration::from_millis(as_millis(now.mono.saturating_sub(self.mono)))
+        } else {
+            now.wall.since(self.wall)
+        }
+    }
+}
 
 /// What a person asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +66,8 @@ pub enum Command {
 pub enum Ending {
     /// Every step is done.
     Done,
-    /// It failed before the pivot, and all of it was taken back.
+    /// It failed before the pivot, and was taken back: the old site has its right, and what could not be
+    /// tidied up is named by the steps' events.
     Undone {
         /// Why it failed.
         why: String,
@@ -117,8 +144,20 @@ pub struct Hold {
     pub operator: String,
     /// Why.
     pub reason: String,
-    /// Until when.
+    /// Until when, by the wall clock at its beginning: for people.
     pub until: WallTime,
+    /// When it began.
+    pub since: Moment,
+}
+
+impl Hold {
+    /// How much of it is left; `None` once it is over. It counts from its beginning, so that nobody
+    /// ends it by setting the clock.
+    pub fn left(&self, now: &Moment) -> Option<Duration> {
+        let lasting = self.until.since(self.since.wall);
+        let left = lasting.saturating_sub(self.since.ago(now));
+        (!left.is_zero()).then_some(left)
+    }
 }
 
 /// The state of the group.
@@ -135,7 +174,7 @@ pub struct GroupState {
     /// Disarmed since the last failover.
     pub disarmed: bool,
     /// When the last plan ended.
-    pub last_plan: Option<WallTime>,
+    pub last_plan: Option<Moment>,
     /// Whether the active site may acknowledge what its standby does not have.
     pub window: RpoWindow,
 }
@@ -146,7 +185,7 @@ pub struct OpenSaga {
     /// Its number: that of its entry.
     pub id: u64,
     /// When it was opened.
-    pub opened: WallTime,
+    pub opened: Moment,
     /// The plan.
     pub plan: Plan,
     /// The state of each of its steps.
@@ -196,12 +235,12 @@ impl GroupState {
     pub fn apply(
         &mut self,
         number: u64,
-        at: WallTime,
+        at: &Moment,
         happening: &Happening<'_>,
     ) -> Result<(), SagaError> {
         match happening {
             Happening::Commanded { operator, command } => {
-                self.command(operator, command);
+                self.command(operator, command, at);
                 Ok(())
             }
             Happening::Planned(plan) => self.open(number, at, plan),
@@ -211,7 +250,7 @@ impl GroupState {
         }
     }
 
-    fn command(&mut self, operator: &str, command: &Command) {
+    fn command(&mut self, operator: &str, command: &Command, at: &Moment) {
         match command {
             Command::Promote { .. } => {
                 // Asking again for what is stuck is asking to try again.
@@ -225,6 +264,7 @@ impl GroupState {
                     operator,
                     reason,
                     until: *until,
+                    since: at.clone(),
                 });
             }
             Command::Release { .. } => {
@@ -234,7 +274,7 @@ impl GroupState {
         }
     }
 
-    fn open(&mut self, id: u64, opened: WallTime, plan: &Plan) -> Result<(), SagaError> {
+    fn open(&mut self, id: u64, opened: &Moment, plan: &Plan) -> Result<(), SagaError> {
         if let Some(open) = &self.open {
             return Err(SagaError::SecondPlan(id, open.id));
         }
@@ -244,7 +284,7 @@ impl GroupState {
         let states = plan.steps.iter().map(|_| StepState::Pending).collect();
         self.open = Some(OpenSaga {
             id,
-            opened,
+            opened: opened.clone(),
             plan: plan.clone(),
             states,
             broken: None,
@@ -297,18 +337,18 @@ impl GroupState {
         Ok(())
     }
 
-    fn end(&mut self, id: u64, at: WallTime, ending: &Ending) -> Result<(), SagaError> {
+    fn end(&mut self, id: u64, at: &Moment, ending: &Ending) -> Result<(), SagaError> {
         let saga = self.saga(id)?;
         match ending {
             Ending::Stuck { why } => saga.stuck = Some(why.clone()),
             Ending::Done => {
                 self.open = None;
                 self.disarmed = true;
-                self.last_plan = Some(at);
+                self.last_plan = Some(at.clone());
             }
             Ending::Undone { .. } => {
                 self.open = None;
-                self.last_plan = Some(at);
+                self.last_plan = Some(at.clone());
             }
         }
         Ok(())
@@ -348,6 +388,14 @@ impl OpenSaga {
         })
     }
 
+    /// Who has the right to take writes again, if the plan can go no further and is not past its
+    /// pivot: the site that had it, from the very moment of the failure and before anything else is
+    /// taken back. Whatever is left to tidy up then keeps nobody from writing.
+    pub fn gives_back_to(&self) -> Option<&SiteName> {
+        let broken = self.broken.is_some() && !self.past_pivot();
+        broken.then_some(&self.plan.route.from)
+    }
+
     /// What is to be done next.
     pub fn next(&self) -> Next {
         if self.stuck.is_some() {
@@ -362,7 +410,10 @@ impl OpenSaga {
     fn next_back(&self, why: &str) -> Next {
         let left = self.steps().rev().find(|(_, step, state)| {
             step.kind() == Kind::Undoable
-                && !matches!(state, StepState::Pending | StepState::Undone)
+                && !matches!(
+                    state,
+                    StepState::Pending | StepState::Undone | StepState::Left { .. }
+                )
         });
         match left {
             Some((index, ..)) => Next::Undo { index },
@@ -399,6 +450,7 @@ impl OpenSaga {
             | StepState::Failed { .. }
             | StepState::Undoing
             | StepState::Undone
+            | StepState::Left { .. }
             | StepState::Stuck { .. } => None,
         })
     }
@@ -439,13 +491,21 @@ mod tests {
         Plan::failover(&healthy(), &topology(), &last, WallTime(0))
     }
 
+    fn at(wall: u64) -> Moment {
+        Moment {
+            wall: WallTime(wall),
+            mono: Duration::from_secs(5),
+            boot: "b".into(),
+        }
+    }
+
     struct Log(GroupState);
 
     impl Log {
         fn opened() -> Self {
             let mut state = GroupState::new(&topology());
             state
-                .apply(7, WallTime(0), &Happening::Planned(&plan()))
+                .apply(7, &at(0), &Happening::Planned(&plan()))
                 .unwrap();
             Self(state)
         }
@@ -456,7 +516,7 @@ mod tests {
                 index,
                 event,
             };
-            self.0.apply(8, WallTime(0), &happening).unwrap();
+            self.0.apply(8, &at(0), &happening).unwrap();
             self
         }
 
@@ -491,7 +551,7 @@ mod tests {
         log.0
             .apply(
                 99,
-                WallTime(5),
+                &at(5),
                 &Happening::Ended {
                     plan: 7,
                     ending: &Ending::Done,
@@ -536,6 +596,74 @@ mod tests {
         );
         assert_eq!(log.0.epoch, Epoch(2), "an epoch only grows");
         assert_eq!(log.0.active, aws());
+    }
+
+    #[test]
+    fn the_right_is_given_back_as_soon_as_a_plan_is_broken_before_its_pivot() {
+        let given_back = |log: &Log| {
+            let open = log.0.open.as_ref().unwrap();
+            open.gives_back_to().cloned()
+        };
+        let failed = Event::Failed { why: "no".into() };
+        for broken in 0..=PROMOTE {
+            let mut log = Log::opened();
+            for index in 0..broken {
+                log.done(index);
+            }
+            log.event(broken, &Event::Started);
+            assert_eq!(given_back(&log), None, "step {broken} goes on");
+            log.event(broken, &failed);
+            assert_eq!(given_back(&log), Some(aws()), "step {broken} failed");
+        }
+        let mut log = Log::opened();
+        for index in 0..=PROMOTE {
+            log.done(index);
+        }
+        log.event(7, &Event::Started).event(7, &failed);
+        assert_eq!(given_back(&log), None, "the new site is active");
+    }
+
+    #[test]
+    fn what_cannot_be_tidied_up_is_left_and_ends_the_plan_all_the_same() {
+        let mut log = Log::opened();
+        for index in 0..FENCE {
+            log.done(index);
+        }
+        log.event(FENCE, &Event::Started)
+            .event(FENCE, &Event::Failed { why: "no".into() });
+        for index in [4, 3, 2] {
+            assert_eq!(log.next(), Next::Undo { index });
+            log.event(index, &Event::UndoStarted)
+                .event(index, &Event::Left { why: "x".into() });
+        }
+        assert!(matches!(log.next(), Next::End(Ending::Undone { .. })));
+    }
+
+    #[test]
+    fn a_hold_lasts_as_long_as_it_was_to_whatever_the_wall_clock_does() {
+        let mut state = GroupState::new(&topology());
+        let command = Command::Hold {
+            reason: "maintenance".into(),
+            until: WallTime(60_000),
+        };
+        let held = Happening::Commanded {
+            operator: "alice",
+            command: &command,
+        };
+        state.apply(2, &at(0), &held).unwrap();
+        let hold = state.hold.unwrap();
+        let now = |wall, mono, boot: &str| Moment {
+            wall: WallTime(wall),
+            mono: Duration::from_secs(mono),
+            boot: boot.into(),
+        };
+        let left = |now| hold.left(&now).map(|left| left.as_secs());
+        assert_eq!(left(now(1_000, 6, "b")), Some(59));
+        assert_eq!(left(now(36_000_000, 6, "b")), Some(59), "hours forward");
+        assert_eq!(left(now(0, 65, "b")), None, "and back");
+        // On a machine that started anew the wall clock is all there is.
+        assert_eq!(left(now(1_000, 2, "c")), Some(59));
+        assert_eq!(left(now(60_000, 2, "c")), None);
     }
 
     #[test]
@@ -584,7 +712,7 @@ mod tests {
         log.0
             .apply(
                 9,
-                WallTime(0),
+                &at(0),
                 &Happening::Ended {
                     plan: 7,
                     ending: &stuck,
@@ -598,7 +726,7 @@ mod tests {
             operator: "alice",
             command: &command,
         };
-        log.0.apply(10, WallTime(0), &again).unwrap();
+        log.0.apply(10, &at(0), &again).unwrap();
         assert_eq!(
             log.next(),
             Next::Run {
@@ -611,7 +739,7 @@ mod tests {
     #[test]
     fn a_group_has_at_most_one_open_plan() {
         let mut log = Log::opened();
-        let second = log.0.apply(9, WallTime(0), &Happening::Planned(&plan()));
+        let second = log.0.apply(9, &at(0), &Happening::Planned(&plan()));
         assert_eq!(second, Err(SagaError::SecondPlan(9, 7)));
     }
 
@@ -622,7 +750,7 @@ mod tests {
         let opened = WindowChange::Opened { why: "it".into() };
         let mut state = GroupState::new(&topology());
         let say = |state: &mut GroupState, number, change| {
-            state.apply(number, WallTime(0), &Happening::Windowed(change))
+            state.apply(number, &at(0), &Happening::Windowed(change))
         };
         assert_eq!(say(&mut state, 2, &closed), Ok(()));
         assert_eq!(state.window, RpoWindow::Closed);
@@ -635,7 +763,7 @@ mod tests {
         let right = WindowChange::Closed { entry: 4, from };
         say(&mut state, 6, &right).unwrap();
         state
-            .apply(7, WallTime(0), &Happening::Planned(&plan()))
+            .apply(7, &at(0), &Happening::Planned(&plan()))
             .unwrap();
         let mut log = Log(state);
         let in_plan = say(&mut log.0, 8, &opened);

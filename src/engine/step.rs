@@ -247,7 +247,13 @@ pub enum Event {
     UndoStarted,
     /// It is taken back.
     Undone,
-    /// It could neither be done nor taken back.
+    /// It could not be taken back: something is left, that a person or the site itself tidies up. The
+    /// right to take writes was given back before.
+    Left {
+        /// Why.
+        why: String,
+    },
+    /// It could not be done.
     Stuck {
         /// Why.
         why: String,
@@ -261,7 +267,7 @@ impl Event {
     /// Cuts what others said to what is kept of it.
     pub fn clip(&mut self) {
         match self {
-            Event::Failed { why } | Event::Stuck { why } => clip(why),
+            Event::Failed { why } | Event::Left { why } | Event::Stuck { why } => clip(why),
             Event::Done { fact } => fact.clip(),
             Event::Started | Event::UndoStarted | Event::Undone => {}
         }
@@ -275,6 +281,7 @@ impl Event {
             Event::Failed { .. } => "failed",
             Event::UndoStarted => "undo-started",
             Event::Undone => "undone",
+            Event::Left { .. } => "left",
             Event::Stuck { .. } => "stuck",
         }
     }
@@ -303,6 +310,11 @@ pub enum StepState {
     Undoing,
     /// Taken back.
     Undone,
+    /// Not taken back: something is left to tidy up.
+    Left {
+        /// Why.
+        why: String,
+    },
     /// A person is needed.
     Stuck {
         /// Why.
@@ -328,6 +340,7 @@ impl StepState {
             StepState::Failed { .. } => "failed",
             StepState::Undoing => "undoing",
             StepState::Undone => "undone",
+            StepState::Left { .. } => "left",
             StepState::Stuck { .. } => "stuck",
         }
     }
@@ -360,6 +373,8 @@ impl StepState {
                 Event::UndoStarted,
             ) => Ok(StepState::Undoing),
             (StepState::Undoing, Event::Undone) => Ok(StepState::Undone),
+            (StepState::Undoing, Event::Left { why }) => Ok(StepState::Left { why: why.clone() }),
+            // A step that was being taken back got stuck in logs of earlier versions.
             (
                 StepState::Started | StepState::Failed { .. } | StepState::Undoing,
                 Event::Stuck { why },
@@ -397,6 +412,7 @@ mod tests {
             StepState::Failed { why: why() },
             StepState::Undoing,
             StepState::Undone,
+            StepState::Left { why: why() },
             StepState::Stuck { why: why() },
         ];
         let events = [
@@ -405,6 +421,7 @@ mod tests {
             Event::Failed { why: why() },
             Event::UndoStarted,
             Event::Undone,
+            Event::Left { why: why() },
             Event::Stuck { why: why() },
         ];
         let table: Vec<String> = states
@@ -424,13 +441,14 @@ mod tests {
         assert_eq!(
             table,
             [
-                "pending: started - - - - -",
-                "started: started done failed undoing - stuck",
-                "done: - - - undoing - -",
-                "failed: started - - undoing - stuck",
-                "undoing: - - - undoing undone stuck",
-                "undone: - - - - - -",
-                "stuck: started - - undoing - -",
+                "pending: started - - - - - -",
+                "started: started done failed undoing - - stuck",
+                "done: - - - undoing - - -",
+                "failed: started - - undoing - - stuck",
+                "undoing: - - - undoing undone left stuck",
+                "undone: - - - - - - -",
+                "left: - - - - - - -",
+                "stuck: started - - undoing - - -",
             ]
         );
     }

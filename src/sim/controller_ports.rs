@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::checks::Truths;
 use super::machine::Truth;
 use super::network::{NoAnswer, ask};
+use super::seals::{SimKey, SimKeys};
 use super::site_ports::{Place, take_order};
 use super::world::{Life, Node, State, World};
 use crate::app::executor::{CrashDrill, Moment};
@@ -20,7 +21,8 @@ use crate::ports::{
     Agents, EffectError, FrontDoor, LeaseStore, LogStore, OutsideFault, OutsideView, Still,
     StoreError, Traffic, Versioned, Way,
 };
-use crate::wire::{Order, OrderAnswer};
+use crate::wire::sealed::{Author, SealError, Sealed, SignedOrder, open_answer};
+use crate::wire::{Order, OrderAnswer, RelayAnswer};
 
 /// The controller's way to the agents.
 #[derive(Debug)]
@@ -38,33 +40,47 @@ impl Agents for SimAgents {
             Way::Direct => node,
             Way::Relayed => node.peer(),
         };
-        let (world, order) = (Arc::clone(&self.0.world), order.clone());
+        let refused = |error: SealError| EffectError::Refused(error.to_string());
+        let signed =
+            SignedOrder::seal(order.clone(), &SimKey(Author::Controller)).map_err(refused)?;
+        let (world, sealed) = (Arc::clone(&self.0.world), signed.sealed().clone());
         let text = format!("order {:?} to {node} {by:?}", order.what);
         let asked = move || {
-            let (world, order) = (Arc::clone(&world), order.clone());
+            let (world, sealed) = (Arc::clone(&world), sealed.clone());
             async move {
                 if via == node {
-                    return take_order(&world, node, order).await;
+                    return take_order(&world, node, sealed).await.map(Ok);
                 }
-                // Carried on by the other agent, if there is one.
-                world.with(|state, _| state.agent(via).clone())?;
-                let wall = world.with(|state, now| state.skew(via).wall(now));
-                let within = order.expires.since(wall);
-                let there = Arc::clone(&world);
-                let carried = move || {
-                    let (world, order) = (Arc::clone(&there), order.clone());
-                    async move { take_order(&world, node, order).await }
-                };
-                let answer = ask(&world, (via, node), within, carried).await;
-                Some(answer.unwrap_or_else(|error| Err(no_answer(error))))
+                relay(&world, (via, node), sealed, within).await
             }
         };
         let answer = ask(&self.0.world, (Node::Neutral, via), within, asked).await;
         self.0.world.alive(&self.0.life).await;
-        let answer = answer.unwrap_or_else(|error| Err(no_answer(error)));
+        let answer: RelayAnswer = answer.unwrap_or_else(|error| Err(no_answer(error)));
+        let answer = answer.and_then(|answer| {
+            open_answer(&signed, &answer, &SimKeys)
+                .unwrap_or_else(|error| Err(EffectError::Unknown(error.to_string())))
+        });
         self.0.world.trace(|| format!("N  {text}: {answer:?}"));
         answer
     }
+}
+
+/// Carried on by the other agent, if there is one.
+async fn relay(
+    world: &Arc<World>,
+    (via, node): (Node, Node),
+    order: Sealed,
+    within: Duration,
+) -> Option<RelayAnswer> {
+    world.with(|state, _| state.agent(via).clone())?;
+    let there = Arc::clone(world);
+    let carried = move || {
+        let (world, order) = (Arc::clone(&there), order.clone());
+        async move { take_order(&world, node, order).await }
+    };
+    let answer = ask(world, (via, node), within, carried).await;
+    Some(answer.map_err(no_answer))
 }
 
 fn no_answer(error: NoAnswer) -> EffectError {

@@ -56,6 +56,7 @@ pub(super) fn shown(entry: &Entry) -> String {
         Body::Step { step, event, .. } => match event {
             Event::Done { fact } => format!("{step} done {fact:?}"),
             Event::Failed { why } => format!("{step} failed: {why}"),
+            Event::Left { why } => format!("{step} left: {why}"),
             Event::Stuck { why } => format!("{step} stuck: {why}"),
             Event::Started | Event::UndoStarted | Event::Undone => {
                 format!("{step} {}", event.name())

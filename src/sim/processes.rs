@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::controller_ports::{SimAgents, SimCrash, SimFront, SimLead, SimLog, SimTraffic};
 use super::database::SimDatabase;
 use super::network::Door;
+use super::seals::SimKeys;
 use super::site_ports::{Place, SimLinks, SimProbe, SimStore, SimWorkloads};
 use super::world::{Life, Node, SimClock, World};
 use crate::agent::keeper::{Keeper, Parts};
@@ -26,9 +27,11 @@ use crate::app::prober::look_for_ever;
 use crate::app::run::{forward, watch_anchors};
 use crate::engine::chain::{Chain, Digest};
 use crate::engine::policy::Policy;
-use crate::engine::topology::{Target, TargetKind, Vantage};
+use crate::engine::topology::{Target, Vantage};
+use crate::engine::units::MonoTime;
 use crate::ports::{
     AgentLinks, AgentStore, Agents, Clock, LeaseStore, LocalDatabase, LogStore, Probe, Traffic,
+    Verifier,
 };
 use crate::wire::{Rhythm, unsent::Unsent};
 
@@ -53,6 +56,10 @@ pub trait Plant: Send + Sync + fmt::Debug {
     }
     /// A clock.
     fn clock(&self, of: Arc<dyn Clock>, _node: Node) -> Arc<dyn Clock> {
+        of
+    }
+    /// By which an agent knows orders as the controller's.
+    fn verifier(&self, of: Arc<dyn Verifier>) -> Arc<dyn Verifier> {
         of
     }
     /// The controller's way to the agents.
@@ -137,7 +144,10 @@ pub async fn start_agent(
     let site = world.with(|state, _| state.machine(node).site.clone());
     let peer = world.topology.peer(&site).clone();
     let database = plant.database(Arc::new(SimDatabase(place.clone())), world, node);
+    let agent_life = world.with(|state, _| state.a_life());
     let parts = Parts {
+        life: agent_life,
+        controller: plant.verifier(Arc::new(SimKeys)),
         group: world.topology.group.clone(),
         site: site.clone(),
         peer: peer.clone(),
@@ -156,12 +166,7 @@ pub async fn start_agent(
     tasks.spawn(ring_on_change(shown.clone(), Arc::clone(&urgent)));
     let (pace, paced) = watch::channel(Pace::default());
     let (seen, observations) = mpsc::channel(WAITING);
-    let targets = [&peer, &site].into_iter().flat_map(|site| {
-        [TargetKind::Api, TargetKind::Database].map(|kind| Target {
-            site: site.clone(),
-            kind,
-        })
-    });
+    let targets = [&peer, &site].into_iter().flat_map(Target::looked_at);
     let looking = look_for_ever(
         Arc::new(SimProbe(place.clone())),
         targets.collect(),
@@ -175,6 +180,7 @@ pub async fn start_agent(
         ("probes", Ok(()))
     });
     let reporter = Arc::new(Reporter {
+        life: agent_life,
         group: world.topology.group.clone(),
         site,
         links: plant.links(Arc::new(SimLinks(place))),
@@ -225,6 +231,18 @@ fn outside(
     }
 }
 
+/// The machine of the controllers, which is never started anew.
+const BOOT: &str = "simulated";
+
+fn brain(world: &World, plant: &dyn Plant, journal: &Journal, now: MonoTime) -> Brain {
+    let policy = plant.policy(world.policy.clone());
+    let life = world.with(|state, _| state.a_life());
+    let brain = Brain::new(world.topology.clone(), policy, &journal.state(), now, life);
+    brain
+        .booted(BOOT.to_owned())
+        .observed_by(world.observer.clone())
+}
+
 /// Starts the controller: what it knows it reads from the log. `crash_after` is at which moment of
 /// a step it is killed, counted from its start.
 pub async fn start_controller(
@@ -246,7 +264,7 @@ pub async fn start_controller(
     let chain = plant.remembered(world.with(|state, _| state.read_log())?);
     let topology = world.topology.clone();
     let stamp = Stamp {
-        boot: "simulated".to_owned(),
+        boot: BOOT.to_owned(),
         settings: Digest::ZERO,
     };
     let store = plant.log(Box::new(SimLog {
@@ -263,14 +281,7 @@ pub async fn start_controller(
         killed,
     };
     let outside = outside(&place, plant.as_ref(), &probe, leadership, crash);
-    let brain = Brain::new(
-        topology.clone(),
-        plant.policy(world.policy.clone()),
-        &journal.state(),
-        clock.now(),
-        world.with(|state, _| state.a_life()),
-    )
-    .observed_by(world.observer.clone());
+    let brain = brain(world, plant.as_ref(), &journal, clock.now());
     let (handle, inputs) = Handle::new();
     let (control, _status) = Control::new(
         brain,

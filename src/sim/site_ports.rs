@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::machine::{Truth, Written};
 use super::network::{NoAnswer, ask, host, silence};
+use super::seals::{SimKey, SimKeys};
 use super::world::{Life, Node, World};
 use crate::agent::keeper::News;
 use crate::app::control::Input;
@@ -20,7 +21,8 @@ use crate::engine::units::{Lsn, SystemId, Timeline, WallTime, as_millis};
 use crate::ports::{
     AgentLinks, AgentMemory, AgentStore, EffectError, Probe, StoreError, Workloads,
 };
-use crate::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
+use crate::wire::sealed::{Sealed, SignedOrder, seal_answer};
+use crate::wire::{OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
 
 /// A process at a site.
 #[derive(Debug, Clone)]
@@ -193,9 +195,13 @@ pub async fn tell<T>(
     Some(answer)
 }
 
-/// Has an agent take an order.
-pub async fn take_order(world: &World, node: Node, order: Order) -> Option<OrderAnswer> {
-    tell(world, node, |answer| News::Ordered(Box::new(order), answer)).await
+/// Has an agent take an order that is the controller's, and sign what it says.
+pub async fn take_order(world: &World, node: Node, sealed: Sealed) -> Option<Sealed> {
+    let order = SignedOrder::open(sealed, &SimKeys).ok()?;
+    let given = Box::new(order.clone());
+    let answer: OrderAnswer = tell(world, node, |answer| News::Ordered(given, answer)).await?;
+    let site = world.with(|state, _| state.machine(node).site.clone());
+    seal_answer(&order, answer, &SimKey::of(world, &site)).ok()
 }
 
 /// Looks at sites, from somewhere.

@@ -188,7 +188,7 @@ pub struct State {
     pub agents: [Option<Door<mpsc::Sender<News>>>; 2],
     /// Where controllers are found.
     pub controllers: [Option<Door<Handle>>; 2],
-    /// How many lives controllers had so far.
+    /// How many lives controllers and agents had so far.
     lives: u64,
     /// Which of them leads, and until when.
     pub leader: Option<(usize, Truth)>,
@@ -201,7 +201,7 @@ pub struct State {
 }
 
 impl State {
-    /// The number of a controller's next life.
+    /// The number of the next life of a controller or an agent.
     pub fn a_life(&mut self) -> u64 {
         self.lives = self.lives.saturating_add(1);
         self.lives

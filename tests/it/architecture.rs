@@ -159,7 +159,7 @@ const ROOTS: [(&str, &str); 12] = [
 ];
 
 /// What one part knows of another although the picture has no such line.
-const EXCEPTIONS: [(&str, &str, &str); 4] = [
+const EXCEPTIONS: [(&str, &str, &str); 5] = [
     (
         "agent/run.rs",
         "app",
@@ -176,7 +176,12 @@ const EXCEPTIONS: [(&str, &str, &str); 4] = [
         "the ports to the agents carry orders and reports as they are sent",
     ),
     (
-        "wire.rs",
+        "wire/sealed.rs",
+        "ports",
+        "who signs, and who knows signatures, is found behind ports",
+    ),
+    (
+        "wire/orders.rs",
         "ports",
         "what came of an effect (`EffectError`) is sent back as it is",
     ),
@@ -334,11 +339,11 @@ const LONG_FILES: &[(&str, usize)] = &[("engine/document.rs", 630)];
 /// Functions over the limit. A number may only fall; a function that is short enough leaves the
 /// list.
 const LONG_FUNCTIONS: &[(&str, usize)] = &[
-    ("agent/run.rs run", 146),
+    ("agent/run.rs run", 136),
     ("app/api.rs metrics", 71),
-    ("app/run.rs run", 146),
-    ("sim/processes.rs start_agent", 75),
-    ("sim/processes.rs start_controller", 87),
+    ("app/run.rs run", 140),
+    ("sim/processes.rs start_agent", 74),
+    ("sim/processes.rs start_controller", 80),
 ];
 
 /// The functions of a file and how many lines each has, signature and braces included. rustfmt

@@ -13,7 +13,7 @@ use failover::cli::{Colour, Form};
 use failover::engine::chain::{Body, Chain, Digest, Entry};
 use failover::engine::decision::decide;
 use failover::engine::plan::Plan;
-use failover::engine::saga::{Command as Asked, Ending, GroupState, Happening};
+use failover::engine::saga::{Command as Asked, Ending, GroupState, Happening, Moment};
 use failover::engine::situation::Situation;
 use failover::engine::step::{Event, Fact};
 use failover::engine::units::{Epoch, Lsn, MonoTime, WallTime};
@@ -458,7 +458,12 @@ fn walking(done: usize, events: &[Event]) -> GroupState {
     let (situation, last) = well();
     let plan = Plan::failover(&situation, &topology(), &last, WallTime(0));
     let mut group = GroupState::new(&topology());
-    let mut happens = |happening: Happening<'_>| group.apply(7, AT, &happening).unwrap();
+    let at = Moment {
+        wall: AT,
+        mono: Duration::ZERO,
+        boot: "boot".to_owned(),
+    };
+    let mut happens = |happening: Happening<'_>| group.apply(7, &at, &happening).unwrap();
     happens(Happening::Planned(&plan));
     let all = (0..done).flat_map(|index| {
         [Event::Started, Event::Done { fact: Fact::Done }].map(|event| (index, event))

@@ -179,6 +179,77 @@ fn a_sever_that_fails_is_taken_back_in_reverse_order_with_entries() {
     });
 }
 
+/// Whether the controller lets the site that was active hold the right.
+fn given_back(stage: &Stage) -> bool {
+    stage.change(|earth| earth.aws.granted == Some(Epoch(2)))
+}
+
+#[test]
+fn a_plan_that_fails_before_its_pivot_gives_the_right_back_at_once_and_never_sticks() {
+    let hangs = || EffectError::Unknown("no answer in time".to_owned());
+    // What fails for ever, and what of its undo does, too.
+    for (fails, tidies_not) in [
+        ("sever", "reconnect"),
+        ("sever", "stop-workloads"),
+        ("start-workloads", "stop-workloads"),
+    ] {
+        play(async {
+            let stage = Stage::new(Earth::well());
+            stage.always(fails, hangs());
+            stage.always(tidies_not, hangs());
+            let running = after_quiet(&stage, |_| ()).await;
+            let ask = PromoteAsk {
+                to: gcp(),
+                reason: "drill".to_owned(),
+                accept_data_loss: None,
+                accept_replay: false,
+                override_fence: false,
+                dry_run: false,
+            };
+            let asked = |answer| Input::Promote("alice".to_owned(), ask, answer);
+            let handle = running.handle.clone();
+            let asking = tokio::spawn(async move { handle.ask(asked).await });
+            let failed = format!("{fails} failed");
+            stage
+                .until("the step fails", |stage| stage.story().contains(&failed))
+                .await;
+            // Before anything is taken back: with the next report.
+            stage.pass(Duration::from_millis(600)).await;
+            assert!(given_back(&stage), "{fails}, {tidies_not}");
+            let left = format!("{tidies_not} could not");
+            assert!(!stage.story().contains(&"undone".to_owned()), "{left}");
+            stage.end_of_plan().await;
+            assert!(matches!(ending(&stage), Ending::Undone { .. }));
+            let notes = stage.entries().into_iter().filter_map(|entry| {
+                let Body::Note { code, text } = entry.body else {
+                    return None;
+                };
+                (code == "left-to-tidy-up").then_some(text)
+            });
+            let notes: Vec<String> = notes.collect();
+            assert_eq!(notes.len(), 1, "{notes:?}");
+            let state = stage.state();
+            assert_eq!((state.epoch, state.active), (Epoch(2), aws()));
+            asking.await.unwrap().unwrap().unwrap();
+        });
+    }
+}
+
+#[test]
+fn an_order_waits_for_a_mark_of_its_agent_and_goes_by_the_one_that_the_other_passes_on() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        // Its own reports do not arrive any more; the other agent hears it.
+        let _running = after_quiet(&stage, |earth| earth.aws.mute = true).await;
+        stage.pass(seconds(5)).await;
+        stage.change(database_dies);
+        stage.end_of_plan().await;
+        assert_eq!(ending(&stage), Ending::Done);
+        let life = stage.change(|earth| earth.fenced_by.unwrap());
+        assert_eq!(life, stage::PASSED_ON);
+    });
+}
+
 #[test]
 fn a_fence_that_nobody_proves_is_no_fence_and_everything_is_taken_back() {
     play(async {

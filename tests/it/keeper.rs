@@ -1,11 +1,12 @@
 //! The agent's keeper with a scripted database.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use failover::adapters::clock::SystemClock;
+use failover::adapters::keys::SigningKey;
 use failover::agent::keeper::{Keeper, News, Parts, Shown};
 use failover::engine::policy::Policy;
 use failover::engine::situation::LocalDatabase as Said;
@@ -15,10 +16,13 @@ use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline};
 use failover::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
 };
+use failover::wire::sealed::{Sealed, SignedOrder};
 use failover::wire::{
-    Came, Grant, Order, OrderAnswer, PeerQuestion, Postmark, Receipt, ReportAnswer, What,
+    Came, Grant, Order, OrderAnswer, PeerAnswer, PeerQuestion, Postmark, Receipt, ReportAnswer,
+    What,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 /// How long a guard takes that takes its time.
 const SLOW: Duration = Duration::from_millis(300);
@@ -39,6 +43,10 @@ struct Database {
     promotes_late: AtomicBool,
     takes_its_time: AtomicBool,
     broken: AtomicBool,
+    fences: Mutex<Vec<Epoch>>,
+    severed: AtomicBool,
+    reconnections: AtomicU32,
+    reconnects_badly: AtomicBool,
 }
 
 #[async_trait]
@@ -96,17 +104,25 @@ impl LocalDatabase for Database {
         *self.right.lock().unwrap() = None;
         Ok(())
     }
-    async fn fence(&self, _epoch: Epoch, _cause: &str) -> Result<String, EffectError> {
-        unexpected()
+    async fn fence(&self, epoch: Epoch, _cause: &str) -> Result<String, EffectError> {
+        self.fences.lock().unwrap().push(epoch);
+        *self.running.lock().unwrap() = false;
+        Ok("down".to_owned())
     }
     async fn unfence(&self, _epoch: Epoch) -> Result<(), EffectError> {
         Ok(())
     }
     async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
-        unexpected()
+        self.severed.store(true, Ordering::SeqCst);
+        Ok((Lsn(9), true))
     }
     async fn reconnect(&self, _within: Duration) -> Result<(), EffectError> {
-        unexpected()
+        self.reconnections.fetch_add(1, Ordering::SeqCst);
+        if self.reconnects_badly.load(Ordering::SeqCst) {
+            return Err(EffectError::Failed("connection refused".to_owned()));
+        }
+        self.severed.store(false, Ordering::SeqCst);
+        Ok(())
     }
     async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
         let primary = !self.standby.load(Ordering::SeqCst);
@@ -177,6 +193,8 @@ impl AgentStore for Memory {
 
 fn parts(database: &Arc<Database>, memory: &Arc<Memory>) -> Parts {
     Parts {
+        life: LIFE,
+        controller: Arc::new(orders_key().verifying_key()),
         group: "shop".parse().unwrap(),
         site: "aws".parse().unwrap(),
         peer: "gcp".parse().unwrap(),
@@ -185,6 +203,23 @@ fn parts(database: &Arc<Database>, memory: &Arc<Memory>) -> Parts {
         store: Arc::clone(memory) as Arc<dyn AgentStore>,
         clock: Arc::new(SystemClock),
     }
+}
+
+/// The agent's.
+const LIFE: u64 = 5;
+
+/// A mark that the agent made at this moment.
+fn mark(at: MonoTime) -> Postmark {
+    Postmark {
+        life: LIFE,
+        at: at.0,
+    }
+}
+
+/// The controller's key for orders.
+fn orders_key() -> &'static SigningKey {
+    static KEY: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::generate().unwrap());
+    &KEY
 }
 
 fn granted(epoch: u64) -> ReportAnswer {
@@ -343,18 +378,24 @@ async fn order_or_check(
     epoch: u64,
     check_only: bool,
 ) -> oneshot::Receiver<OrderAnswer> {
-    let expires = SystemClock.wall().0 + 60_000;
     let order = Order {
         plan: 7,
         group: "shop".parse().unwrap(),
         site: "aws".parse().unwrap(),
         epoch: Epoch(epoch),
-        expires: failover::engine::units::WallTime(expires),
+        mark: mark(SystemClock.now()),
+        valid_for: Duration::from_secs(60),
         check_only,
         what,
     };
+    give(news, order).await
+}
+
+/// Hands an order of the controller to a keeper.
+async fn give(news: &mpsc::Sender<News>, order: Order) -> oneshot::Receiver<OrderAnswer> {
     let (sender, answer) = oneshot::channel();
-    news.send(News::Ordered(Box::new(order), sender))
+    let signed = SignedOrder::seal(order, orders_key()).unwrap();
+    news.send(News::Ordered(Box::new(signed), sender))
         .await
         .unwrap();
     answer
@@ -366,6 +407,7 @@ async fn taken_in(news: &mpsc::Sender<News>) {
     let question = PeerQuestion {
         site: "gcp".parse().unwrap(),
         epoch: Epoch(1),
+        mark: mark(SystemClock.now()),
     };
     news.send(News::PeerAsks(question, sender)).await.unwrap();
     answer.await.unwrap();
@@ -529,4 +571,245 @@ async fn an_order_of_a_plan_before_the_one_that_severed_or_fenced_is_refused() {
         }
         keeping.abort();
     }
+}
+
+/// A primary that runs under a right of epoch 1, and the ways to its keeper.
+async fn active(
+    database: &Arc<Database>,
+) -> (mpsc::Sender<News>, watch::Receiver<Shown>, JoinHandle<()>) {
+    *database.running.lock().unwrap() = true;
+    *database.right.lock().unwrap() = Some(LocalRight {
+        epoch: Epoch(1),
+        until: None,
+        fence: granted(1).timers.fence,
+    });
+    let (keeper, news, shown) = Keeper::begin(parts(database, &Arc::default()))
+        .await
+        .unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let answer = News::Answered(SystemClock.now(), Box::new(granted(1)));
+    news.send(answer).await.unwrap();
+    taken_in(&news).await;
+    (news, shown, keeping)
+}
+
+/// An order as the controller gives it to the other site.
+fn to_the_peer(what: What, epoch: u64) -> Order {
+    Order {
+        plan: 7,
+        group: "shop".parse().unwrap(),
+        site: "gcp".parse().unwrap(),
+        epoch: Epoch(epoch),
+        mark: mark(MonoTime::default()),
+        valid_for: Duration::ZERO,
+        check_only: false,
+        what,
+    }
+}
+
+fn sealed(order: Order) -> Sealed {
+    let signed = SignedOrder::seal(order, orders_key()).unwrap();
+    signed.sealed().clone()
+}
+
+/// The other agent's word that this site is superseded.
+async fn superseded(news: &mpsc::Sender<News>, order: Option<Sealed>, epoch: u64) {
+    let answer = PeerAnswer {
+        superseded: true,
+        order,
+        epoch: Epoch(epoch),
+    };
+    let told = News::PeerAnswered(SystemClock.now(), answer);
+    news.send(told).await.unwrap();
+    taken_in(news).await;
+}
+
+#[tokio::test]
+async fn superseded_ends_a_right_only_with_the_controllers_order_for_the_one_who_says_it() {
+    let database = Arc::new(Database::default());
+    let (news, shown, keeping) = active(&database).await;
+    let right = shown.borrow().right;
+    let forged = SignedOrder::seal(
+        to_the_peer(What::Sever, 2),
+        &SigningKey::generate().unwrap(),
+    );
+    let forged = Some(forged.unwrap().sealed().clone());
+    let change = |change: fn(&mut Order)| {
+        let mut order = to_the_peer(What::Sever, 2);
+        change(&mut order);
+        Some(sealed(order))
+    };
+    for (lie, order) in [
+        ("no order", None),
+        ("signed by another", forged),
+        ("of this epoch", Some(sealed(to_the_peer(What::Sever, 1)))),
+        ("of no epoch", Some(sealed(to_the_peer(What::Sever, 0)))),
+        (
+            "another order",
+            Some(sealed(to_the_peer(What::Reconnect, 2))),
+        ),
+        ("a fence", Some(sealed(to_the_peer(What::Fence, 2)))),
+        ("a question", change(|order| order.check_only = true)),
+        (
+            "for us",
+            change(|order| order.site = "aws".parse().unwrap()),
+        ),
+        (
+            "another group",
+            change(|order| order.group = "bank".parse().unwrap()),
+        ),
+    ] {
+        for epoch in [2, (1 << 53) - 1] {
+            superseded(&news, order.clone(), epoch).await;
+            assert_eq!(*database.fences.lock().unwrap(), [], "{lie}");
+            let now = shown.borrow().clone();
+            assert_eq!((now.epoch, now.primary), (Epoch(1), true), "{lie}");
+            // Nor does such an answer hold the right any longer.
+            assert_eq!(now.right, right, "{lie}");
+        }
+    }
+    superseded(&news, Some(sealed(to_the_peer(What::Sever, 2))), 2).await;
+    assert_eq!(*database.fences.lock().unwrap(), [Epoch(2)]);
+    assert_eq!(shown.borrow().right, None);
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn a_promotion_that_was_ordered_ends_the_right_of_the_other_as_well() {
+    let database = Arc::new(Database::default());
+    let (news, _shown, keeping) = active(&database).await;
+    superseded(&news, Some(sealed(to_the_peer(What::Promote, 5))), 1).await;
+    assert_eq!(*database.fences.lock().unwrap(), [Epoch(5)], "the order's");
+    keeping.abort();
+}
+
+/// The other agent asks in an epoch.
+async fn asked(news: &mpsc::Sender<News>, epoch: u64) -> PeerAnswer {
+    let (sender, answer) = oneshot::channel();
+    let question = PeerQuestion {
+        site: "gcp".parse().unwrap(),
+        epoch: Epoch(epoch),
+        mark: mark(SystemClock.now()),
+    };
+    news.send(News::PeerAsks(question, sender)).await.unwrap();
+    answer.await.unwrap()
+}
+
+#[tokio::test]
+async fn who_was_severed_shows_the_order_also_after_a_restart() {
+    let memory = Arc::new(Memory::default());
+    let (keeper, news, _shown) = Keeper::begin(parts(&standby(), &memory)).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    assert!(!asked(&news, 1).await.superseded);
+    order(&news, What::Sever, 2).await.await.unwrap().unwrap();
+    keeping.abort();
+    let (keeper, news, _shown) = Keeper::begin(parts(&standby(), &memory)).await.unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let answer = asked(&news, 1).await;
+    assert!(answer.superseded);
+    let shown = SignedOrder::open(answer.order.unwrap(), &orders_key().verifying_key()).unwrap();
+    assert_eq!(
+        (shown.order().what, shown.order().epoch),
+        (What::Sever, Epoch(2))
+    );
+    // In the plan's own epoch nobody is superseded by it, and nothing is shown.
+    let answer = asked(&news, 2).await;
+    assert_eq!((answer.superseded, answer.order), (false, None));
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn an_order_counts_by_the_agents_own_mark_and_one_that_is_void_may_come_again() {
+    let database = standby();
+    let (keeper, news, _shown) = Keeper::begin(parts(&database, &Arc::default()))
+        .await
+        .unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    let now = SystemClock.now();
+    let minute = Duration::from_secs(60);
+    let another = Postmark {
+        life: LIFE + 1,
+        at: now.0,
+    };
+    for (mark, valid_for, why) in [
+        (another, minute, "an agent before this one"),
+        (mark(now.minus(minute)), minute, "under way for too long"),
+        (mark(now), Duration::ZERO, "under way for too long"),
+        (mark(now.plus(minute)), minute, "not made yet"),
+    ] {
+        let order = Order {
+            site: "aws".parse().unwrap(),
+            mark,
+            valid_for,
+            ..to_the_peer(What::Sever, 2)
+        };
+        let came = give(&news, order).await.await.unwrap();
+        let Err(EffectError::Failed(text)) = came else {
+            panic!("{came:?}");
+        };
+        assert!(text.contains(why), "{text}");
+        assert!(!database.severed.load(Ordering::SeqCst));
+    }
+    order(&news, What::Sever, 2).await.await.unwrap().unwrap();
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn an_order_to_fence_that_comes_after_the_right_was_given_back_ends_nothing() {
+    let database = Arc::new(Database::default());
+    let (news, shown, keeping) = active(&database).await;
+    let back = News::Answered(SystemClock.now(), Box::new(granted(2)));
+    news.send(back).await.unwrap();
+    let late = order(&news, What::Fence, 2).await.await.unwrap();
+    assert!(matches!(late, Err(EffectError::Refused(_))), "{late:?}");
+    assert_eq!(*database.fences.lock().unwrap(), []);
+    assert!(shown.borrow().right.is_some());
+    // That of the next plan is obeyed.
+    order(&news, What::Fence, 3).await.await.unwrap().unwrap();
+    assert_eq!(*database.fences.lock().unwrap(), [Epoch(3)]);
+    keeping.abort();
+}
+
+/// The controller answers a standby: the other site holds the right, or nobody does.
+async fn held_by(news: &mpsc::Sender<News>, holder: Option<&str>, epoch: u64) {
+    let mut answer = granted(epoch);
+    answer.holder = holder.map(|site| site.parse().unwrap());
+    answer.grant = None;
+    let answer = News::Answered(SystemClock.now(), Box::new(answer));
+    news.send(answer).await.unwrap();
+    taken_in(news).await;
+}
+
+#[tokio::test]
+async fn a_severed_standby_connects_again_itself_once_the_other_site_has_its_right_back() {
+    let database = standby();
+    database.reconnects_badly.store(true, Ordering::SeqCst);
+    let (keeper, news, mut shown) = Keeper::begin(parts(&database, &Arc::default()))
+        .await
+        .unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    order(&news, What::Sever, 2).await.await.unwrap().unwrap();
+    let tries = || database.reconnections.load(Ordering::SeqCst);
+    // An answer from before the plan, and those in the middle of it.
+    for (holder, epoch) in [(Some("gcp"), 1), (None, 2), (None, 3)] {
+        held_by(&news, holder, epoch).await;
+        assert_eq!(tries(), 0, "{holder:?} {epoch}");
+    }
+    assert!(asked(&news, 1).await.superseded);
+    held_by(&news, Some("gcp"), 2).await;
+    while tries() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(
+        shown.borrow_and_update().facts.severed,
+        Some(Epoch(2)),
+        "not yet"
+    );
+    database.reconnects_badly.store(false, Ordering::SeqCst);
+    while shown.borrow_and_update().facts.severed.is_some() {
+        held_by(&news, Some("gcp"), 2).await;
+    }
+    assert!(!database.severed.load(Ordering::SeqCst));
+    assert!(!asked(&news, 1).await.superseded);
+    keeping.abort();
 }

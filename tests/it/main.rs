@@ -9,6 +9,7 @@
 mod http;
 mod runbooks;
 mod tls;
+mod sealed;
 mod configuration;
 mod executor;
 mod keeper;

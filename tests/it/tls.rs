@@ -15,7 +15,7 @@ use axum::routing::{get, post};
 use axum::{Json, response::IntoResponse};
 use failover::adapters::certificates::{Authority, CertificateError};
 use failover::adapters::clock::SystemClock;
-use failover::adapters::keys::{Signed, SigningKey, VerifyingKey};
+use failover::adapters::keys::{SigningKey, VerifyingKey};
 use failover::adapters::tls::{
     CallError, Identity, Peer, PeerClient, PeerIdentity, RejectedPeer, TlsError, TlsFiles,
     TlsListener, TlsMaterial, install_provider, serve,
@@ -24,49 +24,56 @@ use failover::agent;
 use failover::agent::keeper::{News, Shown};
 use failover::engine::situation::{AgentFacts, LocalDatabase};
 use failover::engine::units::{Epoch, MonoTime, WallTime};
-use failover::wire::{ORDER_CONTEXT, ORDER_PATH, Order, PEER_PATH, PeerQuestion, RELAY_PATH, What};
+use failover::wire::sealed::SignedOrder;
+use failover::wire::{
+    ORDER_PATH, Order, PEER_PATH, PeerQuestion, Postmark, RELAY_PATH, Relayed, What,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-const SOON: Duration = Duration::from_secs(5);
-const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
-const AGENT: &str = "aws.agent.shop.failover.internal";
-const CONTROLLER: &str = "controller.failover.internal";
+pub(crate) const MARK: Postmark = Postmark {
+    life: 1,
+    at: Duration::ZERO,
+};
+pub(crate) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
+pub(crate) const AGENT: &str = "aws.agent.shop.failover.internal";
+pub(crate) const CONTROLLER: &str = "controller.failover.internal";
 
 /// Fixed, because the lifetime of a certificate is an argument and not read from a clock.
 fn in_2020() -> WallTime {
     "2020-01-01T00:00:00.000Z".parse().unwrap()
 }
 
-struct House {
-    dir: tempfile::TempDir,
+pub(crate) struct House {
+    pub(crate) dir: tempfile::TempDir,
     authority: Authority,
 }
 
 impl House {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create(dir.path(), in_2020(), CENTURY).unwrap();
         Self { dir, authority }
     }
 
-    fn issue(&self, name: &str, validity: Duration) -> TlsFiles {
+    pub(crate) fn issue(&self, name: &str, validity: Duration) -> TlsFiles {
         let identity: Identity = name.parse().unwrap();
         self.authority
             .issue(&identity, in_2020(), validity)
             .unwrap()
     }
 
-    fn material(&self, name: &str) -> TlsMaterial {
+    pub(crate) fn material(&self, name: &str) -> TlsMaterial {
         TlsMaterial::load(&self.issue(name, CENTURY)).unwrap()
     }
 }
 
-struct Server {
-    address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     rejected: mpsc::Receiver<RejectedPeer>,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
@@ -77,7 +84,7 @@ impl Server {
         Self::serving(material, router()).await
     }
 
-    async fn serving(material: &TlsMaterial, router: Router) -> Self {
+    pub(crate) async fn serving(material: &TlsMaterial, router: Router) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (report, rejected) = mpsc::channel(256);
@@ -92,7 +99,7 @@ impl Server {
         }
     }
 
-    fn client(&self, material: &TlsMaterial, identity: &str) -> PeerClient {
+    pub(crate) fn client(&self, material: &TlsMaterial, identity: &str) -> PeerClient {
         let peer = Peer {
             identity: identity.parse().unwrap(),
             address: self.address.into(),
@@ -183,14 +190,14 @@ async fn a_handler_sees_a_wrong_role_and_denies() {
     assert_eq!(client.post("/order", &(), SOON).await, Ok(true));
 }
 
-/// The API of the agent at `aws`, and what reaches its keeper.
-fn agent_api(house: &House, material: &TlsMaterial) -> (Router, mpsc::Receiver<News>) {
-    let key = house.dir.path().join("orders.pub");
-    let signing = SigningKey::generate().unwrap();
-    signing.verifying_key().to_file(&key).unwrap();
-    let peer = Peer {
-        identity: "gcp.agent.shop.failover.internal".parse().unwrap(),
-        address: "127.0.0.1:1".parse().unwrap(),
+/// The API of an agent whose peer is `peer`, and what reaches its keeper.
+pub(crate) fn agent_api(
+    material: &TlsMaterial,
+    key: VerifyingKey,
+    peer: Peer,
+) -> (Router, mpsc::Receiver<News>) {
+    let Identity::Agent { site, .. } = peer.identity.clone() else {
+        panic!("an agent's peer is an agent");
     };
     let (news, keeper) = mpsc::channel(8);
     let facts = AgentFacts {
@@ -207,13 +214,15 @@ fn agent_api(house: &House, material: &TlsMaterial) -> (Router, mpsc::Receiver<N
         right: None,
         primary: true,
         facts,
+        peer_mark: None,
         at: MonoTime::default(),
     };
     let api = agent::api::Api {
         group: "shop".parse().unwrap(),
-        peer_site: "gcp".parse().unwrap(),
+        peer_site: site,
         peer: PeerClient::new(material, peer).unwrap(),
-        controller: VerifyingKey::from_file(&key).unwrap(),
+        controller: Arc::new(key),
+        own: Arc::new(material.clone()),
         news,
         shown: watch::channel(shown).1,
         clock: Arc::new(SystemClock),
@@ -225,7 +234,12 @@ fn agent_api(house: &House, material: &TlsMaterial) -> (Router, mpsc::Receiver<N
 async fn an_agent_takes_nothing_from_an_observer() {
     let house = House::new();
     let material = house.material(AGENT);
-    let (router, mut keeper) = agent_api(&house, &material);
+    let nobody = Peer {
+        identity: "gcp.agent.shop.failover.internal".parse().unwrap(),
+        address: "127.0.0.1:1".parse().unwrap(),
+    };
+    let controller = SigningKey::generate().unwrap().verifying_key();
+    let (router, mut keeper) = agent_api(&material, controller, nobody);
     let server = Server::serving(&material, router).await;
     let observer = house.material("paris.observer.shop.failover.internal");
     let client = server.client(&observer, AGENT);
@@ -234,22 +248,29 @@ async fn an_agent_takes_nothing_from_an_observer() {
         group: "shop".parse().unwrap(),
         site: "aws".parse().unwrap(),
         epoch: Epoch(2),
-        expires: WallTime(u64::MAX),
+        mark: MARK,
+        valid_for: SOON,
         check_only: false,
         what: What::Fence,
     };
     // Signed by somebody, even.
     let key = SigningKey::generate().unwrap();
-    let order = Signed::sign(order, &key, ORDER_CONTEXT).unwrap();
+    let order = SignedOrder::seal(order, &key).unwrap();
     let question = PeerQuestion {
         site: "gcp".parse().unwrap(),
         epoch: Epoch(1),
+        mark: MARK,
     };
-    let order = serde_json::to_value(&order).unwrap();
+    let relayed = Relayed {
+        order: order.sealed().clone(),
+        within: SOON,
+    };
+    let relayed = serde_json::to_value(&relayed).unwrap();
+    let order = serde_json::to_value(order.sealed()).unwrap();
     let question = serde_json::to_value(&question).unwrap();
     for (path, body, what) in [
         (ORDER_PATH, &order, "give orders"),
-        (RELAY_PATH, &order, "have orders relayed"),
+        (RELAY_PATH, &relayed, "have orders relayed"),
         (PEER_PATH, &question, "ask as the other agent"),
     ] {
         let answer = client.post::<_, serde_json::Value>(path, body, SOON).await;

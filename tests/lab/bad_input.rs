@@ -19,7 +19,7 @@ use failover::engine::situation::{AgentFacts, LocalDatabase};
 use failover::engine::topology::TargetKind;
 use failover::engine::units::Epoch;
 use failover::ports::Clock;
-use failover::wire::{Heard, REPORT_PATH, Receipt, Report, ReportAnswer, Status};
+use failover::wire::{Heard, Postmark, REPORT_PATH, Receipt, Report, ReportAnswer, Status};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::pair::{Pair, Server, place, site};
@@ -234,6 +234,11 @@ pub(crate) fn report(name: &str) -> Report {
         },
         observations: vec![],
         heard: None,
+        mark: Postmark {
+            life: 1,
+            at: Duration::ZERO,
+        },
+        peer_mark: None,
         version: "0".to_owned(),
     }
 }

@@ -246,7 +246,7 @@ impl Authorities {
     }
 }
 
-fn unix_now() -> UnixTime {
+pub(super) fn unix_now() -> UnixTime {
     unix(SystemClock.wall())
 }
 

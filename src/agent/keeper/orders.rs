@@ -11,6 +11,7 @@ use crate::engine::synchrony::Synchrony;
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
 use crate::ports::{AgentMemory, EffectError, LocalDatabase, Workloads};
+use crate::wire::sealed::{Sealed, SignedOrder};
 use crate::wire::{Came, Order, OrderAnswer, What};
 
 #[derive(Debug)]
@@ -32,22 +33,47 @@ impl Promoting {
 }
 
 impl Keeper {
-    pub(super) async fn ordered(&mut self, order: Order, answer: oneshot::Sender<OrderAnswer>) {
-        if let Err(refused) = self.check_order(&order) {
-            drop(answer.send(Err(refused)));
-            return;
-        }
+    pub(super) async fn ordered(
+        &mut self,
+        signed: SignedOrder,
+        answer: oneshot::Sender<OrderAnswer>,
+    ) {
+        let order = signed.order();
+        let until = match self.check_order(order).and(self.valid_until(order)) {
+            Ok(until) => until,
+            Err(refused) => {
+                drop(answer.send(Err(refused)));
+                return;
+            }
+        };
         if order.what == What::Promote && !order.check_only {
-            return self.promote(&order, answer).await;
+            return self.promote(&signed, until, answer).await;
         }
         if matches!(
             order.what,
             What::StartWorkloads | What::StopWorkloads | What::AwaitWorkloads
         ) {
-            return self.workloads(&order, answer);
+            return self.workloads(order, answer);
         }
-        let came = self.obey(&order).await;
+        let came = self.obey(&signed).await;
         drop(answer.send(came));
+    }
+
+    /// When an order is void, on our own clock: it counts from a mark that we made. One that is void
+    /// may come again with a newer mark.
+    fn valid_until(&self, order: &Order) -> Result<MonoTime, EffectError> {
+        let (now, made) = (self.clock.now(), MonoTime(order.mark.at));
+        let until = made.plus(order.valid_for);
+        let void = |why| Err(EffectError::Failed(format!("the order is void: {why}")));
+        if order.mark.life != self.life {
+            void("it is for an agent before this one")
+        } else if now < made {
+            void("it rests on a mark that was not made yet")
+        } else if now >= until {
+            void("it was under way for too long")
+        } else {
+            Ok(until)
+        }
     }
 
     fn check_order(&self, order: &Order) -> Result<(), EffectError> {
@@ -67,13 +93,14 @@ impl Keeper {
                 "the order is for `{}` of `{}`",
                 order.site, order.group
             ))
-        } else if order.expires < self.clock.wall() {
-            refuse(format!(
-                "the order expired at {}: compare the clocks",
-                order.expires
-            ))
         } else if order.what == What::Promote && self.memory.desisted >= Some(order.plan) {
             refuse(format!("plan {} was given up here", order.plan))
+        } else if order.what == What::Fence && self.holds_right_of(order.epoch) {
+            // One that comes late: the plan was taken back since, and the right is ours again.
+            refuse(format!(
+                "this site holds the right of epoch {} again",
+                order.epoch
+            ))
         } else if order.epoch < known {
             refuse(format!(
                 "the order is of epoch {}, this site is in {known}",
@@ -84,7 +111,13 @@ impl Keeper {
         }
     }
 
-    async fn obey(&mut self, order: &Order) -> OrderAnswer {
+    fn holds_right_of(&self, epoch: Epoch) -> bool {
+        let holder = self.holder.as_ref();
+        holder.is_some_and(|right| right.epoch() >= epoch)
+    }
+
+    async fn obey(&mut self, signed: &SignedOrder) -> OrderAnswer {
+        let order = signed.order();
         match order.what {
             What::Fence => {
                 let said = self.fence(order.epoch, "ordered by the controller").await?;
@@ -98,7 +131,11 @@ impl Keeper {
                 self.kept(memory).await?;
                 Ok(Came::Done)
             }
-            What::Sever => self.sever(order.epoch).await,
+            // What runs beside would undo the one, and do the other.
+            What::Sever | What::Reconnect if self.reconnecting => Err(EffectError::Failed(
+                "the standby is being connected again after an earlier plan".to_owned(),
+            )),
+            What::Sever => self.sever(order.epoch, signed.sealed()).await,
             What::Reconnect => {
                 self.database.reconnect(SQL).await?;
                 let memory = AgentMemory {
@@ -174,7 +211,7 @@ impl Keeper {
 
     /// Severs. The word is durable before it is acted on: from then on the other site's agent is
     /// told that it is superseded.
-    async fn sever(&mut self, epoch: Epoch) -> OrderAnswer {
+    async fn sever(&mut self, epoch: Epoch, order: &Sealed) -> OrderAnswer {
         if self.look.set_up_as == Role::Primary && self.memory.severed.is_none() {
             return Err(EffectError::Refused(
                 "this site's database is no standby".to_owned(),
@@ -183,6 +220,7 @@ impl Keeper {
         let severed = self.memory.severed.max(Some(epoch));
         self.kept(AgentMemory {
             severed,
+            obeyed: Some(order.clone()),
             ..self.memory.clone()
         })
         .await?;
@@ -223,7 +261,13 @@ impl Keeper {
     }
 
     /// Asks for the right in the plan's epoch; the promotion begins with its grant.
-    async fn promote(&mut self, order: &Order, answer: oneshot::Sender<OrderAnswer>) {
+    async fn promote(
+        &mut self,
+        signed: &SignedOrder,
+        until: MonoTime,
+        answer: oneshot::Sender<OrderAnswer>,
+    ) {
+        let order = signed.order();
         let waiting = self
             .promoting
             .take_if(|promoting| promoting.epoch < order.epoch && !promoting.begun);
@@ -244,16 +288,16 @@ impl Keeper {
         }
         let memory = AgentMemory {
             epoch: order.epoch,
+            obeyed: Some(signed.sealed().clone()),
             ..self.memory.clone()
         };
         if let Err(error) = self.kept(memory).await {
             drop(answer.send(Err(error)));
             return;
         }
-        let left = order.expires.since(self.clock.wall());
         self.promoting = Some(Promoting {
             epoch: order.epoch,
-            until: self.clock.now().plus(left),
+            until,
             begun: false,
             waiting: vec![answer],
         });

@@ -1,16 +1,18 @@
 //! The right to take writes, as far as this site holds it: counted from before it was asked for,
 //! pushed to the guard, and lost to another site.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::Keeper;
 use super::durability::Told;
+use super::{Keeper, News, SQL};
 use crate::engine::lease::{Holder, is_superseded};
 use crate::engine::policy::FenceStages;
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
-use crate::ports::{AgentMemory, LocalLook, LocalRight};
-use crate::wire::{PeerAnswer, PeerQuestion, ReportAnswer};
+use crate::ports::{AgentMemory, EffectError, LocalLook, LocalRight};
+use crate::wire::sealed::SignedOrder;
+use crate::wire::{PeerAnswer, PeerQuestion, ReportAnswer, What};
 
 /// The stages of a fence before a policy was ever heard of: those of `standard.toml`.
 const STAGES_UNTIL_TOLD: FenceStages = FenceStages {
@@ -81,12 +83,50 @@ impl Keeper {
         if other_holds && answer.epoch > self.memory.epoch {
             self.superseded(answer.epoch).await;
         }
+        if other_holds {
+            self.reconnect_after(answer.epoch);
+        }
+    }
+
+    /// Connects a standby again that was severed for a plan which came to nothing: in this epoch,
+    /// no earlier than that plan's, the other site holds the right. While a plan rests on a sever, or
+    /// after its promotion, nobody says so. Runs beside, because SQL may hang; again with the next
+    /// answer, where it failed.
+    fn reconnect_after(&mut self, epoch: Epoch) {
+        let standby = self.look.set_up_as == Role::Standby && self.look.running;
+        let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
+        let severed = self.memory.severed.filter(|severed| *severed <= epoch);
+        let Some(severed) = severed.filter(|_| standby && !promoting && !self.reconnecting) else {
+            return;
+        };
+        self.reconnecting = true;
+        let database = Arc::clone(&self.database);
+        self.beside(async move { News::Reconnected(severed, database.reconnect(SQL).await) });
+    }
+
+    pub(super) async fn reconnected(&mut self, severed: Epoch, came: Result<(), EffectError>) {
+        self.reconnecting = false;
+        match came {
+            Ok(()) if self.memory.severed == Some(severed) => {
+                tracing::info!(
+                    epoch = severed.0,
+                    "the plan was taken back: connected again"
+                );
+                self.remember(AgentMemory {
+                    severed: None,
+                    ..self.memory.clone()
+                })
+                .await;
+            }
+            Ok(()) => {}
+            Err(error) => tracing::warn!(%error, "the standby is not connected again yet"),
+        }
     }
 
     pub(super) async fn peer_answered(&mut self, asked: MonoTime, answer: PeerAnswer) {
         self.peer_answered = self.peer_answered.max(Some(asked));
         if answer.superseded {
-            return self.superseded(answer.epoch).await;
+            return self.told_superseded(&answer).await;
         }
         if let Some(holder) = &mut self.holder {
             holder.peer_answered(asked);
@@ -102,6 +142,47 @@ impl Keeper {
         }
     }
 
+    /// The other agent says that our right is over. Its own word moves nothing: it ends production
+    /// only with the controller's order. Nor does it hold the right any longer.
+    async fn told_superseded(&mut self, answer: &PeerAnswer) {
+        match self.shown_order(answer) {
+            Ok(epoch) => {
+                self.disbelieved = None;
+                self.superseded(epoch).await;
+            }
+            Err(why) => {
+                if self.disbelieved.as_ref() != Some(&why) {
+                    tracing::error!(%why, "the other agent says `superseded` and is not believed");
+                }
+                self.disbelieved = Some(why);
+            }
+        }
+    }
+
+    /// The epoch of the controller's order that the other agent shows: one that was for that agent,
+    /// and makes an end of our right.
+    fn shown_order(&self, answer: &PeerAnswer) -> Result<Epoch, String> {
+        let sealed = answer.order.clone();
+        let sealed = sealed.ok_or("it shows no order of the controller")?;
+        let signed = SignedOrder::open(sealed, self.controller.as_ref());
+        let signed = signed.map_err(|error| error.to_string())?;
+        let order = signed.order();
+        if order.group != self.group || order.site != self.peer {
+            let (site, group) = (&order.site, &order.group);
+            return Err(format!("the order was for `{site}` of `{group}`"));
+        }
+        if !matches!(order.what, What::Sever | What::Promote) || order.check_only {
+            return Err(format!("an order to {:?} ends no right", order.what));
+        }
+        if order.epoch <= self.memory.epoch {
+            let (epoch, ours) = (order.epoch, self.memory.epoch);
+            return Err(format!(
+                "the order is of epoch {epoch}, this site is in {ours}"
+            ));
+        }
+        Ok(order.epoch)
+    }
+
     /// Another site holds the right in a later epoch, or is about to.
     async fn superseded(&mut self, epoch: Epoch) {
         if self.memory.fenced >= Some(epoch) || self.look.set_up_as == Role::Standby {
@@ -115,8 +196,10 @@ impl Keeper {
 
     pub(super) fn answer_peer(&self, question: &PeerQuestion) -> PeerAnswer {
         let AgentMemory { epoch, severed, .. } = self.memory;
+        let superseded = is_superseded(question.epoch, severed, epoch);
         PeerAnswer {
-            superseded: is_superseded(question.epoch, severed, epoch),
+            superseded,
+            order: self.memory.obeyed.clone().filter(|_| superseded),
             epoch: epoch.max(severed.unwrap_or_default()),
         }
     }

@@ -37,6 +37,7 @@ impl Brain {
         let site = report.site;
         let way = self.way(report.heard.as_ref(), now);
         if let Some(way) = way {
+            self.marked(&site, report.mark, report.peer_mark, now);
             let facts = report.facts.clipped();
             self.reported(&site, facts, report.observations, now, way);
         }
@@ -311,8 +312,14 @@ mod tests {
             },
             observations: vec![saw("aws", TargetKind::Database, primary(), Duration::ZERO)],
             heard,
+            mark: heard_mark(),
+            peer_mark: None,
             version: "0".to_owned(),
         }
+    }
+
+    fn heard_mark() -> Postmark {
+        heard(1).postmark
     }
 
     #[test]

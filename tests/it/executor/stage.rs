@@ -120,6 +120,10 @@ pub(crate) struct Site {
     pub(crate) primary: bool,
     /// Whether its agent asks for the right to take writes.
     pub(crate) asks: bool,
+    /// Whether its own reports do not arrive.
+    pub(crate) mute: bool,
+    /// The newest epoch in which it was granted that right.
+    pub(crate) granted: Option<Epoch>,
     pub(crate) fenced: bool,
     pub(crate) severed: bool,
     pub(crate) workloads: bool,
@@ -136,6 +140,8 @@ pub(crate) struct Earth {
     pub(crate) received: u64,
     pub(crate) answer: Answer,
     pub(crate) version: u64,
+    /// Of which life the mark was in the order by which the active site was fenced.
+    pub(crate) fenced_by: Option<u64>,
     /// Every change of the world by the controller, in order.
     pub(crate) effects: Vec<String>,
 }
@@ -147,6 +153,8 @@ impl Earth {
             running: true,
             primary,
             asks: primary,
+            mute: false,
+            granted: None,
             fenced: false,
             severed: false,
             workloads: primary,
@@ -160,6 +168,7 @@ impl Earth {
             received: 0x300_0000,
             answer: Answer::only(&aws(), &topology(), Epoch(1)),
             version: 1,
+            fenced_by: None,
             effects: Vec::new(),
         }
     }
@@ -286,7 +295,7 @@ impl Earth {
                 why: "killed by signal 9".to_owned(),
             }
         };
-        state.reachable.then(|| Report {
+        (state.reachable && !state.mute).then(|| Report {
             group: topology().group,
             site: site.clone(),
             epoch: state.epoch,
@@ -303,6 +312,17 @@ impl Earth {
             heard: Some(Heard {
                 postmark: Postmark {
                     life: LIFE,
+                    at: now.0,
+                },
+                ago: Duration::ZERO,
+            }),
+            mark: Postmark {
+                life: LIFE,
+                at: now.0,
+            },
+            peer_mark: peer_up.then_some(Heard {
+                postmark: Postmark {
+                    life: PASSED_ON,
                     at: now.0,
                 },
                 ago: Duration::ZERO,
@@ -358,6 +378,9 @@ impl Earth {
             What::AwaitWorkloads => Came::Done,
         };
         let changed = *site != before;
+        if changed && order.what == What::Fence {
+            self.fenced_by = Some(order.mark.life);
+        }
         if changed {
             self.effects.push(format!("{} {}", name(order), order.site));
         }
@@ -765,6 +788,9 @@ impl FrontDoor for Stage {
 /// Each controller here has this one life: reports reach it at once.
 pub(crate) const LIFE: u64 = 1;
 
+/// The life in a mark that came through the other agent.
+pub(crate) const PASSED_ON: u64 = 2;
+
 async fn feed(stage: Arc<Stage>, handle: Handle) {
     loop {
         stage.clock.sleep(Duration::from_millis(250)).await;
@@ -798,6 +824,9 @@ fn hear(stage: &Stage, site: &SiteName, answer: &ReportAnswer) {
         stage.change(|earth| {
             let state = earth.site(site);
             state.epoch = state.epoch.max(answer.epoch);
+            if let Some(Ok(grant)) = &answer.grant {
+                state.granted = Some(grant.epoch);
+            }
         });
     }
 }

@@ -1,0 +1,108 @@
+//! What the controller orders of an agent, and what comes of it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Postmark;
+use super::sealed::Sealed;
+use crate::engine::topology::{GroupName, SiteName};
+use crate::engine::units::{Epoch, Lsn, Timeline, exact, millis};
+use crate::ports::EffectError;
+
+/// An order for the other agent, and how long to wait for its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relayed {
+    /// The order, for the other agent.
+    pub order: Sealed,
+    /// How long the controller waits.
+    #[serde(rename = "within_ms", with = "millis")]
+    pub within: Duration,
+}
+
+/// What came of carrying an order: the answer of the agent that it is for, signed by that one; or
+/// the carrier's own word that there is none.
+pub type RelayAnswer = Result<Sealed, EffectError>;
+
+/// An order of the controller to an agent. Signed, because it may come through the other agent:
+/// who carries it can delay it, not forge or repeat it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The plan it belongs to.
+    #[serde(with = "exact")]
+    pub plan: u64,
+    /// The group.
+    pub group: GroupName,
+    /// The site it is for.
+    pub site: SiteName,
+    /// The epoch of the plan. An agent that knows a higher one refuses.
+    pub epoch: Epoch,
+    /// The newest mark of that agent that the controller knows. An agent after it obeys nothing of
+    /// this.
+    pub mark: Postmark,
+    /// How long after that mark it is void, by the agent's own clock.
+    #[serde(rename = "valid_for_ms", with = "millis")]
+    pub valid_for: Duration,
+    /// Only say whether it is done already.
+    pub check_only: bool,
+    /// What to do.
+    pub what: What,
+}
+
+/// What an agent can be ordered to do. Each may be repeated: done twice is done once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// Make certain that the database accepts no write, and keep it so.
+    Fence,
+    /// Let the database start again once the right is granted.
+    Unfence,
+    /// Cut the standby from the old primary's WAL.
+    Sever,
+    /// Connect it again.
+    Reconnect,
+    /// Make the standby primary.
+    Promote,
+    /// Promise that no promotion of this plan comes any more, or say that it came.
+    Desist,
+    /// Start the workloads.
+    StartWorkloads,
+    /// Stop them.
+    StopWorkloads,
+    /// Say whether the workloads answer.
+    AwaitWorkloads,
+}
+
+/// What came of an order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "came")]
+pub enum Came {
+    /// It is done.
+    Done,
+    /// Asked whether it is done: clearly not.
+    NotDone,
+    /// Fenced; how it was proven.
+    Fenced {
+        /// In the agent's words.
+        said: String,
+    },
+    /// Severed, and where the standby stands.
+    Severed {
+        /// What it has received.
+        position: Lsn,
+        /// Whether it has replayed all of that.
+        replayed: bool,
+    },
+    /// Promoted.
+    Promoted {
+        /// The new timeline.
+        timeline: Timeline,
+        /// Where it begins.
+        position: Lsn,
+        /// Whether it already was.
+        already: bool,
+    },
+}
+
+/// An agent's answer to an order.
+pub type OrderAnswer = Result<Came, EffectError>;
