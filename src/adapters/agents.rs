@@ -40,7 +40,9 @@ impl SignedOrders {
 impl From<CallError> for EffectError {
     fn from(error: CallError) -> Self {
         let text = error.to_string();
-        if error.outcome_unknown() {
+        if matches!(error, CallError::Timeout) {
+            EffectError::Late(text)
+        } else if error.outcome_unknown() {
             EffectError::Unknown(text)
         } else {
             match error {

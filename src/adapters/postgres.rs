@@ -1,8 +1,12 @@
 //! Everything that speaks SQL to PostgreSQL 14 to 18: what an instance says of itself, and the
 //! few changes that a failover makes to one. Nothing here starts or stops a server.
 
+mod session;
+mod socket;
+mod error;
 mod connect;
 mod setting;
+mod hindrance;
 mod facts;
 mod prepare;
 mod history;
@@ -11,7 +15,7 @@ mod promote;
 mod synchronous;
 
 pub use connect::{Connect, ConnectError, Database, Secret};
-pub use facts::{HeartbeatWrite, facts, probe};
+pub use facts::{HeartbeatWrite, facts, probe, standing};
 pub use history::{History, HistoryError, Switch, read_history};
 pub use prepare::{allow_monitoring, prepare, write_epoch};
 pub use promote::{Promoted, checkpoint, promote};

@@ -24,7 +24,9 @@ use self::records::{Held, Layout};
 use super::dns::{self, Lookup, LookupError};
 use crate::engine::answer::Answer;
 use crate::engine::topology::TargetName;
-use crate::ports::{Clock, EffectError, OutsideFault, OutsideView, Still, Traffic, Versioned};
+use crate::ports::{
+    Clock, EffectError, LastError, OutsideFault, OutsideView, Still, Traffic, Versioned,
+};
 
 /// How often each name server is asked. Weighted answers are drawn at random: with two sites on
 /// evenly, 4 questions miss one of them in 1 of 8 views; with one site on, none may differ.
@@ -81,24 +83,25 @@ impl Route53 {
     async fn in_sync(&self, change: &str) -> Result<(), EffectError> {
         let settings = self.layout.settings();
         let began = self.clock.now();
-        let mut last = "PENDING".to_owned();
+        let mut last = LastError::default();
         loop {
             match self.api.is_in_sync(change).await {
                 Ok(true) => return Ok(()),
-                Ok(false) => {}
+                Ok(false) => last.say("PENDING", false),
                 Err(EffectError::Refused(text)) => {
                     return Err(EffectError::Unknown(format!(
                         "`{}`: change `{change}` is accepted, but cannot be followed: {text}",
                         settings.name
                     )));
                 }
-                Err(error) => last = error.to_string(),
+                Err(error) => last.note(&error, false),
             }
             if self.clock.now().since(began) >= settings.in_sync_within {
                 return Err(EffectError::Unknown(format!(
-                    "`{}`: change `{change}` is accepted, but not `INSYNC` after {}: {last}",
+                    "`{}`: change `{change}` is accepted, but not `INSYNC` after {}: {}",
                     settings.name,
-                    humantime::format_duration(settings.in_sync_within)
+                    humantime::format_duration(settings.in_sync_within),
+                    last.tell()
                 )));
             }
             self.clock.sleep(settings.poll_every).await;

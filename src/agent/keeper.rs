@@ -25,6 +25,7 @@ mod orders;
 mod right;
 
 use self::durability::{Step, Told};
+pub use self::marking::Marked;
 use self::marking::Marking;
 use self::orders::Promoting;
 use self::right::adopt;
@@ -60,7 +61,7 @@ pub enum News {
     /// Workloads that did not answer are being started for this plan.
     StartingFor(u64),
     /// What came of writing this epoch into the database.
-    Marked(Epoch, Result<(), EffectError>),
+    Marked(Epoch, Marked),
     /// What came of a step to keep the standby synchronous.
     Synchronised(Step),
     /// What came of connecting a standby again that was severed for this epoch.
@@ -116,6 +117,8 @@ pub struct Keeper {
     /// Who waits for the promotion that runs beside.
     promoting: Option<Promoting>,
     marking: Marking,
+    /// The epoch that the database was seen to hold as it was written.
+    epoch_written: Option<Epoch>,
     synchrony: Synchrony,
     /// What the controller last said of the RPO window; `None` before it said anything.
     told: Option<Told>,
@@ -182,6 +185,7 @@ impl Keeper {
             disbelieved: None,
             promoting: None,
             marking: Marking::Due(now),
+            epoch_written: None,
             synchrony: Synchrony::default(),
             told: None,
             synchronising: false,
@@ -200,6 +204,7 @@ impl Keeper {
                     guarded: true,
                     peer: None,
                     synchrony: None,
+                    epoch_written: None,
                 },
                 peer_mark: None,
                 at: now,
@@ -464,6 +469,7 @@ impl Keeper {
             guarded: self.guarded,
             peer: self.peer_answered.map(|asked| now.since(asked)),
             synchrony: self.shown_synchrony(now),
+            epoch_written: self.epoch_written.filter(|_| primary && self.look.running),
         };
         let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
         let asks = promoting || (primary && self.memory.fenced.is_none());

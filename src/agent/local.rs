@@ -164,7 +164,7 @@ impl LocalDatabase for GuardedDatabase {
     }
 
     async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
-        let facts = postgres::probe(&self.local, None, within.min(CONNECT)).await;
+        let facts = postgres::standing(&self.local, within.min(CONNECT)).await;
         let facts =
             facts.map_err(|failure: ProbeFailure| EffectError::Failed(failure.to_string()))?;
         Ok((facts.role == Role::Primary).then_some((facts.timeline, facts.position)))
@@ -205,10 +205,15 @@ impl LocalDatabase for GuardedDatabase {
         let opened = postgres::Database::open(&self.local, within.min(CONNECT)).await;
         let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
         postgres::prepare(&database, within).await?;
-        postgres::write_epoch(&database, epoch, &self.site, within).await?;
-        match &self.watcher {
-            Some(role) => postgres::allow_monitoring(&database, role, within).await,
-            None => Ok(()),
-        }
+        postgres::write_epoch(&database, epoch, &self.site, within).await
+    }
+
+    async fn allow_looks(&self, within: Duration) -> Result<(), EffectError> {
+        let Some(role) = &self.watcher else {
+            return Ok(());
+        };
+        let opened = postgres::Database::open(&self.local, within.min(CONNECT)).await;
+        let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
+        postgres::allow_monitoring(&database, role, within).await
     }
 }

@@ -11,7 +11,7 @@ use super::keeper::{News, Shown};
 use crate::engine::situation::{AgentFacts, LocalDatabase};
 use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::MonoTime;
-use crate::ports::{AgentLinks, Clock};
+use crate::ports::{AgentLinks, Clock, LastError};
 use crate::wire::unsent::Unsent;
 use crate::wire::{Heard, PeerQuestion, Postmark, Report, ReportAnswer, SentObservation};
 
@@ -82,6 +82,7 @@ impl From<&ReportAnswer> for Pace {
 impl Reporter {
     /// Reports for ever, with what the agent itself saw.
     pub async fn report(&self, mut unsent: Unsent) {
+        let mut last = LastError::default();
         loop {
             let asked = self.clock.now();
             let mut report = self.make(unsent.pack(asked), asked);
@@ -94,6 +95,7 @@ impl Reporter {
                 .await
             {
                 Ok(answer) => {
+                    last = LastError::default();
                     again = unsent.answered(answer.receipt, self.clock.now());
                     self.pace.send_if_modified(|pace| {
                         let told = Pace::from(&answer);
@@ -110,7 +112,10 @@ impl Reporter {
                         return;
                     }
                 }
-                Err(error) => tracing::warn!(%error, "the controller does not answer"),
+                Err(error) => {
+                    last.note(&error, false);
+                    tracing::warn!(error = last.tell(), "the controller does not answer");
+                }
             }
             if again {
                 continue;

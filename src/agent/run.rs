@@ -260,7 +260,7 @@ fn local_connect(config: &Config) -> anyhow::Result<Connect> {
         postgres.database,
         postgres.superuser
     );
-    Ok(Connect::new(&conninfo, None, None)?)
+    Ok(Connect::new(&conninfo, None, None)?.as_superuser())
 }
 
 fn make_probe(config: &Config, http: HttpProber) -> anyhow::Result<SiteProbe> {

@@ -197,10 +197,12 @@ impl Brain {
     }
 
     fn standby_read(&mut self, read: MonoTime, facts: &DatabaseFacts) {
+        // Rows that could not be read say nothing: later they would seem to have advanced.
+        let before = self.standby.map_or(0, |last| last.heartbeat);
         let heartbeat = facts
             .heartbeat
             .as_ref()
-            .map_or(0, |heartbeat| heartbeat.sequence);
+            .map_or(before, |heartbeat| heartbeat.sequence);
         let position = facts.position;
         let advanced = match self.standby {
             // The first reading says nothing about advancing: it may have stood there for hours.

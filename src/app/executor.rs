@@ -16,7 +16,7 @@ use crate::engine::saga::{Ending, Next, OpenSaga};
 use crate::engine::step::{Event, Fact, Kind, Step};
 use crate::engine::topology::Topology;
 use crate::engine::units::MonoTime;
-use crate::ports::{Agents, Clock, EffectError, FrontDoor, Probe, Traffic};
+use crate::ports::{Agents, Clock, EffectError, FrontDoor, LastError, Probe, Traffic};
 
 /// Everything outside that a step may touch.
 #[derive(Debug)]
@@ -216,12 +216,16 @@ impl Executor {
         // Whether an attempt of which nobody knows the outcome may still come to something.
         let mut doubt = check_first;
         let mut pause = FIRST_PAUSE;
+        let mut last = LastError::default();
         loop {
             let tried = if check {
                 match self.steps.check(saga, step, deadline).await {
                     Ok(Some(fact)) => Ok(fact),
                     Ok(None) => self.steps.run(saga, step, deadline).await,
-                    Err(error) => Err(EffectError::Unknown(error.to_string())),
+                    // Nobody knows whether it is done: that an answer came, and a clear one, says
+                    // nothing of the step.
+                    Err(error @ EffectError::Late(_)) => Err(error),
+                    Err(error) => Err(EffectError::Unknown(error.text().to_owned())),
                 }
             } else {
                 self.steps.run(saga, step, deadline).await
@@ -232,19 +236,20 @@ impl Executor {
             };
             tracing::warn!(plan_id = saga.id, %step, %error, "step not done yet");
             let over = self.clock.now() >= deadline;
+            last.note(&error, over);
             match error {
-                EffectError::Refused(why) if step.kind() != Kind::Forward => {
-                    return self.failed(saga, step, why, doubt).await;
+                EffectError::Refused(_) if step.kind() != Kind::Forward => {
+                    return self.failed(saga, step, last.tell(), doubt).await;
                 }
-                EffectError::Unknown(why) if over => return Attempt::Unknown(why),
-                EffectError::Failed(why)
-                | EffectError::Refused(why)
-                | EffectError::Conflict(why)
+                EffectError::Unknown(_) | EffectError::Late(_) if over => {
+                    return Attempt::Unknown(last.tell());
+                }
+                EffectError::Failed(_) | EffectError::Refused(_) | EffectError::Conflict(_)
                     if over =>
                 {
-                    return self.failed(saga, step, why, doubt).await;
+                    return self.failed(saga, step, last.tell(), doubt).await;
                 }
-                EffectError::Unknown(_) => (check, doubt) = (true, true),
+                EffectError::Unknown(_) | EffectError::Late(_) => (check, doubt) = (true, true),
                 EffectError::Failed(_) | EffectError::Refused(_) | EffectError::Conflict(_) => {}
             }
             let left = self.clock.now().until(deadline);
@@ -261,6 +266,7 @@ impl Executor {
         }
         let deadline = self.clock.now().plus(LAST_WORD);
         let mut pause = FIRST_PAUSE;
+        let mut last = LastError::default();
         loop {
             let error = match self.steps.desist(saga, deadline).await {
                 Ok(None) => return Attempt::Failed(why),
@@ -268,8 +274,11 @@ impl Executor {
                 Err(error) => error,
             };
             tracing::warn!(plan_id = saga.id, %step, %error, "it may still come");
-            if self.clock.now() >= deadline {
-                return Attempt::Unknown(format!("{why}; and it may still come: {error}"));
+            let over = self.clock.now() >= deadline;
+            last.note(&error, over);
+            if over {
+                let last = last.tell();
+                return Attempt::Unknown(format!("{why}; and it may still come: {last}"));
             }
             self.clock.sleep(pause).await;
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
@@ -283,14 +292,17 @@ impl Executor {
         self.write(saga, index, Event::UndoStarted).await?;
         let deadline = self.clock.now().plus(step.limit(&self.policy.steps));
         let mut pause = FIRST_PAUSE;
+        let mut last = LastError::default();
         loop {
             let error = match self.steps.undo(saga, step, deadline).await {
                 Ok(()) => return self.write(saga, index, Event::Undone).await,
                 Err(error) => error,
             };
             tracing::warn!(plan_id = saga.id, %step, %error, "step not taken back yet");
-            if self.clock.now() >= deadline {
-                return self.leave(saga, index, &error).await;
+            let over = self.clock.now() >= deadline;
+            last.note(&error, over);
+            if over {
+                return self.leave(saga, index, &last.tell()).await;
             }
             self.clock.sleep(pause).await;
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
@@ -299,12 +311,7 @@ impl Executor {
 
     /// What could not be taken back in its time is left, and named. Production has its right already
     /// (`OpenSaga::gives_back_to`), so that an open plan would only keep automation from acting.
-    async fn leave(
-        &self,
-        saga: &OpenSaga,
-        index: usize,
-        error: &EffectError,
-    ) -> Result<(), JournalError> {
+    async fn leave(&self, saga: &OpenSaga, index: usize, error: &str) -> Result<(), JournalError> {
         let Some(step) = saga.plan.steps.get(index) else {
             return Ok(());
         };

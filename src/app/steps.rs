@@ -1,7 +1,7 @@
 //! What each step does, how it is checked, and how it is taken back. Every effect is safe to
 //! repeat; when and how often is the executor's business.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::control::{Ended, Handle, Input};
@@ -15,7 +15,7 @@ use crate::engine::saga::OpenSaga;
 use crate::engine::step::{Fact, Step};
 use crate::engine::topology::{SiteName, Topology};
 use crate::engine::units::MonoTime;
-use crate::ports::{Clock, EffectError, Way};
+use crate::ports::{Clock, EffectError, LastError, Way};
 use crate::wire::{Came, Order, OrderAnswer, What};
 
 impl From<Ended> for EffectError {
@@ -305,11 +305,12 @@ impl Steps {
             .control
             .ask(|answer| Input::Raise(epoch, answer))
             .await?;
+        let heard = [Mutex::default(), Mutex::default()];
         let told = async {
             tokio::select! {
                 biased;
-                proof = self.tell_to_fence(saga, Way::Direct, deadline) => proof,
-                proof = self.tell_to_fence(saga, Way::Relayed, deadline) => proof,
+                proof = self.tell_to_fence(saga, Way::Direct, deadline, &heard[0]) => proof,
+                proof = self.tell_to_fence(saga, Way::Relayed, deadline, &heard[1]) => proof,
             }
         };
         let proof = tokio::select! {
@@ -318,14 +319,23 @@ impl Steps {
             proof = self.wait_out(saga, severed, &last) => proof,
             proof = self.override_fence(saga) => proof,
             () = self.clock.sleep(self.clock.now().until(deadline)) => {
-                return Err(EffectError::Refused("no proof in time that the old primary cannot write".to_owned()));
+                let [direct, relayed] = heard.each_ref().map(told_of);
+                return Err(EffectError::Refused(format!(
+                    "no proof in time that the old primary cannot write; its agent, directly: {direct}; relayed: {relayed}"
+                )));
             }
         };
         Ok(Fact::Fenced { proof })
     }
 
     /// F1: asks the old primary's agent until it confirms.
-    async fn tell_to_fence(&self, saga: &OpenSaga, by: Way, deadline: MonoTime) -> FenceProof {
+    async fn tell_to_fence(
+        &self,
+        saga: &OpenSaga,
+        by: Way,
+        deadline: MonoTime,
+        heard: &Mutex<LastError>,
+    ) -> FenceProof {
         let from = &saga.plan.route.from;
         loop {
             let answer = self
@@ -338,9 +348,13 @@ impl Steps {
                         said,
                     };
                 }
-                Ok(other) => tracing::warn!(?other, "the agent did not answer with a proof"),
+                Ok(other) => {
+                    tracing::warn!(?other, "the agent did not answer with a proof");
+                    note(heard, &unexpected(&other));
+                }
                 Err(error) => {
                     tracing::debug!(%error, ?by, "the order to fence did not come through");
+                    note(heard, &error);
                 }
             }
             self.clock.sleep(Duration::from_millis(200)).await;
@@ -403,6 +417,16 @@ impl Steps {
         }
         Ok(Fact::Declared { loss })
     }
+}
+
+fn note(heard: &Mutex<LastError>, error: &EffectError) {
+    let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    heard.note(error, false);
+}
+
+fn told_of(heard: &Mutex<LastError>) -> String {
+    let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    heard.tell()
 }
 
 fn is_trigger(code: Code) -> bool {

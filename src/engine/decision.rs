@@ -13,6 +13,7 @@ use super::situation::Situation;
 use super::standby::replay_gate;
 use super::topology::{SiteName, TargetKind, Vantage};
 use super::units::Bytes;
+use super::vantages;
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,6 +233,8 @@ fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Ve
     let mute = health.votes.iter().any(|vote| vote.kind == VoteKind::Mute);
     let reason = if against > 0 {
         Reason::vantages(Code::ObserverSideFault, against, policy.detect.quorum).at(active)
+    } else if vantages::blocked(situation, active, policy).is_some() {
+        Reason::word(Code::OwnLookBlocked, "blocked", "not blocked").at(active)
     } else if mute {
         Reason::word(Code::ProbeNotAuthorised, "not let in", "let in").at(active)
     } else {
@@ -266,6 +269,9 @@ fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let limit = policy.detect.stale_after;
     let site = situation.passive_site()?;
     let trouble = |reason: Reason| Some(reason.at(&situation.passive));
+    if let Some(mute) = gate::standby_mute(situation, policy) {
+        return trouble(mute);
+    }
     let Some(facts) = site.database.as_ref().and_then(|seen| seen.within(limit)) else {
         return trouble(Reason::word(
             Code::StandbyUnreachable,
@@ -361,6 +367,7 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
             reasons.push(reason.at(active).since(health.since).because(why));
         }
     }
+    reasons.extend(gate::look_troubles(situation, policy));
     reasons.extend(gate::observer_silent(situation, policy));
     if reasons.is_empty() {
         let since = site.and_then(|site| Some(site.health.get(&TargetKind::Database)?.since));
@@ -654,6 +661,50 @@ mod tests {
             let replayed: Situation = serde_json::from_str(&recorded).unwrap();
             assert_eq!(decide(&replayed, &policy), decision, "{name}");
         }
+    }
+
+    #[test]
+    fn vantage_points_that_cannot_judge_are_shown_at_once() {
+        use Code::*;
+        const MUTE: VoteKind = VoteKind::Mute;
+        let gcp_agent = || Vantage::Agent(gcp());
+        let unknown = || healthy().state(aws(), TargetKind::Database, State::Unknown, seconds(1));
+        let dead = database_dead(healthy(), seconds(21));
+        #[rustfmt::skip]
+        let table: Vec<(&str, Situation, bool, &[Code])> = vec![
+            ("both can", healthy(), true, &[Healthy]),
+            ("one cannot", healthy().vote(gcp_agent(), MUTE), false, &[VantagePointsMute]),
+            ("one cannot, and the active site's own agent does not stand in",
+                healthy().vote(gcp_agent(), MUTE).vote(Vantage::Agent(aws()), VoteKind::For), false, &[VantagePointsMute]),
+            ("neither can", unknown().vote(Vantage::Controller, MUTE).vote(gcp_agent(), MUTE), false, &[ProbeNotAuthorised]),
+            ("neither can, for a reason of ours",
+                unknown().vote(Vantage::Controller, MUTE).vote(gcp_agent(), MUTE).blocked(aws(), "a lock"), false, &[OwnLookBlocked]),
+            ("our rows are blocked, and others are served", healthy().blocked(aws(), "a lock"), true, &[OwnLookBlocked]),
+            ("the same at the standby", healthy().blocked(gcp(), "a lock"), true, &[OwnLookBlocked]),
+            ("an observer more cannot, which is one too many",
+                healthy().vote(Vantage::Observer("paris".parse().unwrap()), MUTE), true, &[ProbeNotAuthorised]),
+            ("nobody is let in by the standby", healthy().all_mute(gcp()), true, &[StandbyUnreachable, ProbeNotAuthorised]),
+            ("neither can, and the agent's word needs no quorum",
+                dead.vote(Vantage::Controller, MUTE).vote(gcp_agent(), MUTE), true, &[ActiveDatabaseDown]),
+        ];
+        for (name, situation, open, codes) in table {
+            let decision = decide(&situation, &policy());
+            let found: Vec<Code> = decision.reasons.iter().map(|reason| reason.code).collect();
+            assert_eq!(found, codes, "{name}: {decision:#?}");
+            let mut gates = decision.gates.iter();
+            let gate = gates.find(|gate| gate.reason.code == VantagePointsMute);
+            assert_eq!(gate.map(|gate| gate.open), Some(open), "{name}: {gate:?}");
+            let recorded = serde_json::to_string(&situation).unwrap();
+            let replayed: Situation = serde_json::from_str(&recorded).unwrap();
+            assert_eq!(decide(&replayed, &policy()), decision, "{name}");
+        }
+        let mute = healthy().vote(gcp_agent(), MUTE);
+        let decision = decide(&mute, &policy());
+        assert!(decision.reasons[0].to_string().contains("agent:gcp"));
+        let standby = decide(&healthy().all_mute(gcp()), &policy());
+        let mut gates = standby.gates.iter();
+        let gate = gates.find(|gate| gate.reason.code == StandbyUnreachable);
+        assert!(!gate.unwrap().open, "at once, whatever was read before");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::observation::{Finding, Observation, ProbeFailure};
+use super::observation::{Facts, Finding, Observation, ProbeFailure};
 use super::policy::Detect;
 use super::topology::{Target, Vantage};
 use super::units::{MonoTime, millis};
@@ -66,6 +66,9 @@ pub struct Vote {
     pub kind: VoteKind,
     /// Whether the target itself answered that its disk is full or fails: it lives, and is of no use.
     pub disk_failed: bool,
+    /// What keeps it from our own rows there, whatever else it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
     /// For how long it has said so without interruption.
     #[serde(rename = "since_ms", with = "millis")]
     pub since: Duration,
@@ -91,6 +94,7 @@ pub enum VoteKind {
 struct Track {
     kind: VoteKind,
     disk_failed: bool,
+    blocked: Option<String>,
     says: String,
     /// When the first look of the unbroken run began.
     run_began: MonoTime,
@@ -136,6 +140,7 @@ impl Detector {
                 observation.finding,
                 Finding::Bad(ProbeFailure::DiskFailed(_))
             ),
+            blocked: blocked(&observation.finding),
             says,
             run_began,
             last_began: observation.began,
@@ -156,6 +161,7 @@ impl Detector {
                 says: track.says.clone(),
                 kind: track.kind,
                 disk_failed: track.disk_failed,
+                blocked: track.blocked.clone(),
                 since: now.since(track.run_began),
                 age: now.since(track.last_ended),
             })
@@ -186,6 +192,15 @@ impl Detector {
             why,
             votes,
         }
+    }
+}
+
+/// What kept a look from our own rows.
+fn blocked(finding: &Finding) -> Option<String> {
+    match finding {
+        Finding::Bad(failure @ ProbeFailure::Blocked(_)) => Some(failure.to_string()),
+        Finding::Good(Facts::Database(facts)) => facts.blocked.clone(),
+        Finding::Good(Facts::Api | Facts::Agent) | Finding::Bad(_) => None,
     }
 }
 
@@ -271,7 +286,6 @@ fn judge_failing(
 
 #[cfg(test)]
 mod tests {
-    use super::super::observation::{Facts, ProbeFailure};
     use super::super::topology::TargetKind;
     use super::*;
 

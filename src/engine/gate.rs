@@ -1,21 +1,20 @@
 //! Conditions checked before acting. A gate says yes, or no with its reason; none is skipped
 //! because another already said no, so that `status` shows them all.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use super::condition::Gate;
 use super::condition::{at_most_a_day, gate};
-use super::detector::{State, Vote, VoteKind};
-use super::document::human;
+use super::detector::{State, Vote};
 use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
 use super::reason::{Code, Reason};
 use super::situation::{AgentFacts, LocalDatabase, Situation};
 use super::standby::{promotable, replay_gate};
-use super::topology::{Role, TargetKind, Vantage};
+use super::topology::{Role, TargetKind};
 use super::units::Bytes;
+use super::vantages;
 
 /// Every gate between the present situation and a failover to the passive site.
 ///
@@ -31,6 +30,7 @@ pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     if situation.request.is_none() {
         gates.push(replication_veto(situation, policy));
         gates.extend(witness_gate(situation, policy));
+        gates.push(mute_gate(situation, policy));
     }
     gates.extend(loss_gates(situation, policy));
     gates.push(fence_gate(situation, policy));
@@ -129,55 +129,66 @@ fn witness_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
     }
     // The agent's word needs no quorum.
     let beside_the_point = database_down_for(situation, policy).is_some();
-    let witnesses = witnesses(situation, policy);
+    let witnesses = vantages::reporting(situation, policy);
     let quorum = usize::try_from(policy.detect.quorum).unwrap_or(usize::MAX);
     let reason = Reason::vantages(Code::ObserverSilent, witnesses, policy.detect.quorum);
-    let reason = match silent_observers(situation, policy) {
+    let reason = match vantages::silent_observers(situation, policy) {
         Some(silent) => reason.because(silent),
         None => reason,
     };
     Some(gate(beside_the_point || witnesses >= quorum, reason))
 }
 
-/// How many vantage points speak against the active site, or could. Its own agent could not: it
-/// is lost with the site, so it only counts while it does speak against something there.
-fn witnesses(situation: &Situation, policy: &Policy) -> usize {
-    let own = Vantage::Agent(situation.active.clone());
-    let health = situation
-        .active_site()
-        .into_iter()
-        .flat_map(|site| site.health.values());
-    let fresh = health
-        .flat_map(|health| &health.votes)
-        .filter(|vote| vote.age <= policy.detect.stale_after)
-        .filter(|vote| vote.vantage != own || vote.kind == VoteKind::Against);
-    let from: BTreeSet<&Vantage> = fresh.map(|vote| &vote.vantage).collect();
-    from.len()
+/// Whether a quorum could say so, should the active site die now. Closed at once when too few can
+/// judge: a password that is refused today would be found out in the incident.
+fn mute_gate(situation: &Situation, policy: &Policy) -> Gate {
+    // The agent's word needs no quorum, and a service that failed is judged by other looks.
+    let beside_the_point = database_down_for(situation, policy).is_some()
+        || (policy.automation.api_failure == ApiFailure::Failover && api_alone_failed(situation));
+    let able = vantages::judging(situation, policy);
+    let quorum = usize::try_from(policy.detect.quorum).unwrap_or(usize::MAX);
+    let reason = Reason::vantages(Code::VantagePointsMute, able, policy.detect.quorum);
+    let reason = match vantages::mute(situation, &situation.active, policy) {
+        Some(mute) => reason.because(mute),
+        None => reason,
+    };
+    gate(
+        beside_the_point || able >= quorum,
+        reason.at(&situation.active),
+    )
+}
+
+/// What keeps looks at a site's database from being whole, for whoever reads that all else is
+/// well: it would be missed in the incident.
+pub fn look_troubles(situation: &Situation, policy: &Policy) -> Vec<Reason> {
+    let mute = mute_gate(situation, policy);
+    let mut reasons = Vec::new();
+    let [active, passive] = [&situation.active, &situation.passive];
+    // Who is only silent is named by a reason of its own.
+    if !mute.open && vantages::mute(situation, active, policy).is_some() {
+        reasons.push(mute.reason);
+    }
+    for site in [active, passive] {
+        if let Some(blocked) = vantages::blocked(situation, site, policy) {
+            let reason = Reason::word(Code::OwnLookBlocked, "blocked", "not blocked");
+            reasons.push(reason.at(site).because(blocked));
+        } else if let Some(mute) = vantages::mute(situation, site, policy)
+            && reasons.is_empty()
+        {
+            let reason = Reason::word(Code::ProbeNotAuthorised, "not let in", "let in");
+            reasons.push(reason.at(site).because(mute));
+        }
+    }
+    reasons
 }
 
 /// The reason for whoever reads why a quorum is missing, or that all else is well: some observer
 /// gives no report.
 pub fn observer_silent(situation: &Situation, policy: &Policy) -> Option<Reason> {
-    let silent = silent_observers(situation, policy)?;
-    let witnesses = witnesses(situation, policy);
+    let silent = vantages::silent_observers(situation, policy)?;
+    let witnesses = vantages::reporting(situation, policy);
     let reason = Reason::vantages(Code::ObserverSilent, witnesses, policy.detect.quorum);
     Some(reason.because(silent))
-}
-
-/// The observers without a fresh report, for people.
-fn silent_observers(situation: &Situation, policy: &Policy) -> Option<String> {
-    let limit = policy.detect.stale_after;
-    let silent = situation
-        .observers
-        .iter()
-        .filter(|(_, facts)| facts.is_silent(limit));
-    let named: Vec<String> = silent
-        .map(|(name, facts)| match facts.age {
-            Some(age) => format!("`{name}` silent for {}", human(age)),
-            None => format!("`{name}` never reported"),
-        })
-        .collect();
-    (!named.is_empty()).then(|| named.join(", "))
 }
 
 /// Whether the active database counts as failed, and says itself that its disk is full or fails:
@@ -230,7 +241,7 @@ fn standby_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
             agent_age <= limit,
             Reason::time(Code::StandbyAgentSilent, at_most_a_day(agent_age), limit).at(site),
         ),
-        reachable_gate(situation, limit),
+        reachable_gate(situation, policy),
     ];
     if let Some(database) = database {
         let primary = situation
@@ -245,7 +256,11 @@ fn standby_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
 
 /// Whether the standby answers, the controller too: what only its agent reports of it shows no way
 /// there for an order.
-fn reachable_gate(situation: &Situation, limit: Duration) -> Gate {
+fn reachable_gate(situation: &Situation, policy: &Policy) -> Gate {
+    if let Some(mute) = standby_mute(situation, policy) {
+        return gate(false, mute.at(&situation.passive));
+    }
+    let limit = policy.detect.stale_after;
     let facts = situation.passive_site();
     let database = facts.and_then(|facts| facts.database.as_ref());
     let age = database.map_or(Duration::MAX, |database| database.age);
@@ -257,6 +272,19 @@ fn reachable_gate(situation: &Situation, limit: Duration) -> Gate {
         Reason::time(Code::StandbyUnreachable, at_most_a_day(age), limit)
     };
     gate(fresh && reached, reason.at(&situation.passive))
+}
+
+/// The standby's database answers, and nobody who looks at it can judge it.
+pub fn standby_mute(situation: &Situation, policy: &Policy) -> Option<Reason> {
+    let site = &situation.passive;
+    if !vantages::all_mute(situation, site, policy) {
+        return None;
+    }
+    let reason = Reason::word(Code::StandbyUnreachable, "not let in", "a fresh answer");
+    Some(match vantages::mute(situation, site, policy) {
+        Some(mute) => reason.because(mute),
+        None => reason,
+    })
 }
 
 /// The standby answers others, and no order of ours would get there.

@@ -94,6 +94,10 @@ pub enum ProbeFailure {
     /// row 39).
     #[error("no room to write: {0}")]
     DiskFailed(String),
+    /// What we alone do there is refused or held up: a lock on our tables, a missing grant, a
+    /// setting. Users may be served all the while. Says nothing about the target's health.
+    #[error("our own look is blocked: {0}")]
+    Blocked(String),
     /// We are not let in: password, role, certificate. Says nothing about the target's health.
     #[error("not authorised: {0}")]
     Unauthorized(String),
@@ -105,6 +109,17 @@ pub enum ProbeFailure {
     Status(u16),
 }
 
+/// What a failed look says about its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bearing {
+    /// It is evidence against the target.
+    Against,
+    /// Nothing: the cause is ours.
+    Nothing,
+    /// Nobody knows: it may be the target's fault or ours.
+    Unknown,
+}
+
 impl ProbeFailure {
     fn clip(&mut self) {
         match self {
@@ -114,27 +129,36 @@ impl ProbeFailure {
             | ProbeFailure::Exhausted(text)
             | ProbeFailure::CannotWrite(text)
             | ProbeFailure::DiskFailed(text)
+            | ProbeFailure::Blocked(text)
             | ProbeFailure::Unauthorized(text)
             | ProbeFailure::Protocol(text) => clip(text),
             ProbeFailure::Refused | ProbeFailure::Status(_) => {}
         }
     }
 
-    /// Whether this is evidence against the target. What is not is no evidence at all: the
-    /// target's health stays unknown (invariant 4).
-    pub fn speaks_against_target(&self) -> bool {
+    /// What it says about the target. Only what is against it counts as evidence; everything else
+    /// leaves the target's health unknown (invariant 4).
+    pub fn bearing(&self) -> Bearing {
         match self {
+            // We are not let in, or asked too often: said by whatever guards the door.
+            ProbeFailure::Status(401 | 403 | 407 | 429)
+            | ProbeFailure::Exhausted(_)
+            | ProbeFailure::Blocked(_)
+            | ProbeFailure::Unauthorized(_) => Bearing::Nothing,
             ProbeFailure::Timeout(_)
             | ProbeFailure::Refused
             | ProbeFailure::Unreachable(_)
             | ProbeFailure::NotAccepting(_)
             | ProbeFailure::CannotWrite(_)
             | ProbeFailure::DiskFailed(_)
-            | ProbeFailure::Status(_) => true,
-            ProbeFailure::Exhausted(_)
-            | ProbeFailure::Unauthorized(_)
-            | ProbeFailure::Protocol(_) => false,
+            | ProbeFailure::Status(_) => Bearing::Against,
+            ProbeFailure::Protocol(_) => Bearing::Unknown,
         }
+    }
+
+    /// Whether this is evidence against the target.
+    pub fn speaks_against_target(&self) -> bool {
+        self.bearing() == Bearing::Against
     }
 
     /// Whether the database itself said so, so that the way there and back is open. A refused
@@ -146,6 +170,7 @@ impl ProbeFailure {
             | ProbeFailure::Exhausted(_)
             | ProbeFailure::CannotWrite(_)
             | ProbeFailure::DiskFailed(_)
+            | ProbeFailure::Blocked(_)
             | ProbeFailure::Unauthorized(_) => true,
             ProbeFailure::Timeout(_)
             | ProbeFailure::Refused
@@ -203,6 +228,10 @@ pub struct DatabaseFacts {
     /// Of a primary: how long the heartbeat write took, commit included; `None` on a standby.
     #[serde(rename = "write_ms", with = "millis::option")]
     pub write_took: Option<Duration>,
+    /// What kept us from our own rows, although everything else here was read, and, of a primary,
+    /// although others were seen to commit meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
 }
 
 /// How many senders of a primary are kept: two sites, a few readers and backups, times four.
@@ -227,6 +256,9 @@ impl DatabaseFacts {
             clip_to(&mut receiver.status, WORD_LIMIT);
         }
         clip(&mut self.synchronous_names);
+        if let Some(blocked) = &mut self.blocked {
+            clip(blocked);
+        }
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.sequence = heartbeat.sequence.min(LARGEST_EXACT);
             heartbeat.written = heartbeat.written.min(WallTime(LAST_WALL_MILLIS));
@@ -447,9 +479,30 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_password_is_no_evidence_of_death() {
-        assert!(!ProbeFailure::Unauthorized("28P01".into()).speaks_against_target());
-        assert!(!ProbeFailure::Exhausted("53300".into()).speaks_against_target());
-        assert!(ProbeFailure::Refused.speaks_against_target());
+    fn every_failure_of_a_look_is_sorted() {
+        use Bearing::{Against, Nothing, Unknown};
+        let text = || "sample".to_owned();
+        for (failure, bearing) in [
+            (ProbeFailure::Timeout(1000), Against),
+            (ProbeFailure::Refused, Against),
+            (ProbeFailure::Unreachable(text()), Against),
+            (ProbeFailure::NotAccepting(text()), Against),
+            (ProbeFailure::CannotWrite(text()), Against),
+            (ProbeFailure::DiskFailed(text()), Against),
+            (ProbeFailure::Exhausted(text()), Nothing),
+            (ProbeFailure::Blocked(text()), Nothing),
+            (ProbeFailure::Unauthorized(text()), Nothing),
+            (ProbeFailure::Protocol(text()), Unknown),
+            (ProbeFailure::Status(301), Against),
+            (ProbeFailure::Status(401), Nothing),
+            (ProbeFailure::Status(403), Nothing),
+            (ProbeFailure::Status(404), Against),
+            (ProbeFailure::Status(407), Nothing),
+            (ProbeFailure::Status(429), Nothing),
+            (ProbeFailure::Status(500), Against),
+            (ProbeFailure::Status(503), Against),
+        ] {
+            assert_eq!(failure.bearing(), bearing, "{failure:?}");
+        }
     }
 }

@@ -46,6 +46,8 @@ codes! {
     ObserverSilent = "observer-silent": "An extra observer gives no fresh report.",
     EvidenceMissing = "evidence-missing": "There is no fresh evidence about the active site, for or against.",
     ProbeNotAuthorised = "probe-not-authorised": "We are not let in, which says nothing about the target.",
+    OwnLookBlocked = "own-look-blocked": "What we alone do in the database is refused or held up, which says nothing about whether users are served.",
+    VantagePointsMute = "vantage-points-mute": "Too few vantage points can judge the database: if its site died now, no quorum would say so.",
     ObserverSideFault = "observer-side-fault": "The active site is out of reach from here, yet others see it work: the fault is on our side.",
     ReplicationAdvancing = "replication-advancing": "The standby was last seen to receive from the active database, so that one counts as alive.",
     OwnIsolation = "own-isolation": "The controller reaches too little of the world to judge anybody else.",

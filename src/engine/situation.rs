@@ -158,6 +158,9 @@ pub struct AgentFacts {
     pub peer: Option<Duration>,
     /// How it keeps commits waiting for the standby, where that is asked of it.
     pub synchrony: Option<SyncFacts>,
+    /// Of a primary: the epoch that the agent has written into it and read back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch_written: Option<Epoch>,
 }
 
 impl AgentFacts {
@@ -351,7 +354,30 @@ pub(crate) mod samples {
             state,
             since,
             why: "sample".into(),
-            votes: Vec::new(),
+            votes: seen_by_both(state),
+        }
+    }
+
+    /// What controller and passive agent say where a target is well or failed.
+    fn seen_by_both(state: State) -> Vec<Vote> {
+        let kind = match state {
+            State::Healthy => VoteKind::For,
+            State::Failed => VoteKind::Against,
+            State::Suspect | State::Unknown => return Vec::new(),
+        };
+        let both = [Vantage::Controller, Vantage::Agent(gcp())];
+        both.map(|from| sample_vote(from, kind)).into()
+    }
+
+    fn sample_vote(from: Vantage, kind: VoteKind) -> Vote {
+        Vote {
+            vantage: from,
+            says: "sample".into(),
+            kind,
+            disk_failed: false,
+            blocked: None,
+            since: seconds(60),
+            age: seconds(0),
         }
     }
 
@@ -377,6 +403,7 @@ pub(crate) mod samples {
             commits_waiting: Vec::new(),
             limits: [100, 8, 10, 0, 64],
             write_took: Some(Duration::from_millis(2)),
+            blocked: None,
         }
     }
 
@@ -398,6 +425,7 @@ pub(crate) mod samples {
                     guarded: true,
                     peer: Some(seconds(0)),
                     synchrony: None,
+                    epoch_written: None,
                 },
             }),
         }
@@ -500,14 +528,28 @@ pub(crate) mod samples {
         pub(crate) fn vote(self, from: Vantage, kind: VoteKind) -> Self {
             self.with_site(aws(), |site| {
                 let health = site.health.get_mut(&TargetKind::Database).unwrap();
-                health.votes.push(Vote {
-                    vantage: from,
-                    says: "sample".into(),
-                    kind,
-                    disk_failed: false,
-                    since: seconds(60),
-                    age: seconds(0),
-                });
+                health.votes.retain(|vote| vote.vantage != from);
+                health.votes.push(sample_vote(from, kind));
+            })
+        }
+
+        /// Something keeps our looks from our own rows in a site's database.
+        pub(crate) fn blocked(self, name: SiteName, by: &str) -> Self {
+            self.with_site(name, |site| {
+                let health = site.health.get_mut(&TargetKind::Database).unwrap();
+                for vote in &mut health.votes {
+                    vote.blocked = Some(by.to_owned());
+                }
+            })
+        }
+
+        /// Nobody is let in by a site's database.
+        pub(crate) fn all_mute(self, name: SiteName) -> Self {
+            self.with_site(name, |site| {
+                let health = site.health.get_mut(&TargetKind::Database).unwrap();
+                for vote in &mut health.votes {
+                    vote.kind = VoteKind::Mute;
+                }
             })
         }
 

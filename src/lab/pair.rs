@@ -144,7 +144,7 @@ impl Instance {
             socket.display(),
             self.port
         );
-        Connect::new(&conninfo, None, None)
+        Ok(Connect::new(&conninfo, None, None)?.as_superuser())
     }
 
     /// Over TCP, to the database `app`.

@@ -86,7 +86,7 @@ async fn relay(
 fn no_answer(error: NoAnswer) -> EffectError {
     match error {
         NoAnswer::Refused => EffectError::Failed("connection refused".to_owned()),
-        NoAnswer::TimedOut => EffectError::Unknown("no answer in time".to_owned()),
+        NoAnswer::TimedOut => EffectError::Late("no answer in time".to_owned()),
     }
 }
 
@@ -109,7 +109,7 @@ impl SimTraffic {
         if cut {
             tokio::time::sleep(Duration::from_secs(2)).await;
             self.place.work(0, 1).await;
-            return Err(EffectError::Unknown("no answer in time".to_owned()));
+            return Err(EffectError::Late("no answer in time".to_owned()));
         }
         Ok(())
     }
@@ -154,7 +154,7 @@ impl Traffic for SimTraffic {
         })?;
         self.reach().await?;
         if unsure {
-            return Err(EffectError::Unknown("no answer in time".to_owned()));
+            return Err(EffectError::Late("no answer in time".to_owned()));
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ impl Workloads for SimWorkloads {
 fn no_answer(error: NoAnswer) -> EffectError {
     match error {
         NoAnswer::Refused => EffectError::Failed("connection refused".to_owned()),
-        NoAnswer::TimedOut => EffectError::Unknown("no answer in time".to_owned()),
+        NoAnswer::TimedOut => EffectError::Late("no answer in time".to_owned()),
     }
 }
 
@@ -317,5 +317,6 @@ fn database_facts(
         commits_waiting: Vec::new(),
         limits: [100, 8, 10, 0, 64],
         write_took: primary.then_some(Duration::from_millis(2)),
+        blocked: None,
     })))
 }

@@ -18,6 +18,7 @@ use failover::wire::PromoteAsk;
 use self::stage::{Earth, Fault, Stage, aws, gcp};
 
 mod forward;
+mod told;
 pub(crate) mod stage;
 
 fn play<T>(scene: impl Future<Output = T>) -> T {

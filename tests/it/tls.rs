@@ -207,6 +207,7 @@ pub(crate) fn agent_api(
         guarded: true,
         peer: None,
         synchrony: None,
+        epoch_written: None,
     };
     let shown = Shown {
         epoch: Epoch(1),

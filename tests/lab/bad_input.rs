@@ -226,6 +226,7 @@ pub(crate) fn report(name: &str) -> Report {
         asks: true,
         facts: AgentFacts {
             synchrony: None,
+            epoch_written: None,
             database: LocalDatabase::Up,
             fenced: None,
             severed: None,
@@ -396,6 +397,18 @@ async fn a_wrong_password_is_no_evidence_against_a_database() {
     );
     let reason = &status.decision.reasons[0];
     assert_eq!(reason.code, Code::ProbeNotAuthorised, "{reason:?}");
+    // It is shown that nobody could tell if the site died.
+    let mut gates = status.decision.gates.iter();
+    let gate = gates.find(|gate| gate.reason.code == Code::VantagePointsMute);
+    let gate = gate.unwrap();
+    assert!(!gate.open, "{gate:?}");
+    let obstacles = failover::app::api::obstacles(&status);
+    let named = |text: &String| {
+        text.starts_with("vantage-points-mute@aws: 0 vantage points (limit 2")
+            && text.contains("`controller`")
+            && text.contains("password authentication failed")
+    };
+    assert!(obstacles.iter().any(named), "{obstacles:?}");
     assert!(running.0.try_wait().unwrap().is_none(), "it keeps running");
     reports.abort();
     let pid = Pid::from_child(&running.0);

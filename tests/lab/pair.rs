@@ -24,6 +24,13 @@ use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
+/// What a helper of a test states for itself.
+const PLAIN: &str = "-c role=none -c statement_timeout=0 -c lock_timeout=0 \
+    -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed \
+    -c search_path=public -c standard_conforming_strings=on -c datestyle=ISO \
+    -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0 -c exit_on_error=off \
+    -c synchronous_commit=local -c session_replication_role=replica";
+
 /// A running server, ended with the test.
 pub(crate) struct Server {
     pub(crate) tools: PostgresTools,
@@ -104,26 +111,23 @@ impl Server {
         probe(&self.monitor(), Some(&write()), LIMIT).await.unwrap()
     }
 
-    /// As the superuser, by the client that everybody trusts.
+    /// As the superuser, by the client that everybody trusts, whatever the defaults are.
     pub(crate) fn sql(&self, statement: &str) -> String {
-        let mut psql = std::process::Command::new(self.tools.program("psql"));
-        let done = psql
-            .args([
-                "-XAtq",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-U",
-                "postgres",
-                "-d",
-                "app",
-            ])
-            .args(["-c", statement, "-h"])
-            .arg(self.instance.socket())
-            .args(["-p", &self.instance.port.to_string()])
-            .output()
-            .unwrap();
+        let done = self.psql("postgres", PLAIN, statement).output().unwrap();
         assert!(done.status.success(), "{statement}: {done:?}");
         String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A client of the database `app` over the socket, as a role, with these startup options.
+    pub(crate) fn psql(&self, role: &str, options: &str, statement: &str) -> std::process::Command {
+        let mut psql = std::process::Command::new(self.tools.program("psql"));
+        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "app"])
+            .args(["-U", role, "-c", statement, "-h"])
+            .arg(self.instance.socket())
+            .args(["-p", &self.instance.port.to_string()])
+            .env("PGOPTIONS", options)
+            .stdin(std::process::Stdio::null());
+        psql
     }
 
     pub(crate) fn postmaster(&self) -> Option<Pid> {

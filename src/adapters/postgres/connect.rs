@@ -2,20 +2,26 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use tokio::task::JoinHandle;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::error::{End, SqlError, chain};
+use super::session::Session;
+use super::socket::{Budget, Metered, reach};
 use crate::engine::observation::ProbeFailure;
 use crate::engine::units::as_millis;
-use crate::ports::EffectError;
 
 /// A text that must not be shown: `Debug` hides it and there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]
@@ -67,6 +73,10 @@ pub enum ConnectError {
 pub struct Connect {
     config: Config,
     tls: Option<MakeRustlsConnect>,
+    superuser: bool,
+    default_commits: bool,
+    /// The server's major version as it was last seen, 0 before.
+    major: Arc<AtomicU32>,
 }
 
 impl Connect {
@@ -106,7 +116,26 @@ impl Connect {
         Ok(Self {
             config,
             tls: tls.map(MakeRustlsConnect::new),
+            superuser: false,
+            default_commits: false,
+            major: Arc::default(),
         })
+    }
+
+    /// The same, where the role is a superuser: its sessions then let no trigger, rule or event
+    /// trigger of somebody else run with its rights. A role that is none is refused by the server.
+    #[must_use]
+    pub fn as_superuser(mut self) -> Self {
+        self.superuser = true;
+        self
+    }
+
+    /// The same, whose sessions leave `synchronous_commit` as the defaults have it, so that it can
+    /// be read.
+    pub(super) fn with_default_commits(&self) -> Self {
+        let mut connect = self.clone();
+        connect.default_commits = true;
+        connect
     }
 }
 
@@ -118,47 +147,37 @@ impl fmt::Debug for Connect {
             .field("user", &self.config.get_user())
             .field("dbname", &self.config.get_dbname())
             .field("tls", &self.tls.is_some())
+            .field("superuser", &self.superuser)
             .finish_non_exhaustive()
     }
 }
 
 /// One connection. Never kept from one probe to the next: an old connection hides a server that
-/// takes no new ones (POSTGRES.md row 37). Closed when dropped.
+/// takes no new ones. Closed when dropped.
 pub struct Database {
     client: Client,
-    task: JoinHandle<()>,
+    line: Line,
     connect: Connect,
+    budget: Arc<Budget>,
 }
 
-/// The greatest `statement_timeout`.
-const MAX_LIMIT_MS: u64 = 2_147_483_647;
+/// The connection itself, in a task of its own.
+struct Line {
+    task: JoinHandle<()>,
+    /// What ended it, where that was not the way there.
+    end: Arc<OnceLock<End>>,
+}
 
 impl Database {
-    /// Opens a fresh connection. `timeout` bounds the whole of it (name, TCP, TLS, password), and,
-    /// with a second to spare, each later statement on the server's side.
+    /// Opens a fresh connection, the one way to one: what it states for itself is in
+    /// `session.rs`. `timeout` bounds the whole of it (name, TCP, TLS, password), and, with a
+    /// second to spare, each later statement on the server's side.
     pub async fn open(connect: &Connect, timeout: Duration) -> Result<Self, ProbeFailure> {
-        let mut config = connect.config.clone();
-        // A second more than ours, so that it is always we who say "time-out": the server's limit
-        // only frees a session that nobody waits for any more.
-        let limit_ms = as_millis(timeout.saturating_add(Duration::from_secs(1))).min(MAX_LIMIT_MS);
-        let given = config.get_options().unwrap_or_default();
-        // The least there is: a sort of a few kilobytes more goes to the disk, which heartbeats use.
-        let options = format!("{given} -c statement_timeout={limit_ms} -c work_mem=64kB");
-        // Both are needed: keepalives alone let a statement sent into a dead path hang for
-        // minutes, the user time-out alone lets a waiting one hang for ever.
-        config
-            .options(options.trim_start())
-            .tcp_user_timeout(timeout)
-            .keepalives(true)
-            .keepalives_idle(Duration::from_secs(2))
-            .keepalives_interval(Duration::from_secs(1))
-            .keepalives_retries(2);
-        let (client, task) = within(timeout, spawn(&config, connect.tls.clone())).await?;
-        Ok(Self {
-            client,
-            task,
-            connect: connect.clone(),
-        })
+        let opened = match tokio::time::timeout(timeout, opened(connect, timeout)).await {
+            Ok(opened) => opened,
+            Err(_elapsed) => Err(SqlError::Timeout(as_millis(timeout))),
+        };
+        opened.map_err(SqlError::while_connecting)
     }
 
     /// A second, fresh connection to the same server.
@@ -173,7 +192,9 @@ impl Database {
         parameters: &[(&(dyn ToSql + Sync), Type)],
         limit: Duration,
     ) -> Result<T, SqlError> {
-        let rows = within(limit, self.client.query_typed(sql, parameters)).await?;
+        let rows = self
+            .within(limit, self.client.query_typed(sql, parameters))
+            .await?;
         let row = rows
             .first()
             .ok_or_else(|| SqlError::Answer("no row".to_owned()))?;
@@ -183,13 +204,30 @@ impl Database {
 
     /// Runs statements without an answer.
     pub(crate) async fn run(&self, sql: &str, limit: Duration) -> Result<(), SqlError> {
-        within(limit, self.client.batch_execute(sql)).await
+        self.within(limit, self.client.batch_execute(sql)).await
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, SqlError> {
+        self.budget.renew();
+        match tokio::time::timeout(limit, work).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(_closed)) if self.budget.exceeded() => Err(SqlError::TooLarge),
+            Ok(Err(error)) => match self.line.end.get() {
+                Some(end) if error.is_closed() => Err(end.clone().into()),
+                Some(_) | None => Err(error.into()),
+            },
+            Err(_elapsed) => Err(SqlError::Timeout(as_millis(limit))),
+        }
     }
 }
 
 impl Drop for Database {
     fn drop(&mut self) {
-        self.task.abort();
+        self.line.task.abort();
     }
 }
 
@@ -199,34 +237,128 @@ impl fmt::Debug for Database {
     }
 }
 
-/// Connects, and lets the connection run in a task of its own.
-async fn spawn(
-    config: &Config,
-    tls: Option<MakeRustlsConnect>,
-) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
-    /// The end of a connection shows in the next statement on it, which is where it matters.
-    async fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>>) {
-        if let Err(error) = connection.await {
-            tracing::debug!(error = chain(&error), "connection to PostgreSQL ended");
-        }
+/// Opens a connection with the options of the server's version. Where that was not known, or was
+/// another, it connects twice.
+async fn opened(connect: &Connect, timeout: Duration) -> Result<Database, SqlError> {
+    let believed = connect.major.load(Ordering::Relaxed);
+    let first = opened_as(connect, timeout, believed).await;
+    let major = match &first {
+        Ok((_, major)) => *major,
+        // An option that it does not know: it is older than it was.
+        Err(error) if believed > 0 && error.state() == Some("42704") => 0,
+        Err(_) => return first.map(|(database, _)| database),
+    };
+    connect.major.store(major, Ordering::Relaxed);
+    if Session::states_the_same(believed, major) {
+        return first.map(|(database, _)| database);
     }
-    Ok(if let Some(tls) = tls {
-        let (client, connection) = config.connect(tls).await?;
-        (client, tokio::spawn(drive(connection)))
-    } else {
-        let (client, connection) = config.connect(NoTls).await?;
-        (client, tokio::spawn(drive(connection)))
-    })
+    let again = opened_as(connect, timeout, major).await;
+    again.map(|(database, _)| database)
 }
 
-async fn within<T>(
-    limit: Duration,
-    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+async fn opened_as(
+    connect: &Connect,
+    timeout: Duration,
+    major: u32,
+) -> Result<(Database, u32), SqlError> {
+    let mut config = connect.config.clone();
+    let session = Session {
+        limit: timeout,
+        superuser: connect.superuser,
+        default_commits: connect.default_commits,
+        major,
+    };
+    let options = session.options(config.get_options().unwrap_or_default());
+    config.options(options);
+    let budget = Budget::new();
+    let tls = connect.tls.clone();
+    let made = off_the_runtime({
+        let budget = Arc::clone(&budget);
+        async move { connected(&config, tls, timeout, budget).await }
+    });
+    let (client, line, major) = match made.await {
+        Ok(made) => made,
+        Err(_closed) if budget.exceeded() => return Err(SqlError::TooLarge),
+        Err(error) => return Err(error),
+    };
+    let database = Database {
+        client,
+        line,
+        connect: connect.clone(),
+        budget,
+    };
+    Ok((database, major))
+}
+
+/// Runs a handshake on a thread that may be busy: a server decides how often a password is hashed,
+/// up to the hundred thousand times that the client bears, and whoever waits for a grant meanwhile
+/// must not wait for that. It ends when nobody waits for it.
+async fn off_the_runtime<T: Send + 'static>(
+    handshake: impl Future<Output = Result<T, SqlError>> + Send + 'static,
 ) -> Result<T, SqlError> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(done) => Ok(done?),
-        Err(_elapsed) => Err(SqlError::Timeout(as_millis(limit))),
-    }
+    let abandoned = || SqlError::Answer("the handshake was abandoned".to_owned());
+    let (_waits, gone) = oneshot::channel::<()>();
+    let runtime = Handle::current();
+    let thread = spawn_blocking(move || {
+        runtime.block_on(async move {
+            tokio::select! {
+                biased;
+                _ = gone => Err(abandoned()),
+                made = handshake => made,
+            }
+        })
+    });
+    thread.await.unwrap_or_else(|_ended| Err(abandoned()))
+}
+
+/// Connects, lets the connection run in a task of its own, and says which major version answers.
+async fn connected(
+    config: &Config,
+    tls: Option<MakeRustlsConnect>,
+    quiet: Duration,
+    budget: Arc<Budget>,
+) -> Result<(Client, Line, u32), SqlError> {
+    let socket = reach(config, quiet, budget).await?;
+    let Some(mut tls) = tls else {
+        return handshake(config, socket, NoTls).await;
+    };
+    let name = match config.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.as_str(),
+        Some(Host::Unix(_)) | None => "",
+    };
+    let tls = MakeTlsConnect::<Metered>::make_tls_connect(&mut tls, name)
+        .map_err(|error| SqlError::Answer(error.to_string()))?;
+    handshake(config, socket, tls).await
+}
+
+async fn handshake<T>(
+    config: &Config,
+    socket: Metered,
+    tls: T,
+) -> Result<(Client, Line, u32), SqlError>
+where
+    T: TlsConnect<Metered>,
+    T::Stream: Send + Unpin + 'static,
+{
+    let (client, connection) = config.connect_raw(socket, tls).await?;
+    let version = connection.parameter("server_version").unwrap_or_default();
+    let digits = version.split(|character: char| !character.is_ascii_digit());
+    let major = digits.map(str::parse).next().and_then(Result::ok);
+    let end = Arc::<OnceLock<End>>::default();
+    let said = Arc::clone(&end);
+    // The end of a connection shows in the next statement on it, which is where it matters.
+    let task = tokio::spawn(async move {
+        let mut connection = connection;
+        if let Err(error) = (&mut connection).await {
+            tracing::debug!(error = chain(&error), "connection to PostgreSQL ended");
+            if let Some(end) = End::of(&error) {
+                // Before the connection is dropped, which is what the client sees.
+                said.set(end).unwrap_or_default();
+            }
+        }
+    });
+    let line = Line { task, end };
+    Ok((client, line, major.unwrap_or(0)))
 }
 
 /// A moment until which something with several statements may take.
@@ -265,136 +397,6 @@ impl Deadline {
     }
 }
 
-/// How one statement, or the connection for it, can fail.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SqlError {
-    /// No answer within so many milliseconds.
-    #[error("no answer within {0} ms")]
-    Timeout(u64),
-    /// The server or the way to it said no.
-    #[error("{}", chain(.0))]
-    Server(#[from] tokio_postgres::Error),
-    /// The answer makes no sense to us.
-    #[error("unreadable answer: {0}")]
-    Answer(String),
-}
-
-impl SqlError {
-    /// The five characters that PostgreSQL gives with an error.
-    pub(super) fn state(&self) -> Option<&str> {
-        match self {
-            SqlError::Server(error) => error.code().map(tokio_postgres::error::SqlState::code),
-            SqlError::Timeout(_) | SqlError::Answer(_) => None,
-        }
-    }
-}
-
-impl From<SqlError> for ProbeFailure {
-    fn from(error: SqlError) -> Self {
-        let text = error.to_string();
-        match (error.state(), &error) {
-            (Some(state), _) => by_state(state, text),
-            (None, SqlError::Timeout(limit_ms)) => ProbeFailure::Timeout(*limit_ms),
-            (None, SqlError::Answer(_)) => ProbeFailure::Protocol(text),
-            (None, SqlError::Server(cause)) if cause.is_closed() => ProbeFailure::Unreachable(text),
-            (None, SqlError::Server(cause)) => by_cause(cause, text),
-        }
-    }
-}
-
-fn by_state(state: &str, text: String) -> ProbeFailure {
-    match state {
-        // Starting, stopping (57P01, 57P02 end a running session) or recovering.
-        "57P01" | "57P02" | "57P03" => ProbeFailure::NotAccepting(text),
-        "53300" => ProbeFailure::Exhausted(text),
-        "28P01" | "28000" | "3D000" | "42501" => ProbeFailure::Unauthorized(text),
-        "25006" => ProbeFailure::CannotWrite(text),
-        "53100" | "58030" => ProbeFailure::DiskFailed(text),
-        _ => ProbeFailure::Protocol(text),
-    }
-}
-
-/// What an error below SQL means. Whatever may be our own fault (no file descriptors, no name
-/// server) is `Protocol`, which speaks against nobody.
-fn by_cause(error: &tokio_postgres::Error, text: String) -> ProbeFailure {
-    let Some(cause) = find_cause::<io::Error>(error) else {
-        return if find_cause::<rustls::Error>(error).is_some() {
-            ProbeFailure::Unauthorized(text)
-        } else {
-            ProbeFailure::Protocol(text)
-        };
-    };
-    // rustls hides its verdict on the certificate inside an I/O error.
-    let tls = cause
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        .is_some();
-    let is = |kinds: &[io::ErrorKind]| kinds.contains(&cause.kind());
-    if tls {
-        ProbeFailure::Unauthorized(text)
-    } else if is(&[io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound]) {
-        // A socket that is not there is a server that does not listen.
-        ProbeFailure::Refused
-    } else if is(&[io::ErrorKind::PermissionDenied]) {
-        ProbeFailure::Unauthorized(text)
-    } else if is(&[
-        io::ErrorKind::HostUnreachable,
-        io::ErrorKind::NetworkUnreachable,
-        io::ErrorKind::ConnectionReset,
-        io::ErrorKind::ConnectionAborted,
-        io::ErrorKind::BrokenPipe,
-        io::ErrorKind::UnexpectedEof,
-        io::ErrorKind::TimedOut,
-    ]) {
-        ProbeFailure::Unreachable(text)
-    } else {
-        ProbeFailure::Protocol(text)
-    }
-}
-
-fn find_cause<'e, T: std::error::Error + 'static>(
-    error: &'e (dyn std::error::Error + 'static),
-) -> Option<&'e T> {
-    std::iter::successors(Some(error), |error| error.source())
-        .find_map(|error| error.downcast_ref::<T>())
-}
-
-impl From<SqlError> for EffectError {
-    /// Of a statement that was sent. What the server answers with an error is rolled back; the
-    /// end of a session is not an answer, because a commit may be underway (POSTGRES.md row 22).
-    fn from(error: SqlError) -> Self {
-        let text = error.to_string();
-        match error.state() {
-            Some("57P01" | "57P02" | "57P03") | None => EffectError::Unknown(text),
-            Some("25006" | "42501" | "28P01" | "28000" | "3D000" | "42P01") => {
-                EffectError::Refused(text)
-            }
-            Some(_) => EffectError::Failed(text),
-        }
-    }
-}
-
-/// Of a connection that was not made: nothing was sent, so nothing happened.
-pub(super) fn not_begun(failure: ProbeFailure) -> EffectError {
-    if matches!(failure, ProbeFailure::Unauthorized(_)) {
-        EffectError::Refused(failure.to_string())
-    } else {
-        EffectError::Failed(failure.to_string())
-    }
-}
-
-/// An error with its causes on one line, and the SQLSTATE where there is one.
-fn chain(error: &tokio_postgres::Error) -> String {
-    if let Some(answer) = error.as_db_error() {
-        return format!("{} ({})", answer.message(), answer.code().code());
-    }
-    let first: &dyn std::error::Error = error;
-    std::iter::successors(Some(first), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,20 +425,5 @@ mod tests {
             text.contains("host=10.0.0.5") && !text.contains("hunter2"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn states_tell_a_locked_door_from_a_dead_house() {
-        for (state, against) in [
-            ("57P03", true),
-            ("25006", true),
-            ("53100", true),
-            ("53300", false),
-            ("28P01", false),
-            ("XX000", false),
-        ] {
-            let failure = by_state(state, String::new());
-            assert_eq!(failure.speaks_against_target(), against, "{state}");
-        }
     }
 }

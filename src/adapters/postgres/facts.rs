@@ -5,12 +5,14 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio_postgres::types::Type;
 
-use super::connect::{Connect, Database, Deadline, SqlError};
+use super::connect::{Connect, Database, Deadline};
+use super::error::SqlError;
+use super::hindrance;
 use crate::engine::observation::{
     DatabaseFacts, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause, ReplayState, SenderFacts,
 };
 use crate::engine::topology::{Role, SiteName, Vantage};
-use crate::engine::units::{Epoch, Lsn, SystemId, Timeline, WallTime, as_millis};
+use crate::engine::units::{Epoch, Lsn, SystemId, Timeline, WallTime};
 
 /// Who writes a heartbeat row: each has its own, so that no two wait for one lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,20 +91,16 @@ SELECT json_build_object(
 
 /// The sequence grows over all rows, so that the newest one never seems to go back.
 ///
-/// It does not wait for a synchronous standby: commits that do so because of a broken link say
-/// nothing against this database (POSTGRES.md row 21), and a heartbeat promises nobody anything.
-///
 /// An update of one row finds its place in a page that is there, also on a disk on which no table can
 /// grow any more. So it sorts more than `work_mem` holds, which needs room for a temporary file
 /// (POSTGRES.md row 39).
 const WRITE: &str = "
-WITH waits AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true) AS for),
-room AS MATERIALIZED (
+WITH room AS MATERIALIZED (
   SELECT sum(length(filler)) AS used FROM (
     SELECT repeat('x', 1000) AS filler FROM generate_series(1, 100) ORDER BY random()) AS sorted)
 INSERT INTO failover.heartbeat AS row (site, vantage, sequence, written)
 SELECT $1, $2, (SELECT COALESCE(max(sequence), 0) + 1 FROM failover.heartbeat), clock_timestamp()
-FROM waits, room WHERE waits.for = 'local' AND room.used > 0
+FROM room WHERE room.used > 0
 ON CONFLICT (site, vantage) DO UPDATE
 SET sequence = GREATEST(excluded.sequence, row.sequence + 1), written = excluded.written
 RETURNING json_build_object('sequence', sequence, 'site', site,
@@ -205,60 +203,86 @@ pub async fn probe(
     facts(&database, write, deadline.left()).await
 }
 
+/// What the instance is and where it stands, and nothing of our own tables: for a superuser's
+/// session, in which nothing of somebody else may run.
+pub async fn standing(connect: &Connect, timeout: Duration) -> Result<DatabaseFacts, ProbeFailure> {
+    let deadline = Deadline::after(timeout);
+    let database = Database::open(connect, timeout).await?;
+    let row: FactsRow = database.read(FACTS, &[], deadline.left()).await?;
+    assemble(row)
+}
+
 /// Reads the facts and, on a primary and where `write` asks for it, writes a heartbeat. Two round
-/// trips at most; `timeout` bounds the whole.
+/// trips at most where all is well; `timeout` bounds the whole.
 ///
 /// A standby whose limits are too low reports `Paused`, never `InsufficientLimits`: PostgreSQL
 /// does not tell the two pauses apart in SQL, but the facts carry the limits, and whoever has
-/// both sites' facts can (POSTGRES.md row 6).
+/// both sites' facts can.
 ///
-/// Without the schema `failover` there is neither heartbeat nor epoch; a write that cannot be
-/// tried for that reason is a `Protocol` failure that names the fix, because it says nothing
-/// about the server's health.
+/// Without the schema `failover` there is neither heartbeat nor epoch. What keeps us from our own
+/// rows is said in the facts where they suffice: where no write was to be made, and on
+/// a primary where others are seen to commit. Else it is the failure of the look: `Blocked` where
+/// the cause is ours, and against the database where the disk does not answer.
 pub async fn facts(
     database: &Database,
     write: Option<&HeartbeatWrite>,
     timeout: Duration,
 ) -> Result<DatabaseFacts, ProbeFailure> {
     let deadline = Deadline::after(timeout);
-    // Sent together, answered in this order.
+    // Sent together, answered in this order. What is left in the end is for finding out why.
     let (row, rows) = tokio::join!(
         biased;
         database.read::<FactsRow>(FACTS, &[], timeout),
-        database.read::<Rows>(ROWS, &[], timeout)
+        database.read::<Rows>(ROWS, &[], timeout / 4 * 3)
     );
     let row = row?;
-    let rows = match rows {
-        Ok(rows) => rows,
-        Err(error) if error.state() == Some("42P01") => Rows {
-            heartbeat: None,
-            epoch: None,
-        },
-        Err(error) => return Err(error.into()),
-    };
     let pid = row.pid;
-    let mut facts = assemble(row, rows)?;
-    if let (Role::Primary, Some(write)) = (facts.role, write) {
-        // What is left in the end is for finding out why a commit does not come.
-        let limit = deadline.left() / 4 * 3;
-        let began = deadline.took();
-        match write_heartbeat(database, write, limit).await {
-            Ok(heartbeat) => facts.heartbeat = Some(heartbeat),
-            Err(SqlError::Timeout(_)) => {
-                return Err(explain_hang(database, pid, limit, deadline.left()).await);
-            }
-            Err(error) => return Err(write_failure(error)),
+    let mut facts = assemble(row)?;
+    let write = write.filter(|_| facts.role == Role::Primary);
+    let refused = match rows {
+        Ok(rows) => {
+            facts.heartbeat = rows.heartbeat.map(Heartbeat::from);
+            facts.epoch = rows.epoch.map(Epoch);
+            None
         }
-        facts.write_took = Some(deadline.took().saturating_sub(began));
+        Err(error) if error.state() == Some("42P01") => None,
+        Err(error) => Some(error),
+    };
+    let refused = match (refused, write) {
+        (Some(error), _) => error,
+        (None, None) => return Ok(facts),
+        (None, Some(write)) => {
+            let (limit, began) = (deadline.left() / 4 * 3, deadline.took());
+            match write_heartbeat(database, write, limit).await {
+                Ok(heartbeat) => {
+                    facts.heartbeat = Some(heartbeat);
+                    facts.write_took = Some(deadline.took().saturating_sub(began));
+                    return Ok(facts);
+                }
+                Err(error) => error,
+            }
+        }
+    };
+    let failure = hindrance::explain(database, pid, refused, deadline).await;
+    let stands = match (&failure, write) {
+        // It lives, and is of no use.
+        (ProbeFailure::DiskFailed(_), _) => false,
+        (failure, None) => !failure.speaks_against_target(),
+        (_, Some(_)) => hindrance::others_commit(database, facts.position, deadline).await,
+    };
+    if stands {
+        facts.blocked = Some(failure.to_string());
+        return Ok(facts);
     }
-    Ok(facts)
+    Err(failure)
 }
 
-fn assemble(row: FactsRow, rows: Rows) -> Result<DatabaseFacts, ProbeFailure> {
+fn assemble(row: FactsRow) -> Result<DatabaseFacts, ProbeFailure> {
     let hidden = || {
         // Without the privilege the rows are there and their columns are null (row 12).
         ProbeFailure::Unauthorized(
-            "the state of replication is hidden: run `GRANT pg_monitor TO` this role".to_owned(),
+            "the state of replication is hidden: run `GRANT pg_read_all_stats TO` this role"
+                .to_owned(),
         )
     };
     let position = row
@@ -296,8 +320,8 @@ fn assemble(row: FactsRow, rows: Rows) -> Result<DatabaseFacts, ProbeFailure> {
         },
         receiver: receiver.transpose()?,
         senders: senders.collect::<Result<_, ProbeFailure>>()?,
-        heartbeat: rows.heartbeat.map(Heartbeat::from),
-        epoch: rows.epoch.map(Epoch),
+        heartbeat: None,
+        epoch: None,
         replay_pause: match row.pause.as_deref() {
             None | Some("not paused") => ReplayPause::None,
             Some(_) => ReplayPause::Paused,
@@ -308,6 +332,7 @@ fn assemble(row: FactsRow, rows: Rows) -> Result<DatabaseFacts, ProbeFailure> {
         commits_waiting: row.commits_waiting,
         limits: row.limits,
         write_took: None,
+        blocked: None,
     })
 }
 
@@ -322,46 +347,4 @@ async fn write_heartbeat(
         .read(WRITE, &[(&site, Type::TEXT), (&vantage, Type::TEXT)], limit)
         .await?;
     Ok(row.into())
-}
-
-/// Of a write that the server answered with an error. Whatever has no better name is a write
-/// that should have worked.
-fn write_failure(error: SqlError) -> ProbeFailure {
-    let state = error.state().map(ToOwned::to_owned);
-    let text = error.to_string();
-    match (ProbeFailure::from(error), state.as_deref()) {
-        (_, Some("42P01")) => ProbeFailure::Protocol(
-            "the schema `failover` is missing: run `failover agent --prepare` at this site"
-                .to_owned(),
-        ),
-        (ProbeFailure::Protocol(_), Some(_)) => ProbeFailure::CannotWrite(text),
-        (failure, _) => failure,
-    }
-}
-
-/// Of a commit that does not come: asks the server, on a second connection, what it waits for.
-/// The session is ended, because it would keep its connection and the lock on the heartbeat row.
-async fn explain_hang(
-    database: &Database,
-    pid: i32,
-    limit: Duration,
-    left: Duration,
-) -> ProbeFailure {
-    const WAITS: &str = "
-        SELECT to_json(COALESCE(max(wait_event_type || '/' || wait_event), 'nothing known'))::text
-        FROM (SELECT wait_event_type, wait_event, pg_cancel_backend(pid)
-              FROM pg_stat_activity WHERE pid = $1 OFFSET 0) AS session";
-    let deadline = Deadline::after(left);
-    let waits = async {
-        let second = database.beside(left).await?;
-        let waits: String = second
-            .read(WAITS, &[(&pid, Type::INT4)], deadline.left())
-            .await?;
-        Ok::<_, ProbeFailure>(waits)
-    };
-    let why = match waits.await {
-        Ok(waits) => format!("it waits for `{waits}`"),
-        Err(failure) => format!("and a second connection finds no reason: {failure}"),
-    };
-    ProbeFailure::CannotWrite(format!("no commit within {} ms: {why}", as_millis(limit)))
 }

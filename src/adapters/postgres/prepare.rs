@@ -1,4 +1,4 @@
-//! The schema `failover`, and the epoch that is written into it.
+//! The schema `failover`, who may use it, and the epoch that is written into it.
 
 use std::time::Duration;
 
@@ -10,53 +10,170 @@ use crate::engine::topology::SiteName;
 use crate::engine::units::Epoch;
 use crate::ports::EffectError;
 
-/// What we write promises nobody anything: it must not wait for a synchronous standby that stalls.
-const DO_NOT_WAIT: &str = "SET synchronous_commit = local";
+/// Whether schema and tables are there, and ours: made by a superuser and not changed since by
+/// anybody else. What somebody else owns may run whatever they like with the rights of whoever
+/// writes to it, by a trigger, a rule, a default, a view.
+///
+/// Triggers and rules that fire in ordinary sessions only are no concern: a superuser's session of
+/// ours lets none of them fire.
+const INSPECT: &str = "
+WITH schema AS (
+  SELECT nsp.oid, rolsuper AS trusted FROM pg_namespace AS nsp
+  LEFT JOIN pg_roles AS owner ON owner.oid = nspowner WHERE nspname = 'failover'
+), wanted(name, columns) AS (
+  VALUES ('heartbeat', ARRAY['site text', 'vantage text', 'sequence bigint',
+                             'written timestamp with time zone']),
+         ('epoch', ARRAY['one boolean', 'epoch bigint', 'site text',
+                         'written timestamp with time zone'])
+), found AS (
+  SELECT wanted.name, wanted.columns, rel.oid, rel.relkind, rel.relpersistence,
+    rel.relrowsecurity, owner.rolsuper AS trusted
+  FROM wanted, schema
+  JOIN pg_class AS rel ON rel.relnamespace = schema.oid
+  LEFT JOIN pg_roles AS owner ON owner.oid = rel.relowner
+  WHERE rel.relname = wanted.name
+), strange AS (
+  SELECT 'the schema belongs to a role that is no superuser' AS why
+  FROM schema WHERE trusted IS NOT TRUE
+  UNION ALL
+  SELECT format('`%s` belongs to a role that is no superuser', name)
+  FROM found WHERE trusted IS NOT TRUE
+  UNION ALL
+  SELECT format('`%s` is no ordinary table', name) FROM found
+  WHERE relkind <> 'r' OR relpersistence <> 'p'
+    OR EXISTS (SELECT FROM pg_inherits WHERE inhrelid = oid OR inhparent = oid)
+  UNION ALL
+  SELECT format('`%s` has row security', name) FROM found WHERE relrowsecurity
+  UNION ALL
+  SELECT format('`%s` has a trigger that always fires', name) FROM found
+  WHERE EXISTS (SELECT FROM pg_trigger WHERE tgrelid = found.oid AND tgenabled IN ('A', 'R')
+                AND NOT tgisinternal)
+  UNION ALL
+  SELECT format('`%s` has a rule that always fires', name) FROM found
+  WHERE EXISTS (SELECT FROM pg_rewrite WHERE ev_class = found.oid AND ev_enabled IN ('A', 'R'))
+  UNION ALL
+  SELECT format('`%s` has other columns', name) FROM found
+  WHERE NOT columns <@ ARRAY(
+      SELECT attname || ' ' || format_type(atttypid, atttypmod) FROM pg_attribute
+      WHERE attrelid = found.oid AND attnum > 0 AND NOT attisdropped)
+    OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = found.oid AND attnum > 0
+               AND NOT attisdropped AND attgenerated <> '')
+  UNION ALL
+  SELECT format('`%s` computes something on a write', name) FROM found
+  WHERE EXISTS (SELECT FROM pg_attrdef
+                WHERE adrelid = found.oid AND pg_get_expr(adbin, adrelid) <> 'true')
+    OR EXISTS (SELECT FROM pg_constraint WHERE conrelid = found.oid AND contype = 'c'
+               AND pg_get_constraintdef(oid) <> 'CHECK (one)')
+    OR EXISTS (SELECT FROM pg_index WHERE indrelid = found.oid
+               AND (indexprs IS NOT NULL OR indpred IS NOT NULL))
+  UNION ALL
+  SELECT format('`%s` has no primary key', name) FROM found
+  WHERE relkind = 'r' AND NOT EXISTS (
+    SELECT FROM pg_index WHERE indrelid = found.oid AND indisprimary AND indisvalid)
+)
+SELECT json_build_object(
+  'schema', EXISTS (SELECT FROM schema),
+  'missing', (SELECT COALESCE(json_agg(name), '[]'::json) FROM wanted
+              WHERE name NOT IN (SELECT name FROM found)),
+  'strange', (SELECT COALESCE(json_agg(why), '[]'::json) FROM strange)
+)::text";
 
-/// The lock keeps two agents that prepare at once from failing each other.
-const SCHEMA: &str = "
-SELECT pg_advisory_xact_lock(hashtext('failover.prepare'));
-CREATE SCHEMA IF NOT EXISTS failover;
-CREATE TABLE IF NOT EXISTS failover.heartbeat (
+#[derive(Deserialize)]
+struct Inspected {
+    schema: bool,
+    missing: Vec<String>,
+    strange: Vec<String>,
+}
+
+const SCHEMA: &str = "CREATE SCHEMA failover;";
+
+const HEARTBEAT: &str = "
+CREATE TABLE failover.heartbeat (
   site text NOT NULL,
   vantage text NOT NULL,
   sequence bigint NOT NULL,
   written timestamptz NOT NULL,
   PRIMARY KEY (site, vantage)
-);
-CREATE TABLE IF NOT EXISTS failover.epoch (
+);";
+
+const EPOCH: &str = "
+CREATE TABLE failover.epoch (
   one boolean PRIMARY KEY DEFAULT true CHECK (one),
   epoch bigint NOT NULL,
   site text NOT NULL,
   written timestamptz NOT NULL
 );";
 
-/// Creates the schema `failover` with its two tables where they are missing. Needs a role that
-/// may create schemas in the database, and a primary.
+/// Creates the schema `failover` with its two tables where they are missing; where all is there,
+/// nothing is changed, so that nothing which forbids changes is met. A schema of that name that is
+/// not ours is set aside under another name and kept. Needs a superuser, and a primary.
 pub async fn prepare(database: &Database, timeout: Duration) -> Result<(), EffectError> {
-    database.run(DO_NOT_WAIT, timeout).await?;
-    Ok(database.run(SCHEMA, timeout).await?)
+    let deadline = Deadline::after(timeout);
+    let found: Inspected = database.read(INSPECT, &[], deadline.left()).await?;
+    let mut statements = String::new();
+    let anew = !found.schema || !found.strange.is_empty();
+    if found.schema && anew {
+        let aside: String = database
+            .read(
+                "SELECT to_json(format('failover_set_aside_%s',
+                   to_char(clock_timestamp(), 'YYYYMMDD_HH24MISS_MS')))::text",
+                &[],
+                deadline.left(),
+            )
+            .await?;
+        let why = found.strange.join(", ");
+        tracing::warn!(%why, %aside, "a schema `failover` that is not ours is set aside");
+        statements.push_str(&format!("ALTER SCHEMA failover RENAME TO {aside};"));
+    }
+    if anew {
+        statements.push_str(SCHEMA);
+    }
+    for (name, table) in [("heartbeat", HEARTBEAT), ("epoch", EPOCH)] {
+        if anew || found.missing.iter().any(|missing| missing == name) {
+            statements.push_str(table);
+        }
+    }
+    if statements.is_empty() {
+        return Ok(());
+    }
+    // One transaction: all of it or nothing.
+    Ok(database.run(&statements, deadline.left()).await?)
 }
 
-/// Lets `role` watch and write heartbeats: `pg_monitor` (POSTGRES.md row 12), the two tables and,
-/// from PostgreSQL 16 on, the reserved connections (row 38). Needs a superuser.
+/// Lets `role` look and write heartbeats, and no more: `pg_read_all_stats`, so that the columns of
+/// the views on replication are not hidden from it, its heartbeat, the epoch to read and, from
+/// PostgreSQL 16 on, the reserved connections. What it has is not granted again. Needs a superuser.
 pub async fn allow_monitoring(
     database: &Database,
     role: &str,
     timeout: Duration,
 ) -> Result<(), EffectError> {
     const GRANTS: &str = "
-        SELECT to_json(format('
-            GRANT pg_monitor TO %1$I;
-            GRANT USAGE ON SCHEMA failover TO %1$I;
-            GRANT SELECT, INSERT, UPDATE ON failover.heartbeat, failover.epoch TO %1$I;', $1)
-          || CASE WHEN current_setting('server_version_num')::int >= 160000
-             THEN format('GRANT pg_use_reserved_connections TO %I;', $1) ELSE '' END)::text";
+        SELECT to_json(COALESCE(string_agg(format(statement, $1), ';'), ''))::text
+        FROM (VALUES
+          ('GRANT pg_read_all_stats TO %I', pg_has_role($1, 'pg_read_all_stats', 'USAGE')),
+          ('GRANT USAGE ON SCHEMA failover TO %I', has_schema_privilege($1, 'failover', 'USAGE')),
+          ('GRANT SELECT, INSERT, UPDATE ON failover.heartbeat TO %I',
+            has_table_privilege($1, 'failover.heartbeat', 'SELECT')
+            AND has_table_privilege($1, 'failover.heartbeat', 'INSERT')
+            AND has_table_privilege($1, 'failover.heartbeat', 'UPDATE')),
+          ('GRANT SELECT ON failover.epoch TO %I',
+            has_table_privilege($1, 'failover.epoch', 'SELECT')),
+          ('REVOKE INSERT, UPDATE ON failover.epoch FROM %I',
+            NOT has_table_privilege($1, 'failover.epoch', 'INSERT')
+            AND NOT has_table_privilege($1, 'failover.epoch', 'UPDATE')),
+          ('GRANT pg_use_reserved_connections TO %I', CASE
+            WHEN current_setting('server_version_num')::int < 160000 THEN true
+            ELSE pg_has_role($1, 'pg_use_reserved_connections', 'USAGE') END)
+        ) AS rights(statement, held)
+        WHERE NOT held";
     let deadline = Deadline::after(timeout);
-    database.run(DO_NOT_WAIT, timeout).await?;
     let grants: String = database
         .read(GRANTS, &[(&role, Type::TEXT)], timeout)
         .await?;
+    if grants.is_empty() {
+        return Ok(());
+    }
     Ok(database.run(&grants, deadline.left()).await?)
 }
 
@@ -90,7 +207,6 @@ pub async fn write_epoch(
     let deadline = Deadline::after(timeout);
     let number = i64::try_from(epoch.0)
         .map_err(|_cause| EffectError::Refused(format!("epoch {epoch} does not fit a `bigint`")))?;
-    database.run(DO_NOT_WAIT, timeout).await?;
     let _raised: u64 = database
         .read(
             RAISE,

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::connect::{Connect, Database, Deadline, SqlError, not_begun};
+use super::connect::{Connect, Database, Deadline};
+use super::error::{SqlError, not_begun};
 use super::setting;
+use crate::engine::observation::ProbeFailure;
 use crate::engine::units::{Lsn, Timeline, as_millis};
-use crate::ports::EffectError;
+use crate::ports::{EffectError, LastError};
 
 /// A standby that became the primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +117,8 @@ async fn watch(
     deadline: Deadline,
 ) -> Result<Promoted, EffectError> {
     let mut database = Some(database);
-    let mut seen = "nothing was seen of it since".to_owned();
+    let mut seen = LastError::default();
+    seen.say("nothing was seen of it since", true);
     loop {
         let look: Result<Look, SqlError> = match &database {
             Some(open) => open.read(LOOK, &[], deadline.left()).await,
@@ -126,7 +129,7 @@ async fn watch(
                 if let Some(promoted) = promoted(&look, false, names.clone(), deadline) {
                     return Ok(promoted);
                 }
-                seen = match (look.pause.as_deref(), &look.held) {
+                let replay = match (look.pause.as_deref(), &look.held) {
                     (None | Some("not paused"), None) => "it still replays".to_owned(),
                     (None | Some("not paused"), Some(by)) => {
                         end_transactions(database.as_ref(), by, deadline).await;
@@ -136,17 +139,17 @@ async fn watch(
                                 primary's were, raise them and restart it"
                         .to_owned(),
                 };
+                seen.say(replay, false);
             }
-            // Cut short by the deadline: what was seen before says more.
-            Err(_) if deadline.left().is_zero() => {}
             Err(error) => {
                 if database.is_some() {
-                    seen = error.to_string();
+                    seen.say(error.to_string(), error.is_late());
                 }
                 database = match Database::open(connect, deadline.left()).await {
                     Ok(opened) => Some(opened),
                     Err(failure) => {
-                        seen = failure.to_string();
+                        let late = matches!(failure, ProbeFailure::Timeout(_));
+                        seen.say(failure.to_string(), late);
                         None
                     }
                 };
@@ -154,8 +157,9 @@ async fn watch(
         }
         if !deadline.pause(LOOK_EVERY).await {
             return Err(EffectError::Unknown(format!(
-                "promotion was asked for and not seen within {} ms: {seen}",
-                as_millis(deadline.took())
+                "promotion was asked for and not seen within {} ms: {}",
+                as_millis(deadline.took()),
+                seen.tell()
             )));
         }
     }

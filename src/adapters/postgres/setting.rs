@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::connect::{Database, Deadline};
-use crate::ports::EffectError;
+use crate::ports::{EffectError, LastError};
 
 /// Sets a setting that a reload changes, and returns when a session of the server has taken it
 /// up. Survives a restart. Allowed on a standby too: it writes a file, not WAL.
@@ -27,22 +27,29 @@ pub(super) async fn set(
     database
         .run("SELECT pg_reload_conf()", deadline.left())
         .await?;
+    let mut last = LastError::default();
     loop {
-        let now: String = database
+        let now: Result<String, _> = database
             .read(
                 "SELECT to_json(current_setting($1))::text",
                 &[(&name, Type::TEXT)],
                 deadline.left(),
             )
-            .await?;
-        if now == value {
-            return Ok(());
+            .await;
+        match now {
+            Ok(now) if now == value => return Ok(()),
+            Ok(_) => last.say(
+                format!(
+                    "`{name}` was set by `ALTER SYSTEM` but the server does not take it up: is it \
+                     set on the command line of `postgres` too"
+                ),
+                false,
+            ),
+            Err(error) if error.is_late() => last.say(error.to_string(), true),
+            Err(error) => return Err(error.into()),
         }
         if !deadline.pause(Duration::from_millis(3)).await {
-            return Err(EffectError::Unknown(format!(
-                "`{name}` was set by `ALTER SYSTEM` but the server does not take it up: is it \
-                 set on the command line of `postgres` too"
-            )));
+            return Err(EffectError::Unknown(last.tell()));
         }
     }
 }

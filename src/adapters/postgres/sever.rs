@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::connect::{Connect, Database, Deadline, Secret, SqlError, not_begun};
+use super::connect::{Connect, Database, Deadline, Secret};
+use super::error::{SqlError, not_begun};
 use super::setting;
 use crate::engine::units::Lsn;
 use crate::ports::EffectError;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio_postgres::types::Type;
 
-use super::connect::{Connect, Database, Deadline, not_begun};
+use super::connect::{Connect, Database, Deadline};
+use super::error::not_begun;
 use super::setting;
 use crate::engine::synchrony::SyncLook;
 use crate::engine::topology::SiteName;
@@ -84,7 +85,7 @@ pub async fn look_at_standby(
 }
 
 async fn open(connect: &Connect, deadline: Deadline) -> Result<Database, EffectError> {
-    let opened = Database::open(connect, deadline.left()).await;
+    let opened = Database::open(&connect.with_default_commits(), deadline.left()).await;
     opened.map_err(not_begun)
 }
 

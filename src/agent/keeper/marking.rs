@@ -20,6 +20,17 @@ pub(super) enum Marking {
     Done(Epoch),
 }
 
+/// What came of it.
+#[derive(Debug)]
+pub enum Marked {
+    /// All of it.
+    Whole,
+    /// The epoch is written; what our looks need is not, and why.
+    Epoch(EffectError),
+    /// Nothing, as far as is known, and why.
+    Nothing(EffectError),
+}
+
 impl Keeper {
     /// Has schema, epoch and grants written into a primary that has the right to take writes,
     /// until it is done: so a database that was just handed over needs no preparation by hand.
@@ -40,16 +51,34 @@ impl Keeper {
         }
         self.marking = Marking::UnderWay;
         let database = Arc::clone(&self.database);
-        self.beside(async move { News::Marked(epoch, database.write_epoch(epoch, SQL).await) });
+        self.beside(async move {
+            let marked = match database.write_epoch(epoch, SQL).await {
+                Err(error) => Marked::Nothing(error),
+                Ok(()) => match database.allow_looks(SQL).await {
+                    Err(error) => Marked::Epoch(error),
+                    Ok(()) => Marked::Whole,
+                },
+            };
+            News::Marked(epoch, marked)
+        });
     }
 
-    pub(super) fn marked(&mut self, epoch: Epoch, came: Result<(), EffectError>) {
-        self.marking = match came {
-            Ok(()) => Marking::Done(epoch),
-            Err(error) => {
-                tracing::warn!(epoch = epoch.0, %error, "schema, epoch and grants are not written yet");
-                Marking::Due(self.clock.now().plus(MARK_AGAIN))
+    pub(super) fn marked(&mut self, epoch: Epoch, marked: Marked) {
+        let again = Marking::Due(self.clock.now().plus(MARK_AGAIN));
+        match marked {
+            Marked::Whole => {
+                self.epoch_written = Some(epoch);
+                self.marking = Marking::Done(epoch);
             }
-        };
+            Marked::Epoch(error) => {
+                tracing::warn!(epoch = epoch.0, %error, "the grants for our looks are not made yet");
+                self.epoch_written = Some(epoch);
+                self.marking = again;
+            }
+            Marked::Nothing(error) => {
+                tracing::warn!(epoch = epoch.0, %error, "schema and epoch are not written yet");
+                self.marking = again;
+            }
+        }
     }
 }

@@ -271,6 +271,7 @@ mod tests {
             commits_waiting: Vec::new(),
             limits: [100, 8, 10, 0, 64],
             write_took: None,
+            blocked: None,
         })))
     }
 
@@ -309,6 +310,7 @@ mod tests {
                 guarded: true,
                 peer: None,
                 synchrony: None,
+                epoch_written: None,
             },
             observations: vec![saw("aws", TargetKind::Database, primary(), Duration::ZERO)],
             heard,

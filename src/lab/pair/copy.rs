@@ -65,7 +65,8 @@ pub(super) async fn copy_running(
     session.run(begin, STATEMENT).await.map_err(server)?;
     copy_folder(tools, &primary.data(), to)?;
     let Label { label } = session.read(end, &[], STATEMENT).await.map_err(server)?;
-    let conninfo = conninfo.replace('\'', "''");
+    // In this file a backslash escapes, too.
+    let conninfo = conninfo.replace('\\', r"\\").replace('\'', "''");
     let files = [
         ("backup_label", label),
         ("standby.signal", String::new()),

@@ -129,6 +129,8 @@ pub(crate) struct Site {
     pub(crate) workloads: bool,
     pub(crate) epoch: Epoch,
     pub(crate) timeline: u32,
+    /// What keeps every look from its database.
+    pub(crate) kept_out: Option<ProbeFailure>,
 }
 
 /// The world, as it really is.
@@ -160,6 +162,7 @@ impl Earth {
             workloads: primary,
             epoch: Epoch(1),
             timeline: 1,
+            kept_out: None,
         };
         Self {
             aws: site(true),
@@ -204,6 +207,9 @@ impl Earth {
             TargetKind::Api if site.workloads => Finding::Good(Facts::Api),
             TargetKind::Api => Finding::Bad(ProbeFailure::Refused),
             TargetKind::Database if !site.running => Finding::Bad(ProbeFailure::Refused),
+            TargetKind::Database if site.kept_out.is_some() && site.primary => {
+                Finding::Bad(site.kept_out.unwrap_or(ProbeFailure::Refused))
+            }
             TargetKind::Database => {
                 let standby = !site.primary;
                 let position = Lsn(if standby { received } else { written });
@@ -233,6 +239,7 @@ impl Earth {
                     commits_waiting: Vec::new(),
                     limits: [100, 8, 10, 0, 64],
                     write_took: site.primary.then_some(Duration::from_millis(2)),
+                    blocked: None,
                 })))
             }
         }
@@ -302,6 +309,7 @@ impl Earth {
             asks: state.asks && state.primary && !state.fenced,
             facts: AgentFacts {
                 synchrony: None,
+                epoch_written: state.primary.then_some(state.epoch),
                 database,
                 fenced: state.fenced.then_some(state.epoch),
                 severed: state.severed.then_some(Epoch(2)),
@@ -411,6 +419,7 @@ pub(crate) struct Stage {
     /// What goes wrong with the next calls of a name; the last one for ever, where it says so.
     pub(crate) faults: Mutex<BTreeMap<String, VecDeque<Fault>>>,
     pub(crate) always: Mutex<BTreeMap<String, EffectError>>,
+    pub(crate) afterwards: Mutex<BTreeMap<String, EffectError>>,
     /// Every call, also one that changes nothing.
     pub(crate) calls: Mutex<Vec<String>>,
     /// The log, and the world just before each line.
@@ -447,6 +456,7 @@ impl Stage {
             earth: Mutex::new(earth),
             faults: Mutex::default(),
             always: Mutex::default(),
+            afterwards: Mutex::default(),
             calls: Mutex::default(),
             log: Mutex::default(),
             elsewhere: Mutex::default(),
@@ -465,6 +475,14 @@ impl Stage {
         self.always.lock().unwrap().insert(call.to_owned(), error);
     }
 
+    /// From when the faults of a call are used up.
+    pub(crate) fn then_always(&self, call: &str, error: EffectError) {
+        self.afterwards
+            .lock()
+            .unwrap()
+            .insert(call.to_owned(), error);
+    }
+
     pub(crate) fn heal(&self) {
         self.always.lock().unwrap().clear();
     }
@@ -474,7 +492,9 @@ impl Stage {
         if let Some(error) = self.always.lock().unwrap().get(call) {
             return Some(Fault::Instead(error.clone()));
         }
-        self.faults.lock().unwrap().get_mut(call)?.pop_front()
+        let next = self.faults.lock().unwrap().get_mut(call)?.pop_front();
+        let afterwards = self.afterwards.lock().unwrap();
+        next.or_else(|| afterwards.get(call).cloned().map(Fault::Instead))
     }
 
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Earth) -> T) -> T {
