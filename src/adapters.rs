@@ -10,6 +10,7 @@ pub mod tls;
 pub mod certificates;
 pub mod postgres;
 pub mod dns;
+pub mod order_keys;
 pub mod agents;
 pub mod site_probe;
 pub mod front;

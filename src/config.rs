@@ -8,16 +8,18 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use axum::http::Uri;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 
 use crate::adapters::keys::{self, KeyError};
-use crate::adapters::postgres::{Connect, ConnectError, Secret};
-use crate::adapters::tls::{Identity, Revoked, TlsFiles, TlsMaterial, install_provider};
+use crate::adapters::postgres::{Connect, ConnectError, PasswordFile, Secret};
+use crate::adapters::reread::{CredentialBook, Reread};
+use crate::adapters::tls::{
+    Believed, Identity, Revoked, TlsFiles, TlsMaterial, client_of, install_provider, roots_of,
+};
 use crate::engine::document::{self, Problem, Problems, Section};
 use crate::engine::units::UnitError;
 
@@ -56,22 +58,33 @@ pub enum AccessError {
 }
 
 impl DatabaseAccess {
-    /// Reads the files, and makes what connections are opened with. Connects to nothing.
-    pub fn connect(&self) -> Result<Connect, AccessError> {
-        let password = self.password_file.as_deref().map(read_text_secret);
-        let tls = self.ca.as_deref().map(roots).transpose()?;
-        Ok(Connect::new(
-            &self.conninfo,
-            password.transpose()?,
-            tls.map(believing),
-        )?)
+    /// Reads the files, and makes what connections are opened with. Connects to nothing. Password
+    /// and authority are read again when their files change; refusals, and when the certificate of
+    /// `owner` (`database@gcp`) ends, go into `book`.
+    pub fn connect(&self, owner: &str, book: &Arc<CredentialBook>) -> Result<Connect, AccessError> {
+        let tls = self.ca.as_deref().map(|path| {
+            let file = Reread::new("authority of a database", path, book, roots)?;
+            let owner = Some(owner.to_owned());
+            let config = client_of(Believed::File(file), owner, Arc::clone(book));
+            Ok::<_, AccessError>(config)
+        });
+        let connect = Connect::new(&self.conninfo, None, tls.transpose()?)?;
+        let Some(path) = &self.password_file else {
+            return Ok(connect);
+        };
+        let file = Reread::new("password file", path, book, read_text_secret)?;
+        Ok(connect.with_password_in(PasswordFile::new(file)))
+    }
+
+    /// The role of the connection string, where it names one.
+    pub(crate) fn role(&self) -> Option<String> {
+        self.unread().ok()?.user().map(str::to_owned)
     }
 
     /// What can be said without looking at a file.
-    fn check(&self) -> Result<(), AccessError> {
+    fn unread(&self) -> Result<Connect, ConnectError> {
         let tls = self.ca.as_ref().map(|_| believing(RootCertStore::empty()));
-        Connect::new(&self.conninfo, None, tls)?;
-        Ok(())
+        Connect::new(&self.conninfo, None, tls)
     }
 }
 
@@ -83,20 +96,10 @@ fn believing(roots: RootCertStore) -> ClientConfig {
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, AccessError> {
-    let malformed = || AccessError::Malformed {
+    roots_of(path).map_err(|_cause| AccessError::Malformed {
         path: path.to_owned(),
         what: "the certificate of an authority in PEM form",
-    };
-    let mut store = RootCertStore::empty();
-    let found = CertificateDer::pem_file_iter(path).map_err(|_cause| malformed())?;
-    for certificate in found {
-        let certificate = certificate.map_err(|_cause| malformed())?;
-        store.add(certificate).map_err(|_cause| malformed())?;
-    }
-    if store.is_empty() {
-        return Err(malformed());
-    }
-    Ok(store)
+    })
 }
 
 /// Reads a secret of one line from a file that only its owner may read.
@@ -266,7 +269,7 @@ impl<'a> Files<'a> {
                 "`{}`: leave `sslmode` out: `database_ca` turns TLS on, and then the server is always verified by name",
                 at.path_of("database")
             ));
-        } else if let Err(why) = access.check() {
+        } else if let Err(why) = access.unread() {
             at.problem("database", format!("`{}`: {why}", at.path_of("database")));
         }
         Some(access)

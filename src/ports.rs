@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::answer::Answer;
+use crate::engine::credential::CredentialFacts;
 use crate::engine::observation::Finding;
 use crate::engine::policy::{FenceStages, LeaseTimers};
 use crate::engine::synchrony::{ClosedWindow, SyncLook};
@@ -191,6 +192,12 @@ pub trait Signer: Send + Sync + fmt::Debug {
 pub trait Verifier: Send + Sync + fmt::Debug {
     /// Who signed exactly these bytes; an error where that is nobody whose signature counts here.
     fn signed_by(&self, message: &[u8], signature: &Signature) -> Result<Author, SealError>;
+}
+
+/// What a process knows of the certificates and secrets that it holds or sees.
+pub trait Credentials: Send + Sync + fmt::Debug {
+    /// What is to be reported now.
+    fn facts(&self) -> CredentialFacts;
 }
 
 /// The controller's way to the agents.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::credential::CredentialFacts;
 use crate::engine::decision::Decision;
 use crate::engine::lease::Refusal;
 use crate::engine::observation::{Finding, Observation};
@@ -124,6 +125,9 @@ pub struct Report {
     pub facts: AgentFacts,
     /// What it saw since its last report: [`OBSERVATIONS`] at most.
     pub observations: Vec<SentObservation>,
+    /// What it says of its certificates and secrets.
+    #[serde(default)]
+    pub credentials: CredentialFacts,
     /// The controller's last answer; `None` before the first.
     pub heard: Option<Heard>,
     /// When it was sent, by the agent's own clock: for orders to it.

@@ -2,14 +2,14 @@
 //! other site's agent, and answers that are signed by whom the order was for.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::keys::SigningKey;
 use super::tls::{CallError, PeerClient, TlsMaterial};
 use crate::engine::topology::SiteName;
-use crate::ports::{Agents, EffectError, Way};
+use crate::ports::{Agents, EffectError, Signer, Way};
 use crate::wire::sealed::{Sealed, SignedOrder, open_answer};
 use crate::wire::{ORDER_PATH, Order, OrderAnswer, RELAY_PATH, RelayAnswer, Relayed};
 
@@ -17,7 +17,7 @@ use crate::wire::{ORDER_PATH, Order, OrderAnswer, RELAY_PATH, RelayAnswer, Relay
 #[derive(Debug)]
 pub struct SignedOrders {
     agents: BTreeMap<SiteName, PeerClient>,
-    key: SigningKey,
+    key: Arc<dyn Signer>,
     /// By which answers are believed.
     believed: TlsMaterial,
 }
@@ -26,12 +26,12 @@ impl SignedOrders {
     /// A way to the agents of all sites.
     pub fn new(
         agents: BTreeMap<SiteName, PeerClient>,
-        key: SigningKey,
+        key: impl Signer + 'static,
         believed: TlsMaterial,
     ) -> Self {
         Self {
             agents,
-            key,
+            key: Arc::new(key),
             believed,
         }
     }
@@ -62,7 +62,7 @@ impl From<CallError> for EffectError {
 #[async_trait]
 impl Agents for SignedOrders {
     async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer {
-        let signed = SignedOrder::seal(order.clone(), &self.key)
+        let signed = SignedOrder::seal(order.clone(), self.key.as_ref())
             .map_err(|error| EffectError::Refused(error.to_string()))?;
         let mut ways = self.agents.iter();
         let way = ways.find(|(site, _)| (**site == order.site) == (by == Way::Direct));

@@ -13,15 +13,16 @@ use axum::http::{HeaderMap, Method, Request, StatusCode, Uri, header, uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use rustls::RootCertStore;
 use rustls::client::Resumption;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::reread::{CredentialBook, Reread};
+use super::tls::{Believed, client_of, roots_of};
 use crate::ports::Clock;
 
 mod serve;
@@ -104,14 +105,29 @@ impl std::fmt::Debug for HttpProber {
 impl HttpProber {
     /// A prober that believes `roots`.
     pub fn new(roots: &Roots, clock: Arc<dyn Clock>) -> Result<Self, RootsError> {
-        let store = match roots {
-            Roots::System => system_roots()?,
-            Roots::File(path) => file_roots(path)?,
+        Self::noting(roots, clock, &Arc::default())
+    }
+
+    /// The same, which writes into `book` when the certificates end that it sees. A file of roots
+    /// is read again when it changes.
+    pub(crate) fn noting(
+        roots: &Roots,
+        clock: Arc<dyn Clock>,
+        book: &Arc<CredentialBook>,
+    ) -> Result<Self, RootsError> {
+        let believed = match roots {
+            Roots::System => Believed::System(Arc::new(system_roots()?)),
+            Roots::File(path) => {
+                let read = |path: &Path| {
+                    roots_of(path).map_err(|cause| RootsError {
+                        place: format!("`{}`", path.display()),
+                        cause,
+                    })
+                };
+                Believed::File(Reread::new("roots for probes", path, book, read)?)
+            }
         };
-        super::tls::install_provider();
-        let mut config = ClientConfig::builder()
-            .with_root_certificates(store)
-            .with_no_client_auth();
+        let mut config = client_of(believed, None, Arc::clone(book));
         // Each probe proves that the service can make a whole new connection.
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -300,25 +316,6 @@ fn system_roots() -> Result<RootCertStore, RootsError> {
             place: "the system".to_owned(),
             cause: cause.unwrap_or_else(|| "there are none".to_owned()),
         });
-    }
-    Ok(store)
-}
-
-fn file_roots(path: &Path) -> Result<RootCertStore, RootsError> {
-    let failed = |cause: String| RootsError {
-        place: format!("`{}`", path.display()),
-        cause,
-    };
-    let mut store = RootCertStore::empty();
-    let found = CertificateDer::pem_file_iter(path).map_err(|cause| failed(cause.to_string()))?;
-    for certificate in found {
-        let certificate = certificate.map_err(|cause| failed(cause.to_string()))?;
-        store
-            .add(certificate)
-            .map_err(|cause| failed(cause.to_string()))?;
-    }
-    if store.is_empty() {
-        return Err(failed("it holds no certificate".to_owned()));
     }
     Ok(store)
 }

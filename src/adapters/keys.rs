@@ -192,6 +192,22 @@ impl VerifyingKey {
             })
     }
 
+    /// Reads a file with a key on each line; lines that begin with `#` and empty ones say nothing.
+    /// At least one.
+    pub fn all_from_file(path: &Path) -> Result<Vec<Self>, KeyError> {
+        let content = read_public(path)?;
+        let text = std::str::from_utf8(&content).unwrap_or_default();
+        let lines = text.lines().map(str::trim);
+        let said = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let keys: Option<Vec<Self>> = said.map(|line| line.parse().ok()).collect();
+        keys.filter(|keys| !keys.is_empty())
+            .ok_or_else(|| KeyError::Malformed {
+                path: path.to_owned(),
+                what: "public Ed25519 keys",
+                hint: "give the file whose lines begin with `failover-ed25519-public:`",
+            })
+    }
+
     /// Writes the key to a new file.
     pub fn to_file(&self, path: &Path) -> Result<(), KeyError> {
         write_public(path, format!("{self}\n").as_bytes())

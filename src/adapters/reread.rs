@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::clock::SystemClock;
 use crate::engine::credential::{CertificateEnd, CredentialFacts, URGENT, WARNED};
 use crate::engine::units::{MonoTime, WallTime};
-use crate::ports::Clock;
+use crate::ports::{Clock, Credentials};
 
 /// How long new content must have been of no use before anybody is told: files that belong
 /// together are rarely written in one moment.
@@ -165,9 +165,10 @@ impl CredentialBook {
     pub(crate) fn accept(&self, what: &str) {
         self.pages().refused.remove(what);
     }
+}
 
-    /// What is to be reported now.
-    pub fn facts(&self) -> CredentialFacts {
+impl Credentials for CredentialBook {
+    fn facts(&self) -> CredentialFacts {
         let now = SystemClock.now();
         let mut pages = self.pages();
         pages

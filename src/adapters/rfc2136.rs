@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::TXT;
-use hickory_proto::rr::rdata::tsig::{TsigAlgorithm, TsigError};
+use hickory_proto::rr::rdata::tsig::TsigAlgorithm;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, TSigner};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,10 @@ use super::dns::{self, ExchangeError, Lookup, LookupError};
 use crate::engine::answer::Answer;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::ports::{Clock, EffectError, OutsideFault, OutsideView, Still, Traffic, Versioned};
+
+mod secret;
+
+use secret::{SecretFile, bad_signature};
 
 /// How far the two clocks may be apart, in seconds: the value that RFC 8945 recommends.
 const FUDGE_SECONDS: u16 = 300;
@@ -101,6 +105,8 @@ pub struct Rfc2136 {
     /// Whose address it is.
     owners: BTreeMap<IpAddr, SiteName>,
     clock: Arc<dyn Clock>,
+    /// Where the key's secret is, if it may change; `settings.key` has it otherwise.
+    secret: Option<SecretFile>,
 }
 
 /// What the zone holds: the token of [`Versioned`].
@@ -145,6 +151,7 @@ impl Rfc2136 {
             note,
             owners,
             clock,
+            secret: None,
         })
     }
 
@@ -335,26 +342,6 @@ impl Held {
     }
 }
 
-fn bad_signature(error: TsigError, server: &SocketAddr, key: &TsigKey) -> String {
-    let name = &key.name;
-    match error {
-        TsigError::BadKey => {
-            format!("server {server} does not know key `{name}` (BADKEY): add it there")
-        }
-        TsigError::BadSig | TsigError::BadTrunc => format!(
-            "server {server} has another secret for key `{name}` (BADSIG): use the same on both \
-             sides"
-        ),
-        TsigError::BadTime => format!(
-            "the clocks of this machine and of server {server} are more than {FUDGE_SECONDS} s \
-             apart (BADTIME): repair NTP on both"
-        ),
-        TsigError::Unknown(code) => {
-            format!("server {server} rejects the signature with key `{name}`: error {code}")
-        }
-    }
-}
-
 #[async_trait]
 impl Traffic for Rfc2136 {
     fn name(&self) -> &TargetName {
@@ -405,10 +392,10 @@ impl Traffic for Rfc2136 {
         let Settings {
             name,
             server,
-            key,
             timeout,
             ..
         } = &self.settings;
+        let key = self.key();
         let unsent = |error: ExchangeError| {
             EffectError::Failed(format!("`{name}`: update at {server}: {error}"))
         };
@@ -445,7 +432,8 @@ impl Traffic for Rfc2136 {
         if message.id != request.id {
             return Err(unproven(&"it belongs to another message"));
         }
-        self.verdict(&message)?;
+        let said = self.verdict(&message);
+        self.judged(key, said)?;
         let Some(mut verifier) = verifier else {
             return Err(unproven(&"the request was not signed"));
         };

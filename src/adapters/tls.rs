@@ -22,6 +22,7 @@ mod material;
 mod verifier;
 mod standing;
 mod signature;
+mod roots;
 mod server;
 mod client;
 
@@ -29,6 +30,7 @@ pub use client::{CallError, Peer, PeerAddress, PeerClient};
 pub use identity::{Identity, IdentityError};
 pub use material::TlsMaterial;
 pub(crate) use revoked::Revoked;
+pub(crate) use roots::{Believed, client_of, roots_of};
 pub use server::{PeerIdentity, RejectedPeer, TlsListener, serve};
 
 /// Makes aws-lc-rs the process's only cryptographic provider. Call it first in `main`; calling

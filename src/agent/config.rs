@@ -142,7 +142,7 @@ fn build(root: &Section<'_>, files: Files<'_>) -> Option<Config> {
     let orders = root.section("orders");
     let key = orders.text("controller_public_key", "orders.pub");
     let controller_public_key = files.path(&orders, "controller_public_key", key, |path| {
-        VerifyingKey::from_file(path).map(drop)
+        VerifyingKey::all_from_file(path).map(drop)
     });
     let peer_section = root.section("peer");
     let peer = build_peer(&peer_section, files);

@@ -11,7 +11,7 @@ use super::keeper::{News, Shown};
 use crate::engine::situation::{AgentFacts, LocalDatabase};
 use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::MonoTime;
-use crate::ports::{AgentLinks, Clock, LastError};
+use crate::ports::{AgentLinks, Clock, Credentials, LastError};
 use crate::wire::unsent::Unsent;
 use crate::wire::{Heard, PeerQuestion, Postmark, Report, ReportAnswer, SentObservation};
 
@@ -40,6 +40,8 @@ pub struct Reporter {
     pub news: mpsc::Sender<News>,
     /// What the controller last said about how often to look.
     pub pace: watch::Sender<Pace>,
+    /// What the agent knows of its certificates and secrets.
+    pub credentials: Arc<dyn Credentials>,
     /// Rung when something changed that the controller should know at once.
     pub urgent: Arc<Notify>,
 }
@@ -140,6 +142,7 @@ impl Reporter {
             asks: shown.asks,
             facts: aged(shown.facts, age),
             observations,
+            credentials: self.credentials.facts(),
             heard: None,
             mark: self.mark(now),
             peer_mark: shown.peer_mark.map(|(postmark, came)| Heard {

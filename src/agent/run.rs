@@ -1,6 +1,7 @@
 //! The composition root of the agent.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +23,13 @@ use super::store::FileStore;
 use super::workloads::CommandWorkloads;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::http::{HttpProber, serve_plain};
-use crate::adapters::keys::VerifyingKey;
+use crate::adapters::order_keys::ObeyedKeys;
 use crate::adapters::postgres::{Connect, Secret};
+use crate::adapters::reread::CredentialBook;
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsListener, TlsMaterial, serve};
 use crate::app::prober::look_for_ever;
-use crate::app::run::{a_life, first_tasks, roots, until_stopped};
+use crate::app::run::{a_life, first_tasks, prober, until_stopped};
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{AgentLinks, Clock, EffectError, Verifier, Workloads};
 use crate::wire::{
@@ -72,10 +74,9 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     std::fs::create_dir_all(&config.state_dir).context("create `state_dir`")?;
-    let listener = TcpListener::bind(config.listen).await;
-    let listener = listener.with_context(|| format!("listen at {}", config.listen))?;
-    let material = TlsMaterial::load(&config.tls)?;
-    let http = HttpProber::new(&roots(config.probe_ca.as_deref()), Arc::clone(&clock))?;
+    let listener = listen_at(config.listen).await?;
+    let (material, book) = TlsMaterial::with_book(&config.tls)?;
+    let http = prober(config.probe_ca.as_deref(), &clock, &book)?;
 
     let guard =
         GuardLink::connect_or_spawn(guard_config(&config), std::env::current_exe()?).await?;
@@ -87,10 +88,10 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         primary_conninfo: Secret::new(config.postgres.primary_conninfo.clone()),
         site: config.site.clone(),
         // Both databases have the same roles, because one is a copy of the other.
-        watcher: config.peer.database.connect()?.user().map(str::to_owned),
+        watcher: config.peer.database.role(),
     };
-    let controller_key: Arc<dyn Verifier> =
-        Arc::new(VerifyingKey::from_file(&config.controller_public_key)?);
+    let obeyed = ObeyedKeys::from_file(&config.controller_public_key, &material)?;
+    let controller_key: Arc<dyn Verifier> = Arc::new(obeyed);
     let life = a_life()?;
     let parts = Parts {
         life,
@@ -137,7 +138,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let (pace, paced) = watch::channel(Pace::default());
     let (seen, observations) = mpsc::channel(WAITING);
     let looking = look_for_ever(
-        Arc::new(make_probe(&config, http)?),
+        Arc::new(make_probe(&config, http, &book)?),
         targets(&config),
         Vantage::Agent(config.site.clone()),
         Arc::clone(&clock),
@@ -160,6 +161,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         shown: shown.clone(),
         news: news.clone(),
         pace,
+        credentials: book,
         urgent,
     });
     let asking = Arc::clone(&reporter);
@@ -184,9 +186,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     };
     let (stop, stopping) = watch::channel(false);
     if let Some(address) = config.listen_plain {
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("listen at {address}"))?;
+        let listener = listen_at(address).await?;
         let (router, stopping) = (api::plain_router(api.clone()), stopping.clone());
         tasks.spawn(async {
             serve_plain(listener, router, stopping).await;
@@ -222,6 +222,11 @@ fn links(config: &Config, material: &TlsMaterial) -> anyhow::Result<TlsLinks> {
         controller: PeerClient::new(material, controller)?,
         peer: PeerClient::new(material, peer)?,
     })
+}
+
+async fn listen_at(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("listen at {address}"))
 }
 
 fn workloads_of(config: &Config, http: &HttpProber) -> Option<Arc<dyn Workloads>> {
@@ -263,12 +268,17 @@ fn local_connect(config: &Config) -> anyhow::Result<Connect> {
     Ok(Connect::new(&conninfo, None, None)?.as_superuser())
 }
 
-fn make_probe(config: &Config, http: HttpProber) -> anyhow::Result<SiteProbe> {
+fn make_probe(
+    config: &Config,
+    http: HttpProber,
+    book: &Arc<CredentialBook>,
+) -> anyhow::Result<SiteProbe> {
     let mut sites = BTreeMap::new();
     let peer = &config.peer;
+    let owner = format!("database@{}", peer.site);
     let address = SiteAddress {
         api: peer.api.clone(),
-        database: peer.database.connect()?,
+        database: peer.database.connect(&owner, book)?,
     };
     sites.insert(peer.site.clone(), address);
     // Without workloads of ours there is no page of our own to look at, and none is asked for.

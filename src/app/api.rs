@@ -348,7 +348,15 @@ fn of_checks(status: &Status) -> Vec<(&'static str, Labels, u64)> {
         *count = count.saturating_add(1);
     }
     let counted = counted.into_iter();
+    let ends = status.situation.certificates.iter().map(|end| {
+        // As Prometheus writes a text in a label.
+        let owner = end.owner.replace('\\', "\\\\").replace('"', "\\\"");
+        let seconds = end.until.0.checked_div(1000).unwrap_or_default();
+        let name = "certificate_not_after_timestamp_seconds";
+        (name, BTreeMap::from([("owner", owner)]), seconds)
+    });
     gates
+        .chain(ends)
         .chain(counted.map(|(labels, count)| ("check", labels, count)))
         .collect()
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::engine::credential::CredentialFacts;
 use crate::engine::detector::Detector;
 use crate::engine::lease::{LastRight, LeaseBook, can_wait_out};
 use crate::engine::observation::{
@@ -55,6 +56,8 @@ pub struct Brain {
     /// When a look of the controller itself last got an answer from a site.
     reached: BTreeMap<SiteName, MonoTime>,
     anchors: (u32, u32),
+    /// What each process says of its certificates and secrets.
+    credentials: BTreeMap<Vantage, CredentialFacts>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +95,7 @@ impl Brain {
             observers: BTreeMap::new(),
             reached: BTreeMap::new(),
             anchors: (0, 0),
+            credentials: BTreeMap::new(),
             topology,
             policy,
         }
@@ -135,9 +139,21 @@ impl Brain {
         &self.topology
     }
 
-    /// How many anchors answered, of how many.
-    pub fn anchors(&mut self, reached: u32, of: u32) {
-        self.anchors = (reached, of);
+    /// How many anchors answered, of how many; and what this process says of its certificates.
+    pub fn surroundings(&mut self, anchors: (u32, u32), own: CredentialFacts) {
+        self.anchors = anchors;
+        self.credentials(Vantage::Controller, own);
+    }
+
+    /// What a process says of its certificates and secrets.
+    pub fn credentials(&mut self, of: Vantage, facts: CredentialFacts) {
+        self.credentials.insert(of, facts.clipped());
+    }
+
+    fn refused_secrets(&self) -> Vec<String> {
+        let all = self.credentials.iter();
+        all.flat_map(|(who, facts)| facts.refused.iter().map(move |why| format!("{who}: {why}")))
+            .collect()
     }
 
     /// Takes in an observation of our own. One into which a standstill fell is late because of us.
@@ -341,6 +357,8 @@ impl Brain {
             }),
             sites,
             observers: self.observers_at(now),
+            certificates: CredentialFacts::ends_at(self.credentials.values(), wall),
+            refused_secrets: self.refused_secrets(),
             replication: Replication {
                 replay: self.replay.known(),
                 commits_wait: self.waits.longest(),

@@ -10,6 +10,7 @@ use super::brain::Brain;
 use super::executor::{Executor, World};
 use super::journal::{Journal, JournalError};
 use crate::engine::chain::Body;
+use crate::engine::credential::CredentialFacts;
 use crate::engine::decision::{Decision, Verdict, decide};
 use crate::engine::lease::LastRight;
 use crate::engine::observation::Observation;
@@ -39,8 +40,8 @@ mod asked;
 pub enum Input {
     /// What our own probes saw.
     Observed(Vec<Observation>),
-    /// How many anchors answered, of how many.
-    Anchors(u32, u32),
+    /// How many anchors answered, of how many; and what this process says of its certificates.
+    Anchors(u32, u32, CredentialFacts),
     /// An agent reported, and waits for the answer.
     Reported(Box<Report>, oneshot::Sender<ReportAnswer>),
     /// An extra observer reported, and waits for the answer.
@@ -206,7 +207,7 @@ impl Control {
                     self.brain.observe(observation);
                 }
             }
-            Input::Anchors(reached, of) => self.brain.anchors(reached, of),
+            Input::Anchors(reached, of, own) => self.brain.surroundings((reached, of), own),
             Input::Reported(report, answer) => {
                 let group = self.journal.state();
                 if let Some(change) = self.brain.window_change(&report, &group, now) {

@@ -24,8 +24,9 @@ use crate::adapters::agents::SignedOrders;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::files::{FileLog, Torn};
 use crate::adapters::front::HttpFront;
-use crate::adapters::http::{HttpProber, Roots, serve_plain};
-use crate::adapters::keys::SigningKey;
+use crate::adapters::http::{HttpProber, Roots, RootsError, serve_plain};
+use crate::adapters::order_keys::OrdersKey;
+use crate::adapters::reread::CredentialBook;
 use crate::adapters::rfc2136::{self, Rfc2136, TsigKey};
 use crate::adapters::route53::{self, Route53};
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
@@ -36,7 +37,7 @@ use crate::engine::chain::{Digest, canonical};
 use crate::engine::policy::Policy;
 use crate::engine::topology::{Target, Vantage};
 use crate::engine::units::MonoTime;
-use crate::ports::{Clock, FrontDoor, Probe, Traffic};
+use crate::ports::{Clock, Credentials, FrontDoor, Probe, Traffic};
 use crate::wire::Rhythm;
 
 /// How many observations and rejected connections may wait to be taken in.
@@ -57,7 +58,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.with_context(|| format!("listen at {}", config.listen))?;
-    let material = TlsMaterial::load(&config.tls)?;
+    let (material, book) = TlsMaterial::with_book(&config.tls)?;
     let topology = config.topology();
 
     let opened = FileLog::open(&config.log, &holder(clock.as_ref(), path))?;
@@ -88,12 +89,12 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     )
     .await?;
 
-    let probe: Arc<dyn Probe> = Arc::new(make_probe(&config, &clock)?);
+    let probe: Arc<dyn Probe> = Arc::new(make_probe(&config, &clock, &book)?);
     let world = World {
         agents: Arc::new(make_agents(&config, &material)?),
         probe: Arc::clone(&probe),
-        traffic: make_traffic(&config, &clock).await?,
-        front: make_front(&config, &clock)?,
+        traffic: make_traffic(&config, &clock, &book).await?,
+        front: make_front(&config, &clock, &book)?,
         leadership: Leadership::alone(Arc::clone(&clock)),
         crash,
     };
@@ -144,7 +145,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         probe,
         Arc::clone(&clock),
         rhythm,
-        handle.clone(),
+        (handle.clone(), book),
     ));
 
     let (stop, stopping) = watch::channel(false);
@@ -244,17 +245,27 @@ fn settings_digest(path: &Path, policy: &Policy) -> anyhow::Result<Digest> {
     Ok(Digest::of(&bytes))
 }
 
-pub(crate) fn roots(probe_ca: Option<&Path>) -> Roots {
-    probe_ca.map_or(Roots::System, |path| Roots::File(path.to_owned()))
+/// What asks over HTTP, believing the roots of a file or of the operating system.
+pub(crate) fn prober(
+    probe_ca: Option<&Path>,
+    clock: &Arc<dyn Clock>,
+    book: &Arc<CredentialBook>,
+) -> Result<HttpProber, RootsError> {
+    let roots = probe_ca.map_or(Roots::System, |path| Roots::File(path.to_owned()));
+    HttpProber::noting(&roots, Arc::clone(clock), book)
 }
 
-fn make_probe(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<SiteProbe> {
-    let http = HttpProber::new(&roots(config.probe_ca.as_deref()), Arc::clone(clock))?;
+fn make_probe(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    book: &Arc<CredentialBook>,
+) -> anyhow::Result<SiteProbe> {
+    let http = prober(config.probe_ca.as_deref(), clock, book)?;
     let mut sites = BTreeMap::new();
     for (name, site) in &config.sites {
         let address = SiteAddress {
             api: site.api.clone(),
-            database: site.database.connect()?,
+            database: site.database.connect(&format!("database@{name}"), book)?,
         };
         sites.insert(name.clone(), address);
     }
@@ -282,7 +293,7 @@ fn make_agents(config: &Config, material: &TlsMaterial) -> anyhow::Result<Signed
     }
     Ok(SignedOrders::new(
         agents,
-        SigningKey::from_file(&config.orders_key)?,
+        OrdersKey::from_file(&config.orders_key, &material.book())?,
         material.clone(),
     ))
 }
@@ -301,6 +312,7 @@ fn make_brain(
 fn make_front(
     config: &Config,
     clock: &Arc<dyn Clock>,
+    book: &Arc<CredentialBook>,
 ) -> anyhow::Result<Option<Arc<dyn FrontDoor>>> {
     let Some(front) = &config.front else {
         return Ok(None);
@@ -316,7 +328,7 @@ fn make_front(
         }
     }
     Ok(Some(Arc::new(HttpFront {
-        http: HttpProber::new(&roots(config.probe_ca.as_deref()), Arc::clone(clock))?,
+        http: prober(config.probe_ca.as_deref(), clock, book)?,
         url: front.url.clone(),
         site_header: front.site_header.clone(),
         write_url: front.write_url.clone(),
@@ -327,11 +339,12 @@ fn make_front(
 async fn make_traffic(
     config: &Config,
     clock: &Arc<dyn Clock>,
+    book: &Arc<CredentialBook>,
 ) -> anyhow::Result<Vec<Arc<dyn Traffic>>> {
     let mut targets: Vec<Arc<dyn Traffic>> = Vec::new();
     for target in &config.traffic {
         targets.push(match &target.kind {
-            TrafficKind::Rfc2136(update) => Arc::new(make_rfc2136(target, update, clock)?),
+            TrafficKind::Rfc2136(update) => Arc::new(make_rfc2136(target, update, clock, book)?),
             TrafficKind::Route53(api) => Arc::new(make_route53(target, api, clock).await?),
         });
     }
@@ -342,8 +355,10 @@ fn make_rfc2136(
     target: &TrafficConfig,
     update: &super::config::Rfc2136Config,
     clock: &Arc<dyn Clock>,
+    book: &Arc<CredentialBook>,
 ) -> anyhow::Result<Rfc2136> {
-    let secret = read_tsig_secret(&update.tsig_secret_file)?;
+    let path = &update.tsig_secret_file;
+    let secret = read_tsig_secret(path)?;
     let settings = rfc2136::Settings {
         name: target.name.clone(),
         server: update.server,
@@ -358,7 +373,8 @@ fn make_rfc2136(
         addresses: update.addresses.clone(),
         timeout: target.timeout,
     };
-    Ok(Rfc2136::new(settings, Arc::clone(clock))?)
+    let target = Rfc2136::new(settings, Arc::clone(clock))?;
+    Ok(target.with_secret_file(path, book, read_tsig_secret)?)
 }
 
 async fn make_route53(
@@ -417,15 +433,18 @@ pub(crate) async fn forward(
     ("observations", Ok(()))
 }
 
+/// Looks at the anchors for ever, and tells them together with what this process knows of its
+/// certificates and secrets.
 pub(crate) async fn watch_anchors(
     probe: Arc<dyn Probe>,
     clock: Arc<dyn Clock>,
     rhythm: Rhythm,
-    control: Handle,
+    (control, credentials): (Handle, Arc<impl Credentials + 'static>),
 ) -> (&'static str, anyhow::Result<()>) {
     loop {
         let (reached, of) = probe.anchors(rhythm.within).await;
-        if control.tell(Input::Anchors(reached, of)).await.is_err() {
+        let seen = Input::Anchors(reached, of, credentials.facts());
+        if control.tell(seen).await.is_err() {
             return ("anchors", Ok(()));
         }
         clock.sleep(rhythm.every).await;

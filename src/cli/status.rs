@@ -9,6 +9,7 @@ use super::Reach;
 use super::client::Client;
 use super::exit::Exit;
 use super::output::{Mood, Output, said};
+use crate::engine::credential::{URGENT, WARNED};
 use crate::engine::detector::State;
 use crate::engine::document::human;
 use crate::engine::standby::replaying;
@@ -126,6 +127,7 @@ fn write(text: &mut String, status: &Status, output: &Output) -> std::fmt::Resul
     write_sites(text, status, output)?;
     write_observers(text, status, output)?;
     write_replication(text, status, output)?;
+    write_certificates(text, status, output)?;
     if let Some(plan) = &status.plan {
         writeln!(text)?;
         let stuck = plan
@@ -234,6 +236,31 @@ fn write_observers(text: &mut String, status: &Status, output: &Output) -> std::
         }
     }
     Ok(())
+}
+
+/// The certificates that end first.
+fn write_certificates(text: &mut String, status: &Status, output: &Output) -> std::fmt::Result {
+    let nearest = status.situation.certificates.iter().take(3);
+    let shown: Vec<String> = nearest
+        .map(|end| {
+            let days = end.left.as_secs().checked_div(86_400).unwrap_or_default();
+            let word = format!("{} in {days} days", end.owner);
+            if end.left.is_zero() {
+                output.paint(Mood::Bad, format!("{} ended at {}", end.owner, end.until))
+            } else if end.left <= URGENT {
+                output.paint(Mood::Bad, word)
+            } else if end.left <= WARNED {
+                output.paint(Mood::Doubt, word)
+            } else {
+                word
+            }
+        })
+        .collect();
+    if shown.is_empty() {
+        return Ok(());
+    }
+    let title = output.paint(Mood::Strong, "certificates end:");
+    writeln!(text, "{title} {}", shown.join(", "))
 }
 
 fn write_replication(text: &mut String, status: &Status, output: &Output) -> std::fmt::Result {

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::document::human;
+use super::reason::{Code, Reason};
+use super::text::{WORD_LIMIT, clip, clip_to};
 use super::units::{WallTime, millis};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -27,9 +30,6 @@ pub const GRACE: Duration = DAY.saturating_mul(30);
 /// How many ends and refusals one process reports at most: its own and those of two databases, two
 /// services and the front door are fewer.
 const MOST: usize = 16;
-
-/// The longest name or text of them, in characters.
-const LONGEST: usize = 200;
 
 /// When a certificate ends.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -64,17 +64,14 @@ pub struct CertificateFacts {
 }
 
 impl CredentialFacts {
-    /// The same, no larger than a process of ours makes it.
-    pub fn bounded(mut self) -> Self {
-        let short = |text: &mut String| {
-            if text.chars().count() > LONGEST {
-                *text = text.chars().take(LONGEST).collect();
-            }
-        };
+    /// The same, no larger than a process of ours makes it, and harmless wherever it is shown.
+    pub fn clipped(mut self) -> Self {
         self.ends.truncate(MOST);
         self.refused.truncate(MOST);
-        self.ends.iter_mut().for_each(|end| short(&mut end.owner));
-        self.refused.iter_mut().for_each(short);
+        for end in &mut self.ends {
+            clip_to(&mut end.owner, WORD_LIMIT);
+        }
+        self.refused.iter_mut().for_each(clip);
         self
     }
 
@@ -98,6 +95,36 @@ impl CredentialFacts {
         facts.sort_by_key(|facts| facts.until);
         facts
     }
+}
+
+/// What there is to say, for people: the nearest end, if it is near, and what is refused.
+pub fn trouble(certificates: &[CertificateFacts], refused: &[String]) -> Vec<Reason> {
+    let nearest = certificates.first().filter(|end| end.left <= WARNED);
+    let ending = nearest.map(|end| {
+        let (code, limit) = if end.left <= URGENT {
+            (Code::CertificateUrgent, URGENT)
+        } else {
+            (Code::CertificateEnding, WARNED)
+        };
+        // Whole minutes: nobody reads the milliseconds of a month.
+        let minutes = end.left.as_secs().checked_div(60).unwrap_or_default();
+        let left = Duration::from_secs(minutes.saturating_mul(60));
+        let verb = if end.left.is_zero() { "ended" } else { "ends" };
+        let also = certificates.iter().skip(1);
+        let also = also.filter(|end| end.left <= WARNED).count();
+        let others = if also == 0 {
+            String::new()
+        } else {
+            format!(", and {also} more within {}", human(WARNED))
+        };
+        let why = format!("that of {} {verb} at {}{others}", end.owner, end.until);
+        Reason::time(code, left, limit).because(why)
+    });
+    let refused = (!refused.is_empty()).then(|| {
+        let why = refused.join("; ");
+        Reason::word(Code::SecretRefused, "the old one", "the new one").because(why)
+    });
+    ending.into_iter().chain(refused).collect()
 }
 
 #[cfg(test)]
@@ -140,10 +167,38 @@ mod tests {
             ends: vec![end(&"é".repeat(5000), 1); 500],
             refused: vec!["x".repeat(5000); 500],
         };
-        let facts = facts.bounded();
+        let facts = facts.clipped();
         assert_eq!((facts.ends.len(), facts.refused.len()), (MOST, MOST));
-        let longest = |text: &String| text.chars().count() == LONGEST;
-        assert!(facts.refused.iter().all(longest));
-        assert!(facts.ends.iter().map(|end| &end.owner).all(longest));
+        assert!(facts.refused.iter().all(|text| text.len() <= 1000));
+        assert!(facts.ends.iter().all(|end| end.owner.len() <= WORD_LIMIT));
+    }
+
+    #[test]
+    fn a_certificate_is_told_of_for_thirty_days_and_urgently_for_seven() {
+        let facts = |left: Duration| CertificateFacts {
+            owner: "aws.agent.shop".to_owned(),
+            until: WallTime(1_800_000_000_000),
+            left,
+        };
+        for (left, code) in [
+            (DAY * 31, None),
+            (DAY * 30, Some(Code::CertificateEnding)),
+            (DAY * 8, Some(Code::CertificateEnding)),
+            (DAY * 7, Some(Code::CertificateUrgent)),
+            (Duration::ZERO, Some(Code::CertificateUrgent)),
+        ] {
+            let said = trouble(&[facts(left), facts(DAY * 400)], &[]);
+            let codes: Vec<Code> = said.iter().map(|reason| reason.code).collect();
+            assert_eq!(codes, Vec::from_iter(code), "{left:?}");
+        }
+        let said = trouble(&[facts(Duration::ZERO), facts(DAY)], &["x: y".to_owned()]);
+        let texts: Vec<String> = said.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "certificate-urgent: 0s (limit 7days); that of aws.agent.shop ended at 2027-01-15T08:00:00.000Z, and 1 more within 30days",
+                "secret-refused: the old one (limit the new one); x: y",
+            ]
+        );
     }
 }

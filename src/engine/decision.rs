@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::credential;
 use super::detector::{State, Vote, VoteKind};
 use super::gate::{self, Gate, LossEstimate};
 use super::policy::{ApiFailure, Durability, Policy};
@@ -124,7 +125,15 @@ fn judge(situation: &Situation, policy: &Policy, gates: &[Gate]) -> (Verdict, Ve
             };
             (verdict, vec![reason])
         }
-        Trigger::None(reasons) => (Verdict::Hold, reasons),
+        Trigger::None(mut reasons) => {
+            let credentials =
+                credential::trouble(&situation.certificates, &situation.refused_secrets);
+            if !credentials.is_empty() {
+                reasons.retain(|reason| reason.code != Code::Healthy);
+            }
+            reasons.extend(credentials);
+            (Verdict::Hold, reasons)
+        }
     }
 }
 

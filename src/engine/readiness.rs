@@ -89,7 +89,9 @@ pub fn checks(decision: &Decision) -> Vec<Check> {
         let state = match (reason.code, &decision.verdict) {
             (Code::Healthy, _) => CheckState::Ok,
             // What the policy promises is not kept, or a person is needed before anything else.
-            (Code::RpoWindowOpen, _) | (_, Verdict::Escalate) => CheckState::Blocks,
+            (Code::RpoWindowOpen | Code::CertificateUrgent, _) | (_, Verdict::Escalate) => {
+                CheckState::Blocks
+            }
             (_, _) => CheckState::Warns,
         };
         all.push(Check::new(state, reason.clone()));

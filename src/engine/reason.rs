@@ -75,6 +75,9 @@ codes! {
     FenceUnprovable = "fence-unprovable": "There is no way to prove that the old primary cannot write.",
     RpoWindowOpen = "rpo-window-open": "Commits do not wait for the standby, although the policy wants them to: a failover now could lose some.",
     CommitsStalled = "commits-stalled": "Commits wait for a standby that does not confirm them.",
+    CertificateEnding = "certificate-ending": "A certificate ends within thirty days.",
+    CertificateUrgent = "certificate-urgent": "A certificate ends within seven days, or has ended.",
+    SecretRefused = "secret-refused": "A file with a secret or certificate was replaced, and what is in it now is not used.",
     ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",
 }
 

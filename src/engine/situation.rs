@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::credential::CertificateFacts;
 use super::detector::{Health, State};
 use super::observation::{DatabaseFacts, PositionHistory};
 use super::replay::Replay;
@@ -36,6 +37,12 @@ pub struct Situation {
     /// Each extra observer that the controller was told of.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub observers: BTreeMap<ObserverName, ObserverFacts>,
+    /// When the certificates end that our processes hold or see, the nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateFacts>,
+    /// Files with secrets whose new content a process of ours does not use, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused_secrets: Vec<String>,
     /// What is known of the way from the active database to the standby.
     pub replication: Replication,
     /// Whether the active site may acknowledge what its standby does not have.
@@ -447,6 +454,8 @@ pub(crate) mod samples {
             plan: None,
             sites: [(aws(), site(Role::Primary)), (gcp(), site(Role::Standby))].into(),
             observers: BTreeMap::new(),
+            certificates: Vec::new(),
+            refused_secrets: Vec::new(),
             replication: Replication {
                 primary: Some(Aged {
                     age: seconds(1),

@@ -28,8 +28,8 @@ use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::Epoch;
 use crate::ports::Clock;
 
-/// How long the lab's certificates hold.
-const CERTIFICATES: Duration = Duration::from_secs(7 * 86_400);
+/// How long the lab's certificates hold: longer than any that somebody is to be warned of.
+const CERTIFICATES: Duration = Duration::from_secs(90 * 86_400);
 /// How long one statement of the set-up may take.
 const STATEMENT: Duration = Duration::from_secs(20);
 /// The zone of the lab's name server, and the service in it.

@@ -10,11 +10,11 @@ use tokio::sync::{mpsc, watch};
 use super::config::Config;
 use super::reporter::{Reporter, UNTIL_TOLD};
 use crate::adapters::clock::SystemClock;
-use crate::adapters::http::HttpProber;
+use crate::adapters::reread::CredentialBook;
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsMaterial};
 use crate::app::prober::look_for_ever;
-use crate::app::run::{first_tasks, roots, until_stopped};
+use crate::app::run::{first_tasks, prober, until_stopped};
 use crate::engine::topology::{Target, Vantage};
 use crate::ports::{Clock, EffectError, ObserverLink};
 use crate::wire::unsent::Unsent;
@@ -42,7 +42,7 @@ impl ObserverLink for TlsLink {
 pub async fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let material = TlsMaterial::load(&config.tls)?;
+    let (material, book) = TlsMaterial::with_book(&config.tls)?;
     let peer = Peer {
         identity: Identity::Controller,
         address: config.controller.clone(),
@@ -53,7 +53,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let (rhythm, told) = watch::channel(UNTIL_TOLD);
     let (seen, observations) = mpsc::channel(WAITING);
     let looking = look_for_ever(
-        Arc::new(make_probe(&config, &clock)?),
+        Arc::new(make_probe(&config, &clock, &book)?),
         config.sites.keys().flat_map(Target::looked_at).collect(),
         Vantage::Observer(config.name.clone()),
         Arc::clone(&clock),
@@ -79,18 +79,22 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     until_stopped(&mut tasks).await
 }
 
-fn make_probe(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<SiteProbe> {
+fn make_probe(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    book: &Arc<CredentialBook>,
+) -> anyhow::Result<SiteProbe> {
     let mut sites = std::collections::BTreeMap::new();
     for (name, site) in &config.sites {
         let address = SiteAddress {
             api: site.api.clone(),
-            database: site.database.connect()?,
+            database: site.database.connect(&format!("database@{name}"), book)?,
         };
         sites.insert(name.clone(), address);
     }
     Ok(SiteProbe {
         vantage: Vantage::Observer(config.name.clone()),
-        http: HttpProber::new(&roots(config.probe_ca.as_deref()), Arc::clone(clock))?,
+        http: prober(config.probe_ca.as_deref(), clock, book)?,
         sites,
         anchors: Vec::new(),
     })

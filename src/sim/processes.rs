@@ -13,7 +13,7 @@ use super::controller_ports::{SimAgents, SimCrash, SimFront, SimLead, SimLog, Si
 use super::database::SimDatabase;
 use super::network::Door;
 use super::seals::SimKeys;
-use super::site_ports::{Place, SimLinks, SimProbe, SimStore, SimWorkloads};
+use super::site_ports::{NoCertificates, Place, SimLinks, SimProbe, SimStore, SimWorkloads};
 use super::world::{Life, Node, SimClock, World};
 use crate::agent::keeper::{Keeper, Parts};
 use crate::agent::reporter::{Pace, Reporter};
@@ -132,6 +132,15 @@ fn clock(world: &Arc<World>, node: Node, life: &Arc<Life>, plant: &dyn Plant) ->
     plant.clock(Arc::new(SimClock { world, node, life }), node)
 }
 
+/// A task that ends with its name.
+async fn named(
+    name: &'static str,
+    task: impl Future<Output = ()>,
+) -> (&'static str, anyhow::Result<()>) {
+    task.await;
+    (name, Ok(()))
+}
+
 /// Starts the agent of a site.
 pub async fn start_agent(
     world: &Arc<World>,
@@ -158,10 +167,7 @@ pub async fn start_agent(
     };
     let (keeper, news, shown) = Keeper::begin(parts).await?;
     let mut tasks: Tasks = JoinSet::new();
-    tasks.spawn(async {
-        keeper.run().await;
-        ("keeper", Ok(()))
-    });
+    tasks.spawn(named("keeper", keeper.run()));
     let urgent = Arc::new(Notify::new());
     tasks.spawn(ring_on_change(shown.clone(), Arc::clone(&urgent)));
     let (pace, paced) = watch::channel(Pace::default());
@@ -175,10 +181,7 @@ pub async fn start_agent(
         rhythm_of(paced, &mut tasks),
         seen,
     );
-    tasks.spawn(async {
-        looking.await;
-        ("probes", Ok(()))
-    });
+    tasks.spawn(named("probes", looking));
     let reporter = Arc::new(Reporter {
         life: agent_life,
         group: world.topology.group.clone(),
@@ -188,6 +191,7 @@ pub async fn start_agent(
         shown,
         news: news.clone(),
         pace,
+        credentials: Arc::new(NoCertificates),
         urgent,
     });
     let asking = Arc::clone(&reporter);
@@ -310,13 +314,13 @@ pub async fn start_controller(
         told,
         seen,
     );
-    tasks.spawn(async move {
+    tasks.spawn(named("probes", async move {
         looking.await;
         drop(keep);
-        ("probes", Ok(()))
-    });
+    }));
     tasks.spawn(forward(observations, handle.clone()));
-    tasks.spawn(watch_anchors(probe, clock, rhythm, handle.clone()));
+    let told = (handle.clone(), Arc::new(NoCertificates));
+    tasks.spawn(watch_anchors(probe, clock, rhythm, told));
     let door = Door {
         life: Arc::clone(&life),
         to: handle,

@@ -13,16 +13,28 @@ use super::seals::{SimKey, SimKeys};
 use super::world::{Life, Node, World};
 use crate::agent::keeper::News;
 use crate::app::control::Input;
+use crate::engine::credential::CredentialFacts;
 use crate::engine::observation::{
     DatabaseFacts, Facts, Finding, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause, ReplayState,
 };
 use crate::engine::topology::{Role, Target, TargetKind};
 use crate::engine::units::{Lsn, SystemId, Timeline, WallTime, as_millis};
 use crate::ports::{
-    AgentLinks, AgentMemory, AgentStore, EffectError, Probe, StoreError, Workloads,
+    AgentLinks, AgentMemory, AgentStore, Credentials, EffectError, Probe, StoreError, Workloads,
 };
 use crate::wire::sealed::{Sealed, SignedOrder, seal_answer};
 use crate::wire::{OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
+
+/// Simulated links know no TLS. A certificate that turns its holder away looks like links that are
+/// cut, which they are often enough.
+#[derive(Debug)]
+pub struct NoCertificates;
+
+impl Credentials for NoCertificates {
+    fn facts(&self) -> CredentialFacts {
+        CredentialFacts::default()
+    }
+}
 
 /// A process at a site.
 #[derive(Debug, Clone)]

@@ -339,10 +339,9 @@ const LONG_FILES: &[(&str, usize)] = &[("engine/document.rs", 630)];
 /// Functions over the limit. A number may only fall; a function that is short enough leaves the
 /// list.
 const LONG_FUNCTIONS: &[(&str, usize)] = &[
-    ("agent/run.rs run", 136),
+    ("agent/run.rs run", 134),
     ("app/api.rs metrics", 71),
     ("app/run.rs run", 140),
-    ("sim/processes.rs start_agent", 74),
     ("sim/processes.rs start_controller", 80),
 ];
 

@@ -11,6 +11,7 @@ use failover::cli::exit::Exit;
 use failover::cli::output::Output as Printer;
 use failover::cli::{Colour, Form};
 use failover::engine::chain::{Body, Chain, Digest, Entry};
+use failover::engine::credential::CredentialFacts;
 use failover::engine::decision::decide;
 use failover::engine::plan::Plan;
 use failover::engine::saga::{Command as Asked, Ending, GroupState, Happening, Moment};
@@ -389,7 +390,7 @@ fn brain(wrong: impl FnOnce(&mut Earth)) -> (Brain, MonoTime) {
         }
         now = now.plus(Duration::from_millis(250));
         earth.write();
-        brain.anchors(3, 3);
+        brain.surroundings((3, 3), CredentialFacts::default());
         for seen in earth.seen(now) {
             brain.observe(&seen);
         }

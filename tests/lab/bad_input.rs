@@ -13,6 +13,7 @@ use failover::adapters::files;
 use failover::adapters::keys::{SigningKey, write_secret};
 use failover::adapters::tls::{Identity, Peer, PeerClient, TlsFiles, TlsMaterial};
 use failover::engine::chain::Body;
+use failover::engine::credential::CredentialFacts;
 use failover::engine::detector::{State, VoteKind};
 use failover::engine::reason::Code;
 use failover::engine::situation::{AgentFacts, LocalDatabase};
@@ -234,6 +235,7 @@ pub(crate) fn report(name: &str) -> Report {
             peer: None,
         },
         observations: vec![],
+        credentials: CredentialFacts::default(),
         heard: None,
         mark: Postmark {
             life: 1,

@@ -24,6 +24,8 @@ mod drill;
 mod fenced;
 mod standing;
 mod terminal;
+mod secrets;
+mod certificates;
 mod bad_input;
 mod bounds;
 mod observers;

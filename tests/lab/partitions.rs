@@ -128,7 +128,7 @@ async fn round(network: Namespaces, section: &Section, all: &mut [Vec<Measured>]
                 if let Some(other) = other {
                     other.end(false).await;
                 }
-                Lab::start(network, &policy, full).await
+                Box::pin(Lab::start(network, &policy, full)).await
             }
         };
         let mut measured = match row.expect {

@@ -18,6 +18,7 @@ use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{End, SqlError, chain};
+use super::password::PasswordFile;
 use super::session::Session;
 use super::socket::{Budget, Metered, reach};
 use crate::engine::observation::ProbeFailure;
@@ -73,6 +74,7 @@ pub enum ConnectError {
 pub struct Connect {
     config: Config,
     tls: Option<MakeRustlsConnect>,
+    password: Option<Arc<PasswordFile>>,
     superuser: bool,
     default_commits: bool,
     /// The server's major version as it was last seen, 0 before.
@@ -116,10 +118,23 @@ impl Connect {
         Ok(Self {
             config,
             tls: tls.map(MakeRustlsConnect::new),
+            password: None,
             superuser: false,
             default_commits: false,
             major: Arc::default(),
         })
+    }
+
+    /// The same, with the password that a file holds when a connection is made.
+    pub(crate) fn with_password_in(mut self, file: PasswordFile) -> Self {
+        self.password = Some(Arc::new(file));
+        self
+    }
+
+    fn with_password(&self, password: &Secret) -> Self {
+        let mut connect = self.clone();
+        connect.config.password(password.expose());
+        connect
     }
 
     /// The same, where the role is a superuser: its sessions then let no trigger, rule or event
@@ -173,7 +188,7 @@ impl Database {
     /// `session.rs`. `timeout` bounds the whole of it (name, TCP, TLS, password), and, with a
     /// second to spare, each later statement on the server's side.
     pub async fn open(connect: &Connect, timeout: Duration) -> Result<Self, ProbeFailure> {
-        let opened = match tokio::time::timeout(timeout, opened(connect, timeout)).await {
+        let opened = match tokio::time::timeout(timeout, logged_in(connect, timeout)).await {
             Ok(opened) => opened,
             Err(_elapsed) => Err(SqlError::Timeout(as_millis(timeout))),
         };
@@ -235,6 +250,30 @@ impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Database").field(&self.connect).finish()
     }
+}
+
+/// Opens a connection with what the password file holds, or with what the server last took where
+/// that is another and the server refuses the first.
+async fn logged_in(connect: &Connect, timeout: Duration) -> Result<Database, SqlError> {
+    let Some(file) = &connect.password else {
+        return opened(connect, timeout).await;
+    };
+    let (password, other) = file.candidates();
+    let refused = match opened(&connect.with_password(&password), timeout).await {
+        Err(error) if error.state() == Some("28P01") => error,
+        answered => {
+            if answered.is_ok() {
+                file.worked(password);
+            }
+            return answered;
+        }
+    };
+    let Some(other) = other else {
+        return Err(refused);
+    };
+    let again = opened(&connect.with_password(&other), timeout).await;
+    // What is told is what became of the file's own.
+    again.map_err(|_error| refused)
 }
 
 /// Opens a connection with the options of the server's version. Where that was not known, or was

@@ -129,6 +129,13 @@ impl TlsMaterial {
         Ok(Self { shared })
     }
 
+    /// The same, and what this process knows of its certificates and secrets.
+    pub fn with_book(files: &TlsFiles) -> Result<(Self, Arc<CredentialBook>), TlsError> {
+        let material = Self::load(files)?;
+        let book = material.book();
+        Ok((material, book))
+    }
+
     /// Who we are, by our own certificate. Stays so: a new certificate is for the same.
     pub fn identity(&self) -> &Identity {
         &self.shared.identity
@@ -288,13 +295,12 @@ impl Shared {
         if let (Some(chain), Identity::Controller | Identity::Agent { .. }) = (chain, &identity) {
             peers.proven.insert(identity, chain);
         }
-        drop(peers);
-        self.note_peer(leaf);
     }
 
-    /// Remembers the end of somebody's certificate. A person's ends with nothing but their own
-    /// calls, and they are told of it themselves.
-    fn note_peer(&self, leaf: &CertificateDer<'_>) {
+    /// Remembers the end of the certificate of somebody who is connected to us. Of those to whom
+    /// we connect the newest may be unknown to us for as long as a connection stands; they report
+    /// it themselves. A person's is nobody else's business.
+    pub(super) fn note_peer(&self, leaf: &CertificateDer<'_>) {
         let Ok(identity) = Identity::of(leaf) else {
             return;
         };
@@ -327,13 +333,10 @@ impl Shared {
             pair.as_ref().and_then(|found| found.as_ref().ok()),
             authorities.as_ref().and_then(|found| found.as_ref().ok()),
         );
-        self.tell("certificate and key", pair, new_pair.is_some(), &current);
-        self.tell(
-            "authorities",
-            authorities,
-            new_authorities.is_some(),
-            &current,
-        );
+        let fits = |pair: &_| self.fits(&current, Some(pair), None);
+        self.tell("certificate and key", pair, new_pair.is_some(), fits);
+        let fits = |all: &_| self.fits(&current, None, Some(all));
+        self.tell("authorities", authorities, new_authorities.is_some(), fits);
         let relisted = !Arc::ptr_eq(&listed, &current.trust.revoked);
         if relisted || new_pair.is_some() || new_authorities.is_some() {
             let pair = new_pair.unwrap_or_else(|| Arc::clone(&current.pair));
@@ -357,9 +360,14 @@ impl Shared {
         *current = Arc::new(next);
         drop(current);
         self.book.accept("authorities and list of what is revoked");
+        self.changed();
+        tracing::info!(identity = %self.identity, "certificates were read again");
+    }
+
+    /// Has all our connections looked at, and those that we call made anew.
+    fn changed(&self) {
         self.changes
             .send_modify(|count| *count = count.wrapping_add(1));
-        tracing::info!(identity = %self.identity, "certificates were read again");
     }
 
     fn new_pair(&self, current: &Current) -> Found<Pair> {
@@ -455,36 +463,26 @@ impl Shared {
     }
 
     /// Tells why what is new was not taken, or that nothing waits any more.
-    fn tell<T>(&self, what: &str, found: Found<T>, taken: bool, current: &Current)
-    where
-        Arc<T>: Part,
-    {
+    fn tell<T>(
+        &self,
+        what: &str,
+        found: Found<T>,
+        taken: bool,
+        fits: impl FnOnce(&Arc<T>) -> Result<(), TlsError>,
+    ) {
         match found {
             Some(Err(why)) => self.book.refuse(what, why.to_string()),
             Some(Ok(part)) if !taken => {
-                let (pair, authorities) = part.alone();
-                let why = self.fits(current, pair, authorities).err();
+                let why = fits(&part).err();
+                if let Some(TlsError::LeavesOut { .. }) = &why {
+                    // Perhaps it has another certificate by now, and our connections to it are
+                    // older than that: new ones will tell.
+                    self.changed();
+                }
                 let why = why.map_or_else(String::new, |why| why.to_string());
                 self.book.refuse(what, why);
             }
             Some(Ok(_)) | None => self.book.accept(what),
         }
-    }
-}
-
-/// What is judged beside what is in use.
-trait Part {
-    fn alone(&self) -> (Option<&Arc<Pair>>, Option<&Arc<Authorities>>);
-}
-
-impl Part for Arc<Pair> {
-    fn alone(&self) -> (Option<&Arc<Pair>>, Option<&Arc<Authorities>>) {
-        (Some(self), None)
-    }
-}
-
-impl Part for Arc<Authorities> {
-    fn alone(&self) -> (Option<&Arc<Pair>>, Option<&Arc<Authorities>>) {
-        (None, Some(self))
     }
 }

@@ -34,6 +34,9 @@ impl Standing {
             .cloned()
             .map(CertificateDer::into_owned)
             .collect();
+        if let Some(leaf) = chain.first() {
+            material.shared.note_peer(leaf);
+        }
         Self {
             stream,
             turned_away: Box::pin(turned_away(chain, material)),

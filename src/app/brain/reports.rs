@@ -35,6 +35,7 @@ impl Brain {
     /// granted.
     pub fn report(&mut self, report: Report, group: &GroupState, now: MonoTime) -> ReportAnswer {
         let site = report.site;
+        self.credentials(Vantage::Agent(site.clone()), report.credentials);
         let way = self.way(report.heard.as_ref(), now);
         if let Some(way) = way {
             self.marked(&site, report.mark, report.peer_mark, now);
@@ -180,6 +181,7 @@ impl Brain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::credential::CredentialFacts;
     use crate::engine::detector::{State, VoteKind};
     use crate::engine::observation::{
         DatabaseFacts, Heartbeat, ProbeFailure, ReplayPause, ReplayState,
@@ -316,6 +318,7 @@ mod tests {
             heard,
             mark: heard_mark(),
             peer_mark: None,
+            credentials: CredentialFacts::default(),
             version: "0".to_owned(),
         }
     }

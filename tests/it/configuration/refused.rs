@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use failover::adapters::certificates::Authority;
@@ -357,11 +358,15 @@ fn a_machine_that_has_all_files_starts() {
         app::config::Config::read(&path).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(policy, Policy::read("standard", STANDARD).unwrap());
     for site in config.sites.values() {
-        site.database.connect().unwrap();
+        site.database.connect("database", &Arc::default()).unwrap();
     }
     let path = machine.write("agent.toml", &[]);
     let config = agent::config::Config::read(&path).unwrap_or_else(|problems| panic!("{problems}"));
-    config.peer.database.connect().unwrap();
+    config
+        .peer
+        .database
+        .connect("database", &Arc::default())
+        .unwrap();
     assert!(config.tls.key.is_absolute());
     assert_eq!(machine.observer(&[]), "accepted");
 }

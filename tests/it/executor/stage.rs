@@ -13,6 +13,7 @@ use failover::app::journal::{Journal, JournalError, Stamp};
 use failover::app::leadership::Leadership;
 use failover::engine::answer::Answer;
 use failover::engine::chain::{Body, Chain, Digest, Entry, read_line};
+use failover::engine::credential::CredentialFacts;
 use failover::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, ProbeFailure, ReceiverFacts, ReplayPause,
     ReplayState,
@@ -317,6 +318,7 @@ impl Earth {
                 peer: peer_up.then_some(Duration::ZERO),
             },
             observations: saw.iter().map(|o| SentObservation::pack(o, now)).collect(),
+            credentials: CredentialFacts::default(),
             heard: Some(Heard {
                 postmark: Postmark {
                     life: LIFE,
@@ -826,7 +828,10 @@ async fn round(stage: &Stage, handle: &Handle) -> Option<()> {
         earth.write();
         (earth.seen(now), earth.reports(now))
     });
-    handle.tell(Input::Anchors(3, 3)).await.ok()?;
+    handle
+        .tell(Input::Anchors(3, 3, CredentialFacts::default()))
+        .await
+        .ok()?;
     handle.tell(Input::Observed(seen)).await.ok()?;
     for report in reports {
         let site = report.site.clone();

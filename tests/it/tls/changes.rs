@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use failover::engine::units::as_millis;
-use failover::ports::Clock;
+use failover::ports::{Clock, Credentials};
 use sha2::{Digest, Sha256};
 
 use super::*;
@@ -522,4 +522,95 @@ async fn the_ends_of_what_is_held_and_seen_are_known() {
     let owners: Vec<&str> = ends.iter().map(|end| end.owner.as_str()).collect();
     assert_eq!(owners, ["authority", "aws.agent.shop", "gcp.agent.shop"]);
     assert!(ends[2].until < SystemClock.wall() && ends[1].until > SystemClock.wall());
+}
+
+#[tokio::test]
+async fn who_is_called_may_have_another_certificate_than_the_standing_connection_showed() {
+    let (old, new) = (House::new(), House::new());
+    let [agent, controller] = [AGENT, CONTROLLER].map(|name| Desk::with(&old.issue(name, CENTURY)));
+    let [old_ca, new_ca] = [&old, &new].map(|house| house.dir.path().join("ca.pem"));
+    for desk in [&agent, &controller] {
+        desk.authorities(&[&old_ca, &new_ca]);
+    }
+    let (material, callers) = (agent.material(), controller.material());
+    let server = Server::start(&material).await;
+    let client = server.client(&callers, AGENT);
+    controller.pair(&new.issue(CONTROLLER, CENTURY));
+    callers.look();
+    assert!(call(&client).await.is_ok());
+    // The connection stands, and knows the agent's old certificate.
+    agent.pair(&new.issue(AGENT, CENTURY));
+    material.look();
+    assert!(call(&client).await.is_ok());
+    controller.authorities(&[&new_ca]);
+    for _ in 0..3 {
+        callers.look();
+        assert!(call(&client).await.is_ok());
+    }
+    // Taken: whoever shows a certificate of the old authority is called no more.
+    let other = Server::start(&TlsMaterial::load(&old.again(AGENT, CENTURY)).unwrap()).await;
+    let stranger = call(&other.client(&callers, AGENT)).await;
+    assert!(matches!(stranger, Err(CallError::Tls(_))), "{stranger:?}");
+    assert_eq!(callers.book().facts().refused, Vec::<String>::new());
+}
+
+#[test]
+fn the_key_of_orders_changes_with_overlap_and_a_lost_one_is_revoked() {
+    use failover::adapters::order_keys::{ObeyedKeys, OrdersKey};
+
+    let house = House::new();
+    let desk = Desk::with(&house.issue(AGENT, CENTURY));
+    let material = desk.material();
+    let [old, new] = [(), ()].map(|()| SigningKey::generate().unwrap());
+    let sign_with = |key: &SigningKey| {
+        drop(fs::remove_file(desk.file("orders.key")));
+        key.to_file(&desk.file("orders.key")).unwrap();
+    };
+    let obey = |keys: &[&SigningKey]| {
+        let lines = keys.iter().map(|key| format!("{}\n", key.verifying_key()));
+        fs::write(desk.file("orders.pub"), lines.collect::<String>()).unwrap();
+    };
+    sign_with(&old);
+    obey(&[&old]);
+    let controller = OrdersKey::from_file(&desk.file("orders.key"), &material.book()).unwrap();
+    let agent = ObeyedKeys::from_file(&desk.file("orders.pub"), &material).unwrap();
+    let order = Order {
+        plan: 3,
+        group: "shop".parse().unwrap(),
+        site: "aws".parse().unwrap(),
+        epoch: Epoch(2),
+        mark: Postmark {
+            life: 1,
+            at: Duration::ZERO,
+        },
+        valid_for: SOON,
+        check_only: false,
+        what: What::Fence,
+    };
+    let obeyed = || {
+        let signed = SignedOrder::seal(order.clone(), &controller).unwrap();
+        SignedOrder::open(signed.sealed().clone(), &agent).is_ok()
+    };
+    assert!(obeyed());
+    obey(&[&old, &new]);
+    assert!(obeyed());
+    sign_with(&new);
+    assert!(obeyed());
+    // Half written: what was good goes on.
+    fs::write(desk.file("orders.key"), "-----BEGIN PRIVATE").unwrap();
+    fs::write(desk.file("orders.pub"), "failover-ed25519-pub").unwrap();
+    assert!(obeyed());
+    sign_with(&new);
+    obey(&[&new]);
+    assert!(obeyed());
+    sign_with(&old);
+    assert!(!obeyed(), "the old one is obeyed no more");
+    // Lost: at once, wherever it still stands.
+    obey(&[&old, &new]);
+    assert!(obeyed());
+    desk.revoke(&old.verifying_key().to_string());
+    material.look();
+    assert!(!obeyed());
+    sign_with(&new);
+    assert!(obeyed());
 }
