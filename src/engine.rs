@@ -14,6 +14,7 @@
 
 pub mod text;
 pub mod units;
+pub mod rate;
 pub mod document;
 pub mod topology;
 pub mod answer;

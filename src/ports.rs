@@ -240,6 +240,16 @@ pub struct StoreError(pub String);
 pub trait LogStore: Send + fmt::Debug {
     /// Writes one line, and returns only when it is durable.
     async fn append(&mut self, line: &[u8]) -> Result<(), StoreError>;
+
+    /// How often [`LogStore::look`] is worth while; `None`: never.
+    fn look_every(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether the log is still where, and as, it was left.
+    async fn look(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// Which of several controllers leads.

@@ -128,7 +128,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match identity {
             // Nobody calls a person or an observer.
-            Identity::Operator(_) | Identity::Observer { .. } => {
+            Identity::Operator { .. } | Identity::Observer { .. } => {
                 vec![ExtendedKeyUsagePurpose::ClientAuth]
             }
             Identity::Controller | Identity::Agent { .. } | Identity::Other(_) => vec![

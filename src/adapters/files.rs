@@ -1,15 +1,21 @@
 //! The decision log on a local file: one writer, every entry durable before the call returns, a
 //! torn last line put aside, anything else that is wrong a refusal to start.
+//!
+//! The writer holds a lock on the file itself, whatever path led to it, and before each entry sees
+//! that the path still leads there and that the file ends where it left it. Otherwise nothing more
+//! is written: somebody moved, cut or continued the log.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::engine::chain::{Broken, Chain, Entry, READ_LINE};
+use crate::engine::text::clipped;
 use crate::ports::{LogStore, StoreError};
 
 /// Why a log cannot be opened or does not verify.
@@ -71,26 +77,91 @@ pub struct Torn {
     pub kept: PathBuf,
 }
 
-/// The log's file, open for appending, and the lock that makes this process its only writer.
+/// The log's file, open for appending and locked, which makes this process its only writer.
 #[derive(Debug)]
 pub struct FileLog {
     path: PathBuf,
-    file: Option<File>,
+    /// `None` once the file may not be what we left.
+    file: Option<Held>,
+    /// Beside the log, for people: says who holds it.
     _lock: File,
+}
+
+/// The locked file, and where it ends.
+#[derive(Debug)]
+struct Held {
+    file: File,
+    length: u64,
+}
+
+/// How often it is seen that the log still is where it was.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Why nothing may be appended any more.
+#[derive(Debug, thiserror::Error)]
+enum Changed {
+    #[error("it was moved or deleted while the controller runs")]
+    Gone,
+    #[error("another file stands in its place")]
+    Replaced,
+    #[error("it has {found} bytes and was left with {left}: {}", if found < left { "somebody cut it" } else { "somebody else wrote into it" })]
+    Length { found: u64, left: u64 },
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl Held {
+    /// Whether the path still leads to this file, and the file ends where we left it.
+    fn unchanged(&self, path: &Path) -> Result<(), Changed> {
+        let own = self.file.metadata()?;
+        match std::fs::metadata(path) {
+            Ok(there) if (there.dev(), there.ino()) == (own.dev(), own.ino()) => {}
+            Ok(_) => return Err(Changed::Replaced),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Changed::Gone);
+            }
+            Err(cause) => return Err(cause.into()),
+        }
+        let (found, left) = (own.len(), self.length);
+        if found == left {
+            Ok(())
+        } else {
+            Err(Changed::Length { found, left })
+        }
+    }
+
+    fn append(&mut self, path: &Path, line: &[u8]) -> Result<(), Changed> {
+        self.unchanged(path)?;
+        self.file.write_all(line)?;
+        self.file.sync_data()?;
+        let written = u64::try_from(line.len()).unwrap_or(u64::MAX);
+        self.length = self.length.saturating_add(written);
+        // Somebody may have written between the first look and our line.
+        self.unchanged(path)
+    }
 }
 
 impl FileLog {
     /// Opens a log for writing; makes it if there is none. `holder` is what another controller
     /// that tries the same gets to read.
     pub fn open(path: &Path, holder: &str) -> Result<Opened, LogError> {
-        let lock = take_lock(path, holder)?;
         let mut file = open_file(path)?;
+        lock_itself(path, &file)?;
+        let lock = take_lock(path, holder)?;
         let (chain, whole) = verify_lines(path, BufReader::new(&file))?;
         let torn = cut_torn_line(path, &mut file, whole)?;
         sync_folder(path)?;
+        let metadata = file.metadata().map_err(|cause| io("read", path, cause))?;
+        let held = Held {
+            length: metadata.len(),
+            file,
+        };
+        // It may have been moved before it was locked.
+        let unchanged = held.unchanged(path);
+        unchanged.map_err(|cause| io("hold", path, std::io::Error::other(cause)))?;
         let store = FileLog {
             path: path.to_owned(),
-            file: Some(file),
+            file: Some(held),
             _lock: lock,
         };
         Ok(Opened { store, chain, torn })
@@ -174,20 +245,50 @@ fn open_file(path: &Path) -> Result<File, LogError> {
     options.open(path).map_err(|cause| io("open", path, cause))
 }
 
+/// Locks the log's file, so that nobody opens it a second time by another name: a hard link, a
+/// mount, a path whose `.lock` file somebody removed.
+fn lock_itself(path: &Path, file: &File) -> Result<(), LogError> {
+    if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return Ok(());
+    }
+    Err(held(path, file))
+}
+
+/// Who holds a log: what stands beside it, or else what the kernel knows.
+fn held(path: &Path, file: &File) -> LogError {
+    let mut said = String::new();
+    let beside = File::open(beside(path, ".lock"));
+    let read = beside.and_then(|lock| lock.take(1000).read_to_string(&mut said));
+    let holder = match read {
+        Ok(_) if !said.trim().is_empty() => clipped(said.trim()),
+        Ok(_) | Err(_) => locker(file).map_or_else(
+            || "a process that did not say who it is".to_owned(),
+            |pid| format!("pid {pid}, by another path or without its `.lock` file"),
+        ),
+    };
+    LogError::Held {
+        path: path.to_owned(),
+        holder,
+    }
+}
+
+/// The process that has a file locked, as `/proc/locks` says.
+fn locker(file: &File) -> Option<String> {
+    let inode = format!(":{}", file.metadata().ok()?.ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let is_lock = words.next()? == "FLOCK" && words.nth(1)? == "WRITE";
+        let pid = words.next()?;
+        (is_lock && words.next()?.ends_with(&inode)).then(|| pid.to_owned())
+    })
+}
+
 fn take_lock(path: &Path, holder: &str) -> Result<File, LogError> {
     let lock_path = beside(path, ".lock");
     let mut lock = open_file(&lock_path)?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let mut who = String::new();
-        let read = lock.read_to_string(&mut who);
-        let holder = match read {
-            Ok(_) if !who.trim().is_empty() => who.trim().to_owned(),
-            Ok(_) | Err(_) => "a process that did not say who it is".to_owned(),
-        };
-        return Err(LogError::Held {
-            path: path.to_owned(),
-            holder,
-        });
+        return Err(held(path, &lock));
     }
     lock.set_len(0)
         .map_err(|cause| io("write", &lock_path, cause))?;
@@ -277,32 +378,55 @@ fn cut_torn_line(path: &Path, file: &mut File, whole: u64) -> Result<Option<Torn
     }))
 }
 
-#[async_trait]
-impl LogStore for FileLog {
-    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+impl FileLog {
+    /// Does something with the locked file; whatever goes wrong, nothing is done with it again.
+    async fn with(
+        &mut self,
+        work: impl FnOnce(&mut Held, &Path) -> Result<(), Changed> + Send + 'static,
+    ) -> Result<(), StoreError> {
         let told = |cause: &dyn std::fmt::Display| {
             StoreError(format!("`{}`: {cause}", self.path.display()))
         };
         // A write that failed may have left half a line: nothing is appended after it.
-        let Some(mut file) = self.file.take() else {
+        let Some(mut held) = self.file.take() else {
             return Err(told(
                 &"an earlier write failed; the controller must start anew",
             ));
         };
-        let line = line.to_owned();
-        let written = tokio::task::spawn_blocking(move || {
-            file.write_all(&line)?;
-            file.sync_data()?;
-            Ok::<File, std::io::Error>(file)
+        let path = self.path.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            work(&mut held, &path)?;
+            Ok::<Held, Changed>(held)
         });
-        match written.await {
-            Ok(Ok(file)) => {
-                self.file = Some(file);
+        match done.await {
+            Ok(Ok(held)) => {
+                self.file = Some(held);
                 Ok(())
             }
-            Ok(Err(cause)) => Err(told(&cause)),
+            Ok(Err(Changed::Io(cause))) => Err(told(&cause)),
+            Ok(Err(changed @ (Changed::Gone | Changed::Replaced | Changed::Length { .. }))) => {
+                Err(told(&format_args!(
+                    "{changed}; nothing more is decided (see runbooks/log-changed.md)"
+                )))
+            }
             Err(cause) => Err(told(&cause)),
         }
+    }
+}
+
+#[async_trait]
+impl LogStore for FileLog {
+    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+        let line = line.to_owned();
+        self.with(move |held, path| held.append(path, &line)).await
+    }
+
+    fn look_every(&self) -> Option<Duration> {
+        Some(LOOK_EVERY)
+    }
+
+    async fn look(&mut self) -> Result<(), StoreError> {
+        self.with(|held, path| held.unchanged(path)).await
     }
 }
 

@@ -27,7 +27,7 @@ mod server;
 mod client;
 
 pub use client::{CallError, Peer, PeerAddress, PeerClient};
-pub use identity::{Identity, IdentityError};
+pub use identity::{Identity, IdentityError, OperatorRole};
 pub use material::TlsMaterial;
 pub(crate) use revoked::Revoked;
 pub(crate) use roots::{Believed, client_of, roots_of};

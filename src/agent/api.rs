@@ -84,7 +84,7 @@ async fn order(
     let known = match &peer.identity {
         Identity::Controller => true,
         Identity::Agent { group, site } => *group == api.group && *site == api.peer_site,
-        Identity::Observer { .. } | Identity::Operator(_) | Identity::Other(_) => false,
+        Identity::Observer { .. } | Identity::Operator { .. } | Identity::Other(_) => false,
     };
     if !known {
         return Err(denied(&peer, "give orders"));

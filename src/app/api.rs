@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Query, State};
@@ -12,15 +12,17 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::control::{Handle, Input};
-use super::journal::{Journal, View};
+use super::journal::{Journal, Noise, View};
 use crate::adapters::files;
-use crate::adapters::tls::{Identity, PeerIdentity, RejectedPeer};
+use crate::adapters::tls::{Identity, OperatorRole, PeerIdentity};
 use crate::engine::detector::State as Health;
+use crate::engine::rate::{Budgets, Rate};
 use crate::engine::readiness::{CheckState, checks};
 use crate::engine::situation::ObserverFacts;
+use crate::engine::text::{harmless, typed};
 use crate::engine::topology::{GroupName, ObserverName};
 use crate::engine::units::as_millis;
 use crate::ports::Clock;
@@ -55,8 +57,8 @@ pub struct Api {
     pub log: PathBuf,
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Where rejected observers go, to be noted now and then.
-    pub rejected: mpsc::Sender<RejectedPeer>,
+    /// How often each person may command.
+    pub commands: Arc<Mutex<Budgets<Identity>>>,
 }
 
 type Answer<T> = Result<Json<T>, Problem>;
@@ -67,7 +69,8 @@ struct Problem(StatusCode, String);
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        (self.0, self.1).into_response()
+        let lines: Vec<_> = self.1.split('\n').map(harmless).collect();
+        (self.0, lines.join("\n")).into_response()
     }
 }
 
@@ -112,10 +115,41 @@ pub fn plain_router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// The operator's name, from the certificate.
-fn operator(peer: &PeerIdentity) -> Result<String, Problem> {
-    match &peer.identity {
-        Identity::Operator(name) => Ok(name.clone()),
+/// What a person asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    /// To look at something.
+    Read,
+    Promote,
+    Hold,
+    Release,
+}
+
+/// How often one person may command. A script that repeats itself must not fill the log.
+const COMMANDS: Rate = Rate {
+    burst: 20,
+    every: Duration::from_secs(3),
+};
+
+/// How many people's commands are counted apart.
+const COMMANDERS: usize = 64;
+
+/// Budgets for the commands of people, all of them whole.
+pub fn commands() -> Arc<Mutex<Budgets<Identity>>> {
+    Arc::new(Mutex::new(Budgets::new(COMMANDS, COMMANDERS)))
+}
+
+/// Who may ask for what: the one place where that is decided. Returns the person's name, from the
+/// certificate.
+fn person(api: &Api, peer: &PeerIdentity, verb: Verb) -> Result<String, Problem> {
+    let refused = |status, text: String| {
+        let told = format!("{verb:?} of `{}`: {text}", peer.identity);
+        api.journal
+            .tell(Noise::CommandRefused, &peer.identity, &told);
+        Err(Problem(status, text))
+    };
+    let (name, group, role) = match &peer.identity {
+        Identity::Operator { name, group, role } => (name, group, role),
         other @ (Identity::Controller
         | Identity::Agent { .. }
         | Identity::Observer { .. }
@@ -123,9 +157,44 @@ fn operator(peer: &PeerIdentity) -> Result<String, Problem> {
             let text = format!(
                 "`{other}` is not an operator: use an operator's certificate (see runbooks/agent-rejected.md)"
             );
-            Err(Problem(StatusCode::FORBIDDEN, text))
+            return refused(StatusCode::FORBIDDEN, text);
+        }
+    };
+    if group.as_ref().is_some_and(|group| *group != api.group) {
+        let text = format!(
+            "`{}` looks after another group, and this is the controller of `{}`: use a certificate for this group (see runbooks/agent-rejected.md)",
+            peer.identity, api.group
+        );
+        return refused(StatusCode::FORBIDDEN, text);
+    }
+    match (verb, role) {
+        (Verb::Read, _) => return Ok(name.clone()),
+        (Verb::Promote | Verb::Hold | Verb::Release, OperatorRole::Operator) => {}
+        (Verb::Promote | Verb::Hold | Verb::Release, OperatorRole::Reader) => {
+            let text = format!(
+                "`{}` may look and change nothing: ask an operator of `{}`, or for a certificate of one (see runbooks/agent-rejected.md)",
+                peer.identity, api.group
+            );
+            return refused(StatusCode::FORBIDDEN, text);
         }
     }
+    let now = api.clock.now();
+    let mut budgets = api.commands.lock().unwrap_or_else(PoisonError::into_inner);
+    if budgets.spend(&peer.identity, now) {
+        Ok(name.clone())
+    } else {
+        let text = format!(
+            "too many commands: at most {} at once, and one more every {} s",
+            COMMANDS.burst,
+            COMMANDS.every.as_secs()
+        );
+        refused(StatusCode::TOO_MANY_REQUESTS, text)
+    }
+}
+
+/// What a person gives as the reason of a command, if it can stand in the log as it is.
+fn reason(text: &str) -> Result<String, Problem> {
+    typed(text).map_err(|error| Problem(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 async fn report(
@@ -138,15 +207,13 @@ async fn report(
         site: report.site.clone(),
     };
     if peer.identity != expected || report.group != api.group {
-        tracing::warn!(identity = %peer.identity, site = %report.site, "report rejected");
         let text = format!(
             "`{}` may not report for site `{}` of `{}`",
             peer.identity, report.site, report.group
         );
+        let from = format!("{text}, from {}", peer.address);
         api.journal
-            .note("agent-rejected", text.clone())
-            .await
-            .map_err(|error| Problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+            .tell(Noise::AgentRejected, &peer.identity, &from);
         return Err(Problem(StatusCode::FORBIDDEN, text));
     }
     check_count(&report.observations).map_err(unprocessable)?;
@@ -157,8 +224,7 @@ async fn report(
     ))
 }
 
-/// Takes what an observer saw. One that is rejected tries again for ever, so that only some
-/// rejections are noted.
+/// Takes what an observer saw.
 async fn observed(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
@@ -179,14 +245,9 @@ async fn observed(
         ))
     };
     answer.map(Json).map_err(|error| {
-        tracing::warn!(identity = %peer.identity, error, "observer rejected");
-        let address = peer.address;
-        let rejected = RejectedPeer {
-            address,
-            error: error.clone(),
-        };
-        // A full channel already holds more rejections than anybody reads.
-        drop(api.rejected.try_send(rejected));
+        let text = format!("{error}, from {}", peer.address);
+        api.journal
+            .tell(Noise::ObserverRejected, &peer.identity, &text);
         Problem(StatusCode::FORBIDDEN, error)
     })
 }
@@ -195,7 +256,7 @@ async fn status(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
 ) -> Answer<Status> {
-    operator(&peer)?;
+    person(&api, &peer, Verb::Read)?;
     let status = api.status.borrow().clone();
     status.map(Json).ok_or_else(|| {
         Problem(
@@ -210,7 +271,7 @@ async fn check(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
 ) -> Answer<Readiness> {
-    operator(&peer)?;
+    person(&api, &peer, Verb::Read)?;
     let status = api.status.borrow().clone();
     status
         .map(|status| Json(Readiness::of(&status)))
@@ -225,9 +286,10 @@ async fn check(
 async fn promote(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(ask): Json<PromoteAsk>,
+    Json(mut ask): Json<PromoteAsk>,
 ) -> Answer<crate::wire::PromoteAnswer> {
-    let name = operator(&peer)?;
+    let name = person(&api, &peer, Verb::Promote)?;
+    ask.reason = reason(&ask.reason)?;
     let done = api
         .control
         .ask(|answer| Input::Promote(name, ask, answer))
@@ -239,9 +301,10 @@ async fn promote(
 async fn hold(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(ask): Json<HoldAsk>,
+    Json(mut ask): Json<HoldAsk>,
 ) -> Answer<()> {
-    let name = operator(&peer)?;
+    let name = person(&api, &peer, Verb::Hold)?;
+    ask.reason = reason(&ask.reason)?;
     let done = api
         .control
         .ask(|answer| Input::Hold(name, ask, answer))
@@ -253,9 +316,10 @@ async fn hold(
 async fn release(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(ask): Json<ReleaseAsk>,
+    Json(mut ask): Json<ReleaseAsk>,
 ) -> Answer<()> {
-    let name = operator(&peer)?;
+    let name = person(&api, &peer, Verb::Release)?;
+    ask.reason = reason(&ask.reason)?;
     let done = api
         .control
         .ask(|answer| Input::Release(name, ask, answer))
@@ -278,7 +342,7 @@ async fn log(
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
     Query(ask): Query<LogAsk>,
 ) -> Answer<LogPart> {
-    operator(&peer)?;
+    person(&api, &peer, Verb::Read)?;
     let mut view = api.journal.view();
     let wait = Duration::from_millis(ask.wait_ms).min(LONGEST_WAIT);
     tokio::select! {

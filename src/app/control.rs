@@ -15,6 +15,7 @@ use crate::engine::decision::{Decision, Verdict, decide};
 use crate::engine::lease::LastRight;
 use crate::engine::observation::Observation;
 use crate::engine::plan::Plan;
+use crate::engine::rate::Budget;
 use crate::engine::reason::Code;
 use crate::engine::saga::Command;
 use crate::engine::situation::{Request, Situation};
@@ -27,8 +28,10 @@ use crate::wire::{
     ReleaseAsk, Report, ReportAnswer, Status,
 };
 
-/// How many inputs may wait: 16 targets from 4 vantage points, 4 rounds of them.
-const WAITING: usize = 256;
+mod handle;
+mod pace;
+
+pub use handle::{Ended, Handle};
 
 /// How often it decides when nothing arrives. Bounds the reaction to the end of a window.
 pub const TICK: Duration = Duration::from_millis(25);
@@ -76,40 +79,6 @@ pub enum Input {
     Declare(Lsn, oneshot::Sender<DeclaredLoss>),
 }
 
-/// A way to the control loop.
-#[derive(Debug, Clone)]
-pub struct Handle {
-    queue: mpsc::Sender<Input>,
-}
-
-/// The control loop has ended; so does whoever needed it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the control loop has ended")]
-pub struct Ended;
-
-impl Handle {
-    /// A way to a control loop, and the queue that the loop reads.
-    pub fn new() -> (Self, mpsc::Receiver<Input>) {
-        let (queue, inputs) = mpsc::channel(WAITING);
-        (Self { queue }, inputs)
-    }
-
-    /// Sends something that has no answer.
-    pub async fn tell(&self, input: Input) -> Result<(), Ended> {
-        self.queue.send(input).await.map_err(|_closed| Ended)
-    }
-
-    /// Asks, and waits for the answer.
-    pub async fn ask<T>(
-        &self,
-        input: impl FnOnce(oneshot::Sender<T>) -> Input,
-    ) -> Result<T, Ended> {
-        let (sender, answer) = oneshot::channel();
-        self.tell(input(sender)).await?;
-        answer.await.map_err(|_closed| Ended)
-    }
-}
-
 /// Verdict and codes of a decision: what must change for it to be logged.
 type Signature = (Verdict, Vec<(Code, Option<SiteName>)>);
 
@@ -126,6 +95,12 @@ pub struct Control {
     policy_name: String,
     /// Verdict and codes of the last decision that was logged.
     logged: Option<Signature>,
+    /// The last that was left out of the log.
+    left_out: Option<Signature>,
+    /// What is left of how often decisions are logged.
+    decisions: Budget,
+    /// When the window last was written to be closed.
+    closed: Option<MonoTime>,
     /// When it last went round.
     went_round: MonoTime,
     executor: Option<tokio::task::JoinHandle<Result<(), JournalError>>>,
@@ -153,6 +128,9 @@ impl Control {
             status,
             policy_name,
             logged: None,
+            left_out: None,
+            decisions: Budget::default(),
+            closed: None,
             went_round,
             executor: None,
         };
@@ -209,15 +187,8 @@ impl Control {
             }
             Input::Anchors(reached, of, own) => self.brain.surroundings((reached, of), own),
             Input::Reported(report, answer) => {
-                let group = self.journal.state();
-                if let Some(change) = self.brain.window_change(&report, &group, now) {
-                    tracing::warn!(%change, "durability");
-                    self.journal
-                        .append("controller", Body::Window { change })
-                        .await?;
-                }
-                let group = self.journal.state();
-                drop(answer.send(self.brain.report(*report, &group, now)));
+                let told = self.reported(*report, now).await?;
+                drop(answer.send(told));
             }
             Input::ObserverReported(report, answer) => {
                 drop(answer.send(self.brain.observed(*report, now)));
@@ -256,6 +227,24 @@ impl Control {
         Ok(())
     }
 
+    async fn reported(
+        &mut self,
+        report: Report,
+        now: MonoTime,
+    ) -> Result<ReportAnswer, JournalError> {
+        self.tell_of_foreign(&report);
+        let group = self.journal.state();
+        let change = self.brain.window_change(&report, &group, now);
+        if let Some(change) = change.filter(|change| self.may_change(change, now)) {
+            tracing::warn!(%change, "durability");
+            self.journal
+                .append("controller", Body::Window { change })
+                .await?;
+        }
+        let group = self.journal.state();
+        Ok(self.brain.report(report, &group, now))
+    }
+
     fn situation(&mut self, request: Option<Request>) -> Situation {
         let group = self.journal.state();
         let (now, wall) = (self.clock.now(), self.clock.wall());
@@ -275,7 +264,8 @@ impl Control {
             .iter()
             .map(|reason| (reason.code, reason.site.clone()));
         let signature = (decision.verdict.clone(), codes.collect());
-        if self.logged.as_ref() != Some(&signature) {
+        let changed = self.logged.as_ref() != Some(&signature);
+        if changed && self.may_log(&decision, &signature) {
             self.log_decision(&decision, &situation).await?;
             self.logged = Some(signature);
         }

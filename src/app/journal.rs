@@ -2,15 +2,21 @@
 //! the state of the group that follows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::noise::{Told, Unsaid};
 use super::leadership::NotLeading;
 use crate::engine::chain::{Body, Broken, Chain, Digest, Entry};
 use crate::engine::saga::GroupState;
 use crate::engine::topology::Topology;
-use crate::engine::units::as_millis;
+use crate::engine::units::{MonoTime, as_millis};
 use crate::ports::{Clock, LogStore, StoreError};
+
+mod noise;
+
+pub use noise::{NOTE_EVERY, Noise};
 
 /// What every entry of one process has in common.
 #[derive(Debug, Clone)]
@@ -54,6 +60,7 @@ pub struct View {
 #[derive(Debug, Clone)]
 pub struct Journal {
     queue: mpsc::Sender<Append>,
+    noise: mpsc::Sender<Told>,
     view: watch::Receiver<View>,
 }
 
@@ -73,11 +80,16 @@ pub struct Writer {
     clock: Arc<dyn Clock>,
     stamp: Stamp,
     queue: mpsc::Receiver<Append>,
+    noise: mpsc::Receiver<Told>,
+    unsaid: Unsaid,
     view: watch::Sender<View>,
 }
 
 /// How many entries may wait: the control loop and one executor write one at a time each.
 const WAITING: usize = 16;
+
+/// How much that others cause may wait to be counted. What finds it full is not counted.
+const NOISE_WAITING: usize = 256;
 
 impl Journal {
     /// Goes on with a log. One that is empty gets its first entry.
@@ -95,6 +107,7 @@ impl Journal {
             head: Digest::ZERO,
         });
         let (sender, queue) = mpsc::channel(WAITING);
+        let (noise_sender, noise) = mpsc::channel(NOISE_WAITING);
         let mut writer = Writer {
             store,
             chain,
@@ -102,6 +115,8 @@ impl Journal {
             clock,
             stamp,
             queue,
+            noise,
+            unsaid: Unsaid::default(),
             view: view_sender,
         };
         if writer.chain.entries == 0 {
@@ -114,6 +129,7 @@ impl Journal {
         Ok((
             Journal {
                 queue: sender,
+                noise: noise_sender,
                 view,
             },
             writer,
@@ -144,6 +160,16 @@ impl Journal {
         self.append("controller", body).await
     }
 
+    /// The only way into the log for what somebody outside can cause as often as they like: some of
+    /// it is written down, all of it is counted. Waits for nothing.
+    pub fn tell(&self, noise: Noise, who: &impl std::fmt::Display, text: &str) {
+        // A full queue holds more than anybody reads.
+        drop(
+            self.noise
+                .try_send(Told::new(noise, &who.to_string(), text)),
+        );
+    }
+
     /// The state of the group now.
     pub fn state(&self) -> GroupState {
         self.view.borrow().state.clone()
@@ -158,21 +184,68 @@ impl Journal {
 impl Writer {
     /// Writes until every way to the journal is gone, or the log cannot be written any more.
     pub async fn run(mut self) -> Result<(), JournalError> {
-        while let Some(Append { actor, body, done }) = self.queue.recv().await {
-            let written = self.write(actor, body).await;
-            let fatal = match &written {
-                Err(JournalError::Store(cause)) => Some(cause.clone()),
-                Ok(_)
-                | Err(
-                    JournalError::Refused(_) | JournalError::NotLeading(_) | JournalError::Closed,
-                ) => None,
+        let mut looked = self.clock.now();
+        loop {
+            let now = self.clock.now();
+            let wait = self.pause(looked, now);
+            let pause = async {
+                match wait {
+                    Some(wait) => self.clock.sleep(wait).await,
+                    None => std::future::pending().await,
+                }
             };
-            self.publish();
-            // Whoever asked may be gone; the entry stands all the same.
-            drop(done.send(written));
-            if let Some(cause) = fatal {
-                return Err(cause.into());
+            tokio::select! {
+                biased;
+                append = self.queue.recv() => {
+                    let Some(append) = append else {
+                        return Ok(());
+                    };
+                    self.append(append).await?;
+                }
+                Some(told) = self.noise.recv() => {
+                    let note = self.unsaid.take(told, now);
+                    self.notes(note).await?;
+                }
+                () = pause => {}
             }
+            let now = self.clock.now();
+            let notes = self.unsaid.flush(now);
+            self.notes(notes).await?;
+            let every = self.store.look_every();
+            if every.is_some_and(|every| now.since(looked) >= every) {
+                self.store.look().await?;
+                looked = now;
+            }
+        }
+    }
+
+    /// How long there is nothing to do unless something is told.
+    fn pause(&self, looked: MonoTime, now: MonoTime) -> Option<Duration> {
+        let look = self.store.look_every().map(|every| looked.plus(every));
+        let due = [look, self.unsaid.due()].into_iter().flatten().min();
+        due.map(|due| now.until(due))
+    }
+
+    async fn append(&mut self, append: Append) -> Result<(), JournalError> {
+        let Append { actor, body, done } = append;
+        let written = self.write(actor, body).await;
+        let fatal = match &written {
+            Err(JournalError::Store(cause)) => Some(cause.clone()),
+            Ok(_)
+            | Err(JournalError::Refused(_) | JournalError::NotLeading(_) | JournalError::Closed) => {
+                None
+            }
+        };
+        self.publish();
+        // Whoever asked may be gone; the entry stands all the same.
+        drop(done.send(written));
+        fatal.map_or(Ok(()), |cause| Err(cause.into()))
+    }
+
+    async fn notes(&mut self, notes: impl IntoIterator<Item = Body>) -> Result<(), JournalError> {
+        for note in notes {
+            self.write("controller".to_owned(), note).await?;
+            self.publish();
         }
         Ok(())
     }

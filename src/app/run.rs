@@ -17,7 +17,7 @@ use super::brain::Brain;
 use super::config::{Config, TrafficConfig, TrafficKind, read_tsig_secret};
 use super::control::{Control, Handle, Input};
 use super::executor::{CrashDrill, World};
-use super::journal::{Journal, Stamp};
+use super::journal::{Journal, Noise, Stamp};
 use super::leadership::Leadership;
 use super::prober::look_for_ever;
 use crate::adapters::agents::SignedOrders;
@@ -149,7 +149,6 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     ));
 
     let (stop, stopping) = watch::channel(false);
-    let (rejected, rejected_observers) = mpsc::channel(WAITING);
     let api = Api {
         control: handle,
         journal: journal.clone(),
@@ -157,7 +156,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         group: topology.group.clone(),
         log: config.log.clone(),
         clock: Arc::clone(&clock),
-        rejected,
+        commands: api::commands(),
     };
     if let Some(address) = config.listen_plain {
         let listener = TcpListener::bind(address)
@@ -176,12 +175,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         serve(listener, router, stopping).await;
         ("API", Ok(()))
     });
-    for (code, rejections) in [
-        ("connection-rejected", rejections),
-        ("observer-rejected", rejected_observers),
-    ] {
-        tasks.spawn(note_rejections(code, rejections, journal.clone()));
-    }
+    tasks.spawn(tell_rejections(rejections, journal.clone()));
     tracing::info!(listen = %config.listen, group = %topology.group, "controller runs");
 
     let ended = until_stopped(&mut tasks).await;
@@ -451,30 +445,14 @@ pub(crate) async fn watch_anchors(
     }
 }
 
-/// Puts rejected connections, or observers, into the log: at most one in ten seconds, with how many
-/// there were, so that nobody fills the log by knocking.
-async fn note_rejections(
-    code: &'static str,
+/// Tells the journal of rejected connections.
+async fn tell_rejections(
     mut rejections: mpsc::Receiver<RejectedPeer>,
     journal: Journal,
 ) -> (&'static str, anyhow::Result<()>) {
-    let mut last: Option<tokio::time::Instant> = None;
-    let mut unsaid = 0u64;
-    while let Some(rejected) = rejections.recv().await {
-        unsaid = unsaid.saturating_add(1);
-        let now = tokio::time::Instant::now();
-        if last.is_some_and(|last| now.duration_since(last) < Duration::from_secs(10)) {
-            continue;
-        }
-        last = Some(now);
-        let text = format!(
-            "{} from {} ({unsaid} since the last note)",
-            rejected.error, rejected.address
-        );
-        unsaid = 0;
-        if let Err(error) = journal.note(code, text).await {
-            return ("rejections", Err(error.into()));
-        }
+    while let Some(RejectedPeer { address, error }) = rejections.recv().await {
+        let text = format!("{error}, from {address}");
+        journal.tell(Noise::ConnectionRejected, &address.ip(), &text);
     }
     ("rejections", Ok(()))
 }

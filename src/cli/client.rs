@@ -1,18 +1,25 @@
 //! The command line's way to the controller.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::Reach;
 use crate::adapters::tls::{CallError, Identity, Peer, PeerClient, TlsFiles, TlsMaterial};
+use crate::engine::text::harmless;
 use crate::lab::standing;
+use crate::wire::LogPart;
 
 /// How long the controller may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// The same for a part of the log, which is waited for.
+const LOG_ANSWER: Duration = Duration::from_secs(30);
 
 /// A way to the controller, and a runtime to wait in.
 #[derive(Debug)]
@@ -84,17 +91,17 @@ impl Client {
 
     /// Reads.
     pub fn get<R: DeserializeOwned>(&self, path: &str) -> anyhow::Result<R> {
-        self.get_within(path, ANSWER)
+        let answer: Value = self
+            .runtime
+            .block_on(self.peer.get(path, ANSWER))
+            .map_err(|error| self.explain(error))?;
+        read(answer)
     }
 
-    /// Reads something that may be long in coming.
-    pub fn get_within<R: DeserializeOwned>(
-        &self,
-        path: &str,
-        within: Duration,
-    ) -> anyhow::Result<R> {
+    /// Reads a part of the decision log, whose lines are as they stand in its file.
+    pub fn log(&self, path: &str) -> anyhow::Result<LogPart> {
         self.runtime
-            .block_on(self.peer.get(path, within))
+            .block_on(self.peer.get(path, LOG_ANSWER))
             .map_err(|error| self.explain(error))
     }
 
@@ -104,9 +111,30 @@ impl Client {
         path: &str,
         body: &B,
     ) -> anyhow::Result<R> {
-        self.runtime
+        let answer: Value = self
+            .runtime
             .block_on(self.peer.post(path, body, ANSWER))
-            .map_err(|error| self.explain(error))
+            .map_err(|error| self.explain(error))?;
+        read(answer)
+    }
+}
+
+/// An answer, with every text in it as it may be shown.
+fn read<R: DeserializeOwned>(mut answer: Value) -> anyhow::Result<R> {
+    make_harmless(&mut answer);
+    serde_json::from_value(answer).context("the controller's answer")
+}
+
+fn make_harmless(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            if let Cow::Owned(shown) = harmless(text) {
+                *text = shown;
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(make_harmless),
+        Value::Object(all) => all.values_mut().for_each(make_harmless),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

@@ -1,5 +1,6 @@
 //! The verbs that stay: controller, agent, observer, guard.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use super::exit::Exit;
 use crate::app::executor::{CrashDrill, Moment};
 use crate::engine::step::Step;
+use crate::engine::text::clip_to;
 
 /// `failover run`.
 #[derive(Debug, Args)]
@@ -71,13 +73,35 @@ impl CrashDrill for CrashAt {
     }
 }
 
+/// The longest line that is logged, in bytes.
+const LINE_LIMIT: usize = 8 * 1024;
+
+/// Standard error, in which each event is one line, whatever somebody wrote into it.
+struct OneLine;
+
+impl Write for OneLine {
+    /// The formatter hands over a whole event at once.
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let mut line = text.strip_suffix('\n').unwrap_or(&text).to_owned();
+        clip_to(&mut line, LINE_LIMIT);
+        line.push('\n');
+        std::io::stderr().lock().write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FAILOVER_LOG")
         .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
     // A second call, in a test, leaves the first in place.
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| OneLine)
         .with_ansi(false)
         .try_init()
         .unwrap_or_default();

@@ -1,7 +1,6 @@
 //! `failover log`: reading and verifying the decision log.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -14,6 +13,7 @@ use crate::adapters::files;
 use crate::engine::chain::{Body, Digest, Entry, read_line};
 use crate::engine::saga::{Command, Ending};
 use crate::engine::step::{DeclaredLoss, Event, Fact};
+use crate::engine::text::harmless;
 use crate::wire::LogPart;
 
 /// `failover log`.
@@ -64,7 +64,7 @@ pub fn run(verb: &LogVerb, output: &Output) -> anyhow::Result<Exit> {
 
 fn print(entry: &Entry, output: &Output) -> anyhow::Result<()> {
     if output.is_json() {
-        output.text(serde_json::to_string(entry)?);
+        output.json_line(entry)?;
     } else {
         output.text(one_line(entry));
     }
@@ -84,7 +84,7 @@ fn show(args: &ShowArgs, output: &Output) -> anyhow::Result<Exit> {
     loop {
         let wait = if args.follow { 10_000 } else { 0 };
         let path = format!("/v1/log?from={from}&wait_ms={wait}");
-        let part: LogPart = client.get_within(&path, Duration::from_secs(30))?;
+        let part: LogPart = client.log(&path)?;
         for line in part.lines.iter().take(left) {
             let (_, entry) = read_line(line.as_bytes())?;
             from = entry.seq.saturating_add(1);
@@ -132,7 +132,7 @@ fn verify(args: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(if cut.is_some() { Exit::No } else { Exit::Done })
 }
 
-/// One entry in one line, for people.
+/// One entry in one line, for people: whatever somebody wrote into it, it ends no line.
 pub fn one_line(entry: &Entry) -> String {
     let what = match &entry.body {
         Body::Opened { topology } => format!(
@@ -168,7 +168,8 @@ pub fn one_line(entry: &Entry) -> String {
         Body::Window { change } => change.to_string(),
         Body::Note { code, text } => format!("note {code}: {text}"),
     };
-    format!("{:>5} {} e{} {what}", entry.seq, entry.at, entry.epoch)
+    let line = format!("{:>5} {} e{} {what}", entry.seq, entry.at, entry.epoch);
+    harmless(&line).into_owned()
 }
 
 fn command_line(command: &Command) -> String {

@@ -12,6 +12,7 @@ use super::status::rough;
 use crate::engine::chain::{Body, Entry, read_line};
 use crate::engine::decision::Verdict;
 use crate::engine::saga::Ending;
+use crate::engine::text::typed;
 use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::Bytes;
 use crate::wire::{HoldAsk, LogPart, PromoteAnswer, PromoteAsk, ReleaseAsk, Status};
@@ -89,10 +90,11 @@ pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
         !args.lasting.is_zero(),
         "`--for` must be longer than nothing"
     );
+    let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
     check_group(&client, &args.group)?;
     let ask = HoldAsk {
-        reason: args.reason.clone(),
+        reason,
         lasting: args.lasting,
     };
     client.post::<_, ()>("/v1/hold", &ask)?;
@@ -106,14 +108,10 @@ pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
 
 /// Lets automation act again.
 pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
+    let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
     check_group(&client, &args.group)?;
-    client.post::<_, ()>(
-        "/v1/release",
-        &ReleaseAsk {
-            reason: args.reason.clone(),
-        },
-    )?;
+    client.post::<_, ()>("/v1/release", &ReleaseAsk { reason })?;
     output.say(format!(
         "automation of `{}` is released and armed",
         args.group
@@ -123,11 +121,12 @@ pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
 
 /// Makes a site active.
 pub fn promote(args: &PromoteArgs, output: &Output) -> anyhow::Result<Exit> {
+    let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
     let before = check_group(&client, &args.group)?;
     let mut ask = PromoteAsk {
         to: args.to.clone(),
-        reason: args.reason.clone(),
+        reason,
         accept_data_loss: args.accept_data_loss,
         override_fence: args.override_fence,
         accept_replay: args.accept_replay,
@@ -214,10 +213,7 @@ fn show_plan(args: &PromoteArgs, answer: &PromoteAnswer, output: &Output) {
 /// Shows a plan's steps as they are written down from an entry on, until it ends.
 fn follow(client: &Client, plan: u64, mut from: u64, output: &Output) -> anyhow::Result<Exit> {
     loop {
-        let part: LogPart = client.get_within(
-            &format!("/v1/log?from={from}&wait_ms=5000"),
-            Duration::from_secs(30),
-        )?;
+        let part: LogPart = client.log(&format!("/v1/log?from={from}&wait_ms=5000"))?;
         for line in &part.lines {
             let (_, entry) = read_line(line.as_bytes())?;
             from = entry.seq.saturating_add(1);

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::exit::Exit;
 use super::{Colour, Form};
+use crate::engine::text::{harmless, harmless_json, is_harmful};
 
 /// How to print.
 #[derive(Debug, Clone, Copy)]
@@ -57,21 +58,47 @@ impl Output {
     /// Prints data as text. A closed pipe ends quietly.
     pub fn text(&self, text: impl fmt::Display) {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{text}")
+        writeln!(out, "{}", self.seen(&text.to_string()))
             .and_then(|()| out.flush())
             .unwrap_or_default();
     }
 
     /// Prints data as JSON.
     pub fn json(&self, value: &impl Serialize) -> anyhow::Result<()> {
-        self.text(serde_json::to_string_pretty(value)?);
+        self.text(harmless_json(&serde_json::to_string_pretty(value)?));
         Ok(())
+    }
+
+    /// Prints data as JSON, in one line.
+    pub fn json_line(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        self.text(harmless_json(&serde_json::to_string(value)?));
+        Ok(())
+    }
+
+    /// A text as it may go to a terminal, whoever wrote a part of it: lines, and our own colours
+    /// where there are any.
+    fn seen(&self, text: &str) -> String {
+        let mut seen = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some((before, from)) = rest.find(is_harmful).map(|at| rest.split_at(at)) {
+            let own = if self.colour { colour(from) } else { 0 };
+            let first = from.chars().next().map_or(0, char::len_utf8);
+            let (harmful, after) = from.split_at(own.max(first));
+            seen += before;
+            if own > 0 || ["\n", "\t"].contains(&harmful) {
+                seen += harmful;
+            } else {
+                seen += &harmless(harmful);
+            }
+            rest = after;
+        }
+        seen + rest
     }
 
     /// Says something that is not data.
     pub fn say(&self, text: impl fmt::Display) {
         let mut err = std::io::stderr().lock();
-        writeln!(err, "{text}").unwrap_or_default();
+        writeln!(err, "{}", self.seen(&text.to_string())).unwrap_or_default();
     }
 
     /// Asks, and reads one line.
@@ -138,10 +165,23 @@ pub fn tell_panics() {
         let line = format!(
             "error: a mistake in failover {}{place}: {}; please report this line",
             env!("CARGO_PKG_VERSION"),
-            text.unwrap_or("no text").replace(['\n', '\r'], " ")
+            harmless(&text.unwrap_or("no text").replace(['\n', '\r'], " "))
         );
         writeln!(std::io::stderr().lock(), "{line}").unwrap_or_default();
     }));
+}
+
+/// How long the colour is with which a text begins; zero where it begins with none.
+fn colour(text: &str) -> usize {
+    let Some(code) = text.strip_prefix("\u{1b}[") else {
+        return 0;
+    };
+    let digits = code.bytes().take_while(u8::is_ascii_digit).count();
+    if digits <= 2 && code.as_bytes().get(digits) == Some(&b'm') {
+        digits.saturating_add("\u{1b}[m".len())
+    } else {
+        0
+    }
 }
 
 /// An error and its causes in one line, then its hint if it has one.
@@ -152,5 +192,28 @@ pub fn said(error: &anyhow::Error) -> String {
     match whole.split_once("\n\n") {
         Some((said, hint)) => format!("{said}\n\n{hint}"),
         None => whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_lines_and_our_colours_and_nothing_else() {
+        let output = |colour| Output {
+            form: Form::Human,
+            colour,
+        };
+        let hostile = "\u{1b}[31mred\u{1b}[0m\n\u{1b}[2Jgone\u{1b}]0;title\u{7} a\u{202e}b\r\u{1b}";
+        assert_eq!(
+            output(true).seen(hostile),
+            "\u{1b}[31mred\u{1b}[0m\n\\u{1b}[2Jgone\\u{1b}]0;title\\u{7} a\\u{202e}b\\r\\u{1b}"
+        );
+        assert_eq!(
+            output(false).seen("a\tb\n\u{1b}[31mred"),
+            "a\tb\n\\u{1b}[31mred"
+        );
+        assert_eq!(output(true).seen("größer 💥"), "größer 💥");
     }
 }

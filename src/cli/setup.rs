@@ -33,9 +33,12 @@ pub struct CertificatesArgs {
     /// An extra observer that needs a certificate
     #[arg(long = "observer", value_name = "NAME")]
     observers: Vec<ObserverName>,
-    /// An operator who needs a certificate
+    /// An operator of the group who needs a certificate
     #[arg(long = "operator", value_name = "NAME")]
     operators: Vec<String>,
+    /// A person who may look, and change nothing, and needs a certificate
+    #[arg(long = "reader", value_name = "NAME")]
+    readers: Vec<String>,
     /// For how long they hold, such as `90days`
     #[arg(long = "for", value_name = "DURATION", default_value = "365days", value_parser = humantime::parse_duration)]
     lasting: Duration,
@@ -67,7 +70,7 @@ pub fn certificates(args: &CertificatesArgs, output: &Output) -> anyhow::Result<
         group: args.group.clone(),
         name: name.clone(),
     }));
-    identities.extend(args.operators.iter().cloned().map(Identity::Operator));
+    identities.extend(people(args)?);
     for identity in identities {
         let files = authority.issue(&identity, now, args.lasting)?;
         output.text(format!(
@@ -86,6 +89,23 @@ pub fn certificates(args: &CertificatesArgs, output: &Output) -> anyhow::Result<
     }
     output.say("hand out: to each agent its own two files, `ca.pem` and `orders.pub`; to each observer its own and `ca.pem`; to the controller its own, `ca.pem` and `orders.key`; keep `ca.key` offline");
     Ok(Exit::Done)
+}
+
+/// Who of the people named needs a certificate.
+fn people(args: &CertificatesArgs) -> anyhow::Result<Vec<Identity>> {
+    let operators = args.operators.iter().zip(std::iter::repeat("operator"));
+    let readers = args.readers.iter().zip(std::iter::repeat("reader"));
+    let named = operators.chain(readers).map(|(name, role)| {
+        let identity: Identity = format!("{name}.{role}.{}.failover.internal", args.group)
+            .parse()
+            .with_context(|| format!("`{name}` names nobody"))?;
+        anyhow::ensure!(
+            matches!(identity, Identity::Operator { .. }),
+            "`{name}` is not the name of a person\n\nhint: lower-case letters, digits and hyphens, such as `alice`"
+        );
+        Ok(identity)
+    });
+    named.collect()
 }
 
 /// `failover generate`.

@@ -495,5 +495,6 @@ fn keys(dir: &Path, group: &GroupName, sites: &[SiteLayout; 2]) -> anyhow::Resul
     let key = SigningKey::generate()?;
     key.to_file(&folder.join("orders.key"))?;
     key.verifying_key().to_file(&folder.join("orders.pub"))?;
-    Ok(authority.issue(&Identity::Operator("lab".to_owned()), now, CERTIFICATES)?)
+    let operator = format!("lab.operator.{group}.failover.internal").parse()?;
+    Ok(authority.issue(&operator, now, CERTIFICATES)?)
 }

@@ -341,7 +341,7 @@ const LONG_FILES: &[(&str, usize)] = &[("engine/document.rs", 630)];
 const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("agent/run.rs run", 134),
     ("app/api.rs metrics", 71),
-    ("app/run.rs run", 140),
+    ("app/run.rs run", 134),
     ("sim/processes.rs start_controller", 80),
 ];
 

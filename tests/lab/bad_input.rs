@@ -157,7 +157,7 @@ impl House {
     }
 
     /// A controller that does not come to run.
-    fn refused(&self, config: &str, code: i32) -> String {
+    pub(crate) fn refused(&self, config: &str, code: i32) -> String {
         let Output { status, stderr, .. } = self.command(config).output().unwrap();
         let said = String::from_utf8(stderr).unwrap();
         assert_eq!(status.code(), Some(code), "{said}");
@@ -173,7 +173,9 @@ impl House {
     }
 
     pub(crate) fn operator(&self) -> PeerClient {
-        let name = Identity::Operator("alice".to_owned());
+        let name = "alice.operator.failover.internal"
+            .parse::<Identity>()
+            .unwrap();
         let files = self.file(&format!("{}.pem", name.short()));
         let files = if files.exists() {
             TlsFiles {
@@ -277,6 +279,10 @@ async fn an_agent_speaks_for_its_own_site_only_and_a_stranger_not_at_all() {
         refused.contains("may not report for site `aws`"),
         "{refused}"
     );
+    until("it is in the log", async || {
+        !house.notes("agent-rejected").is_empty()
+    })
+    .await;
     let notes = house.notes("agent-rejected");
     assert!(
         notes.len() == 1 && notes[0].contains("gcp.agent.shop"),

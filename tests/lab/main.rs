@@ -28,6 +28,8 @@ mod secrets;
 mod certificates;
 mod bad_input;
 mod bounds;
+mod log_file;
+mod outsiders;
 mod observers;
 mod outside;
 mod partitions;

@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 
 use crate::bad_input::{CALL, House, Running, address, agent, just, report, socket};
 use crate::pair::{Pair, site};
-use crate::stage::FAST;
+use crate::stage::{FAST, until};
 
 fn observer(name: &str) -> Identity {
     Identity::Observer {
@@ -283,6 +283,10 @@ async fn an_observer_tells_what_it_saw_and_nothing_else() {
     }
 
     // One of all these rejections is in the log: nobody fills it by knocking.
+    until("one is in the log", async || {
+        !house.notes("observer-rejected").is_empty()
+    })
+    .await;
     let notes = house.notes("observer-rejected");
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(

@@ -31,10 +31,28 @@ pub enum Identity {
         /// Its name.
         name: ObserverName,
     },
-    /// `<person>.operator.failover.internal`.
-    Operator(String),
+    /// `<person>.operator.<group>.failover.internal`, `<person>.reader.<group>.failover.internal`.
+    Operator {
+        /// The person.
+        name: String,
+        /// The group that they look after. `None` is the older form
+        /// `<person>.operator.failover.internal`: an operator of every group that believes the
+        /// same authority.
+        group: Option<GroupName>,
+        /// What they may do.
+        role: OperatorRole,
+    },
     /// Another name under `failover.internal`, in full. May do nothing unless a handler says so.
     Other(String),
+}
+
+/// What a person may do with the group that they look after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OperatorRole {
+    /// Look at everything, and hold, release and promote.
+    Operator,
+    /// Look at everything.
+    Reader,
 }
 
 /// Why a name or a certificate does not say who somebody is.
@@ -76,7 +94,16 @@ impl Identity {
             Identity::Controller => "controller".to_owned(),
             Identity::Agent { group, site } => format!("{site}.agent.{group}"),
             Identity::Observer { group, name } => format!("{name}.observer.{group}"),
-            Identity::Operator(person) => format!("{person}.operator"),
+            Identity::Operator { name, group, role } => {
+                let role = match role {
+                    OperatorRole::Operator => "operator",
+                    OperatorRole::Reader => "reader",
+                };
+                match group {
+                    Some(group) => format!("{name}.{role}.{group}"),
+                    None => format!("{name}.{role}"),
+                }
+            }
             Identity::Other(short) => short.clone(),
         }
     }
@@ -102,7 +129,20 @@ impl FromStr for Identity {
         }
         let identity = match labels.as_slice() {
             ["controller"] => Identity::Controller,
-            [person, "operator"] => Identity::Operator((*person).to_owned()),
+            [person, "operator"] => Identity::Operator {
+                name: (*person).to_owned(),
+                group: None,
+                role: OperatorRole::Operator,
+            },
+            [person, role @ ("operator" | "reader"), group] => Identity::Operator {
+                name: (*person).to_owned(),
+                group: Some(group.parse().map_err(|_cause| foreign())?),
+                role: if *role == "reader" {
+                    OperatorRole::Reader
+                } else {
+                    OperatorRole::Operator
+                },
+            },
             [site, "agent", group] => match (site.parse(), group.parse()) {
                 (Ok(site), Ok(group)) => Identity::Agent { group, site },
                 (Err(_), _) | (_, Err(_)) => return Err(foreign()),
@@ -138,6 +178,8 @@ mod tests {
             "controller.failover.internal",
             "aws.agent.shop.failover.internal",
             "alice.operator.failover.internal",
+            "alice.operator.shop.failover.internal",
+            "bob.reader.shop.failover.internal",
             "paris.observer.shop.failover.internal",
         ] {
             let identity: Identity = text.parse().unwrap();
@@ -163,10 +205,14 @@ mod tests {
             "aws.agent..failover.internal",
             "1paris.observer.shop.failover.internal",
             "-a.operator.failover.internal",
+            "a.operator.1shop.failover.internal",
+            "a.reader..failover.internal",
         ] {
             assert!(text.parse::<Identity>().is_err(), "{text}");
         }
         let nested: Identity = "x.controller.failover.internal".parse().unwrap();
         assert_eq!(nested, Identity::Other("x.controller".to_owned()));
+        let unbound: Identity = "bob.reader.failover.internal".parse().unwrap();
+        assert_eq!(unbound, Identity::Other("bob.reader".to_owned()));
     }
 }

@@ -304,7 +304,7 @@ impl Shared {
         let Ok(identity) = Identity::of(leaf) else {
             return;
         };
-        if matches!(identity, Identity::Operator(_)) {
+        if matches!(identity, Identity::Operator { .. }) {
             return;
         }
         if let Some(end) = certificate_end(leaf) {

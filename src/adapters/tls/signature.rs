@@ -83,7 +83,7 @@ impl Verifier for TlsMaterial {
             Ok(
                 other @ (Identity::Controller
                 | Identity::Observer { .. }
-                | Identity::Operator(_)
+                | Identity::Operator { .. }
                 | Identity::Other(_)),
             ) => Err(SealError::Stranger {
                 found: format!("`{other}`"),

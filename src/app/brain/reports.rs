@@ -69,6 +69,17 @@ impl Brain {
         }
     }
 
+    /// The first of a report's observations that is of nothing that agents and observers look at:
+    /// services and databases of the group. Whether an agent lives is told by its own reports.
+    pub fn foreign<'r>(&self, observations: &'r [SentObservation]) -> Option<&'r Target> {
+        let mut targets = observations.iter().map(|sent| &sent.target);
+        targets.find(|target| self.is_foreign(target))
+    }
+
+    fn is_foreign(&self, target: &Target) -> bool {
+        !self.topology.has(&target.site) || target.kind == TargetKind::Agent
+    }
+
     fn reported(
         &mut self,
         site: &SiteName,
@@ -95,7 +106,9 @@ impl Brain {
         };
         self.detector.observe(&heard, &self.policy.detect);
         for sent in observations {
-            self.take(&sent.unpack(Vantage::Agent(site.clone()), now), way);
+            if !self.is_foreign(&sent.target) {
+                self.take(&sent.unpack(Vantage::Agent(site.clone()), now), way);
+            }
         }
     }
 
@@ -141,22 +154,19 @@ impl Brain {
     ) -> Result<ObserverAnswer, String> {
         let name = report.name;
         let way = self.way(report.heard.as_ref(), now);
-        let Some(last) = self.observers.get_mut(&name) else {
+        if !self.observers.contains_key(&name) {
             return Err(format!(
                 "`{name}` is none of the observers of this controller: name it in `[[observers]]`"
             ));
-        };
-        let mut targets = report.observations.iter().map(|sent| &sent.target);
-        let foreign = targets
-            .find(|target| !self.topology.has(&target.site) || target.kind == TargetKind::Agent);
-        if let Some(foreign) = foreign {
+        }
+        if let Some(foreign) = self.foreign(&report.observations).cloned() {
             let [first, second] = self.topology.sites();
             return Err(format!(
                 "`{foreign}` is nothing for an observer to look at: give it api and database of `{first}` and `{second}`"
             ));
         }
         if let Some(way) = way {
-            *last = Some(now.minus(way));
+            self.observers.insert(name.clone(), Some(now.minus(way)));
         }
         // Windows begin anew with this process, whatever age is claimed.
         let oldest = now.since(self.in_charge_since);

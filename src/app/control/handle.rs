@@ -1,0 +1,42 @@
+//! The way to the control loop, for everybody who tells it something or asks.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Input;
+
+/// How many inputs may wait: 16 targets from 4 vantage points, 4 rounds of them.
+const WAITING: usize = 256;
+
+/// A way to the control loop.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    queue: mpsc::Sender<Input>,
+}
+
+/// The control loop has ended; so does whoever needed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the control loop has ended")]
+pub struct Ended;
+
+impl Handle {
+    /// A way to a control loop, and the queue that the loop reads.
+    pub fn new() -> (Self, mpsc::Receiver<Input>) {
+        let (queue, inputs) = mpsc::channel(WAITING);
+        (Self { queue }, inputs)
+    }
+
+    /// Sends something that has no answer.
+    pub async fn tell(&self, input: Input) -> Result<(), Ended> {
+        self.queue.send(input).await.map_err(|_closed| Ended)
+    }
+
+    /// Asks, and waits for the answer.
+    pub async fn ask<T>(
+        &self,
+        input: impl FnOnce(oneshot::Sender<T>) -> Input,
+    ) -> Result<T, Ended> {
+        let (sender, answer) = oneshot::channel();
+        self.tell(input(sender)).await?;
+        answer.await.map_err(|_closed| Ended)
+    }
+}

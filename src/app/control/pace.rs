@@ -1,0 +1,71 @@
+//! How often the control loop writes down what others can make it write again and again.
+
+use std::time::Duration;
+
+use super::{Control, Signature};
+use crate::app::journal::Noise;
+use crate::engine::decision::{Decision, Verdict};
+use crate::engine::rate::Rate;
+use crate::engine::synchrony::WindowChange;
+use crate::engine::units::MonoTime;
+use crate::wire::Report;
+
+/// How often decisions that change nothing are logged, each with its evidence: a failover changes
+/// its reasons ten times or so.
+const DECISIONS: Rate = Rate {
+    burst: 40,
+    every: Duration::from_secs(5),
+};
+
+/// How long it is at least from one closing of the RPO window to the next. An agent tries it every
+/// ten seconds at most.
+const CLOSE_EVERY: Duration = Duration::from_secs(5);
+
+impl Control {
+    /// Whether a decision that differs from the last one in the log is written down now. What moves
+    /// a site always is. Somebody who makes the verdict change with each report does not fill the
+    /// log; what is left out is written down as soon as there is room, if it still is so.
+    pub(super) fn may_log(&mut self, decision: &Decision, signature: &Signature) -> bool {
+        match decision.verdict {
+            Verdict::FailOver { .. } | Verdict::Resume { .. } => return true,
+            Verdict::Hold | Verdict::Prepare | Verdict::SwitchOver { .. } | Verdict::Escalate => {}
+        }
+        let may = self.decisions.spend(DECISIONS, self.clock.now());
+        if !may && self.left_out.as_ref() != Some(signature) {
+            self.left_out = Some(signature.clone());
+            let verdict = &decision.verdict;
+            let text = "verdict or reasons change faster than they are written down";
+            self.journal.tell(Noise::DecisionsLeftOut, verdict, text);
+        }
+        may
+    }
+
+    /// Whether the window may change now. It opens whenever it must; that it closes, and so may open
+    /// again, is believed an agent once in a while.
+    pub(super) fn may_change(&mut self, change: &WindowChange, now: MonoTime) -> bool {
+        match change {
+            WindowChange::Opened { .. } => true,
+            WindowChange::Closed { .. } => {
+                let may = self
+                    .closed
+                    .is_none_or(|last| now.since(last) >= CLOSE_EVERY);
+                if may {
+                    self.closed = Some(now);
+                }
+                may
+            }
+        }
+    }
+
+    /// An agent that speaks of what it does not look at is told about, and that much is not taken
+    /// in.
+    pub(super) fn tell_of_foreign(&self, report: &Report) {
+        if let Some(foreign) = self.brain.foreign(&report.observations) {
+            let site = &report.site;
+            let text = format!(
+                "the agent of `{site}` reports of `{foreign}`, which is nothing for it to look at"
+            );
+            self.journal.tell(Noise::TargetRejected, site, &text);
+        }
+    }
+}
