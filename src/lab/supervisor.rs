@@ -12,14 +12,14 @@ use super::name_server::NameServer;
 use super::processes::{Processes, Seen, Who};
 use super::standing::{Ask, Fault};
 use crate::adapters::clock::SystemClock;
-use crate::adapters::postgres::{Secret, reconnect, sever};
+use crate::adapters::postgres::{HeartbeatWrite, Secret, probe, reconnect, sever};
 use crate::adapters::rfc2136::Rfc2136;
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsMaterial};
 use crate::engine::answer::Answer;
 use crate::engine::detector::State;
 use crate::engine::reason::Code;
-use crate::engine::topology::{SiteName, TargetKind, Topology};
-use crate::engine::units::Epoch;
+use crate::engine::topology::{Role, SiteName, TargetKind, Topology, Vantage};
+use crate::engine::units::{Epoch, Lsn};
 use crate::ports::{Clock, Traffic};
 use crate::wire::Status;
 
@@ -29,6 +29,9 @@ const STEADY_WITHIN: Duration = Duration::from_secs(45);
 const END_WITHIN: Duration = Duration::from_secs(10);
 /// How long one piece of SQL of a fault may take.
 const SQL: Duration = Duration::from_secs(5);
+
+/// How long a standby that was connected again may take to catch up before it is said not to follow.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(15);
 
 /// A lab whose processes run.
 #[derive(Debug)]
@@ -283,13 +286,40 @@ impl Supervisor {
                     own.instance.dir.join("passfile").display(),
                     own.name
                 );
-                match reconnect(&own.instance.local("app")?, &Secret::new(conninfo), SQL).await {
-                    Ok(()) => healed += &format!(", {} follows {}", own.name, other.name),
-                    Err(error) => healed += &format!(", {} does not follow: {error}", own.name),
-                }
+                let local = own.instance.local("app")?;
+                let followed = match reconnect(&local, &Secret::new(conninfo), SQL).await {
+                    Ok(()) => self.until_caught_up(own, other).await?,
+                    Err(error) => Err(error.to_string()),
+                };
+                healed += &match followed {
+                    Ok(()) => format!(", {} follows {}", own.name, other.name),
+                    Err(why) => format!(", {} does not follow: {why}", own.name),
+                };
             }
         }
         Ok(healed)
+    }
+
+    /// Waits until a standby streams and has replayed what its primary wrote after it was connected;
+    /// or why that did not come.
+    async fn until_caught_up(
+        &mut self,
+        standby: &SiteLayout,
+        primary: &SiteLayout,
+    ) -> anyhow::Result<Result<(), String>> {
+        let deadline = SystemClock.now().plus(CATCH_UP_WITHIN);
+        let mut marker = None;
+        loop {
+            let why = match caught_up(standby, primary, &mut marker).await {
+                Ok(()) => return Ok(Ok(())),
+                Err(why) => why.to_string(),
+            };
+            if SystemClock.now() >= deadline {
+                return Ok(Err(why));
+            }
+            self.look()?;
+            SystemClock.sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Ends whatever is left of the old primary's site, makes its database a standby of the new
@@ -369,6 +399,44 @@ fn failover(layout: &Layout, place: &str, words: &[&str], file: &std::path::Path
     let mut command = layout.command(place, &layout.program);
     command.args(words).arg(file);
     command
+}
+
+/// Whether a standby streams and has replayed up to `marker`, which is made at the primary where
+/// there is none yet.
+async fn caught_up(
+    standby: &SiteLayout,
+    primary: &SiteLayout,
+    marker: &mut Option<Lsn>,
+) -> anyhow::Result<()> {
+    let goal = match *marker {
+        Some(goal) => goal,
+        None => {
+            let local = primary.instance.local("app")?;
+            let write = HeartbeatWrite {
+                site: primary.name.clone(),
+                vantage: Vantage::Agent(primary.name.clone()),
+            };
+            probe(&local, Some(&write), SQL).await?;
+            let written = probe(&local, None, SQL).await?;
+            anyhow::ensure!(
+                written.role == Role::Primary,
+                "`{}` is no primary",
+                primary.name
+            );
+            *marker.insert(written.position)
+        }
+    };
+    let seen = probe(&standby.instance.local("app")?, None, SQL).await?;
+    let streams = seen
+        .receiver
+        .is_some_and(|receiver| receiver.is_streaming());
+    anyhow::ensure!(streams, "no WAL streams to it");
+    anyhow::ensure!(
+        seen.replayed >= goal,
+        "it has replayed up to {} and not yet up to {goal}",
+        seen.replayed
+    );
+    Ok(())
 }
 
 fn api_answers(site: &SiteLayout) -> bool {

@@ -174,7 +174,11 @@ fn a_person_looks_at_a_lab_holds_it_breaks_it_releases_it_heals_it_and_takes_it_
     assert_eq!(endings(&person.log()), [Ending::Done]);
 
     // A site that comes back is superseded, and stays so.
-    person.ends("lab heal", 0);
+    let healed = person.ends("lab heal", 0);
+    assert!(
+        !healed.contains("follows"),
+        "nothing was said to stream: {healed}"
+    );
     let status = person.until("the old site is fenced", |status| {
         agent(status, "aws").is_some_and(|agent| agent.fenced == Some(Epoch(2)))
     });
