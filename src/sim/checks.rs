@@ -37,6 +37,8 @@ pub struct Truths<'w> {
     pub machines: [&'w Machine; 2],
     /// The controller's links to and from the sites.
     pub neutral: [Link; 4],
+    /// Those of them with the active site, where no observer has a say of its own.
+    pub direct: Option<[Link; 2]>,
     /// The links between the sites.
     pub between: [Link; 2],
     /// Whether no messages are lost at random.
@@ -409,6 +411,17 @@ impl Checks {
                 .thawed
                 .is_none_or(|thawed| at.saturating_sub(thawed) > long)
             && passive.answers();
+        let kept_out = active
+            .kept_out
+            .is_some_and(|(_, until)| at.saturating_sub(until) <= long);
+        let seen = truth.direct.as_ref().unwrap_or(&truth.between);
+        if well && kept_out && seen.iter().all(|link| lasting(link, true)) {
+            let what = format!(
+                "plan {} is opened while {} serves its users and only our looks are kept out",
+                entry.seq, active.site
+            );
+            self.violated(Invariant::OwnTrouble, at, what);
+        }
         if well && truth.between.iter().all(|link| lasting(link, true)) {
             let what = format!(
                 "plan {} is opened while {} is well and {} sees it",

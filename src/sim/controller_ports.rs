@@ -283,12 +283,14 @@ pub fn log(state: &mut State, now: Truth, line: &[u8]) {
         state.link(Node::First, Node::Second),
         state.link(Node::Second, Node::First),
     ];
+    let direct = (!state.observed).then(|| neutral(node));
     let (calm, decided) = (state.lossy == 0, state.decided);
     let moved = going.is_some_and(|site| state.traffic.0.is_only(&site));
     let (machines, checks) = state.watched(node);
     let truth = Truths {
         machines,
         neutral: [a, b, c, d],
+        direct,
         between,
         calm,
         decided,

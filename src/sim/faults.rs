@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::machine::Written;
+use super::machine::{KeptOut, Written};
 use super::world::{Life, Node, State, World};
 use crate::app::control::{Handle, Input};
 use crate::engine::topology::Role;
@@ -54,10 +54,12 @@ pub enum Fault {
     Person,
     /// A person makes the old primary anew as a standby.
     Rebuild,
+    /// A role, a grant, a setting changes, or a table is locked: only our looks meet it.
+    Settings,
 }
 
 impl Fault {
-    const OFTEN: [Fault; 22] = [
+    const OFTEN: [Fault; 24] = [
         Fault::Links,
         Fault::Links,
         Fault::Links,
@@ -80,6 +82,8 @@ impl Fault {
         Fault::Person,
         Fault::Rebuild,
         Fault::Rebuild,
+        Fault::Settings,
+        Fault::Settings,
     ];
 }
 
@@ -170,6 +174,7 @@ pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
         }
         Fault::Person => person(&world).await,
         Fault::Rebuild => rebuild(&world, node),
+        Fault::Settings => settings(&world, node, lasts),
     }
 }
 
@@ -285,6 +290,24 @@ async fn power(world: &World, node: Node, lasts: Duration) {
     world.with(|state, _| state.machine(node).boot());
     world.trace(|| format!("{node}  boots"));
     world.changed();
+}
+
+/// Our looks are kept out: of one site, or of both, since most of it travels by replication.
+fn settings(world: &World, node: Node, lasts: Duration) {
+    world.with(|state, now| {
+        let kept_out = state.chance.pick(&[KeptOut::Door, KeptOut::Rows]);
+        let kept_out = kept_out.unwrap_or(KeptOut::Rows);
+        let both = state.chance.percent(60);
+        let until = now.saturating_add(lasts);
+        state.machine(node).kept_out = Some((kept_out, until));
+        if both {
+            state.machine(node.peer()).kept_out = Some((kept_out, until));
+        }
+        state.checks.trace(
+            now,
+            format!("{node}  keeps our looks out: {kept_out:?}, both: {both}"),
+        );
+    });
 }
 
 /// The old primary is made anew from the new one, as a runbook would have it.

@@ -19,6 +19,8 @@ pub enum Invariant {
     DeclaredLoss,
     /// 6: a site that is well and seen by its peer is not failed over; an isolated controller holds.
     AbsenceOfEvidence,
+    /// 14: what concerns only us condemns nobody.
+    OwnTrouble,
     /// 7: a site is not made active for being well again.
     NoAutomaticReturn,
     /// 8: one plan at a time, and none by automation that is disarmed.
@@ -54,6 +56,7 @@ impl fmt::Display for Invariant {
             Invariant::WriteAhead => "write-ahead",
             Invariant::DeclaredLoss => "declared-loss",
             Invariant::AbsenceOfEvidence => "absence-of-evidence",
+            Invariant::OwnTrouble => "own-trouble-condemns-nobody",
             Invariant::NoAutomaticReturn => "no-automatic-return",
             Invariant::OneRecovery => "one-recovery-at-a-time",
             Invariant::ForbiddenAnswer => "never-a-forbidden-answer",

@@ -49,6 +49,18 @@ pub struct Fence {
     pub epoch: Epoch,
 }
 
+/// What keeps our looks from a database, and nobody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptOut {
+    /// A password, a role, its connections: they are not let in.
+    Door,
+    /// A lock, a grant, a setting: they do not get at their own rows.
+    Rows,
+}
+
+/// How lately users must have committed to be seen at work.
+const AT_WORK: Duration = Duration::from_millis(500);
+
 /// A host.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -100,6 +112,8 @@ pub struct Machine {
     pub fences: Vec<(Truth, String)>,
     /// Whether PostgreSQL does not start any more, whoever tries.
     pub ruined: bool,
+    /// What keeps our looks out, and until when.
+    pub kept_out: Option<(KeptOut, Truth)>,
     /// The highest epoch that the guard has seen.
     pub epoch: Epoch,
     /// The fence under way.
@@ -140,6 +154,7 @@ impl Machine {
             marked: Duration::ZERO,
             fences: Vec::new(),
             ruined: false,
+            kept_out: None,
             epoch: Epoch(0),
             fence: None,
             awake: Duration::ZERO,
@@ -159,6 +174,19 @@ impl Machine {
         newest_first
             .take(LOOK_BACK)
             .any(|record| record.what == Written::Row(number))
+    }
+
+    /// What keeps our looks out at a moment.
+    pub fn keeps_out(&self, now: Truth) -> Option<KeptOut> {
+        let (what, until) = self.kept_out?;
+        (now < until).then_some(what)
+    }
+
+    /// Whether users were lately seen to commit.
+    pub fn at_work(&self, now: Truth) -> bool {
+        let newest_first = self.wal.iter().rev();
+        let mut lately = newest_first.take_while(|record| now.saturating_sub(record.at) <= AT_WORK);
+        lately.any(|record| matches!(record.what, Written::Row(_)))
     }
 
     /// Whether anybody could have a write acknowledged, if not for a freeze.

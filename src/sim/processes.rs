@@ -46,6 +46,10 @@ pub trait Plant: Send + Sync + fmt::Debug {
     ) -> Arc<dyn LocalDatabase> {
         of
     }
+    /// How an agent or a controller looks at targets.
+    fn probe(&self, of: Arc<dyn Probe>) -> Arc<dyn Probe> {
+        of
+    }
     /// An agent's ways out.
     fn links(&self, of: Arc<dyn AgentLinks>) -> Arc<dyn AgentLinks> {
         of
@@ -174,7 +178,7 @@ pub async fn start_agent(
     let (seen, observations) = mpsc::channel(WAITING);
     let targets = [&peer, &site].into_iter().flat_map(Target::looked_at);
     let looking = look_for_ever(
-        Arc::new(SimProbe(place.clone())),
+        plant.probe(Arc::new(SimProbe(place.clone()))),
         targets.collect(),
         Vantage::Agent(site.clone()),
         Arc::clone(&clock),
@@ -277,7 +281,7 @@ pub async fn start_controller(
     }));
     let (journal, writer) =
         Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp).await?;
-    let probe: Arc<dyn Probe> = Arc::new(SimProbe(place.clone()));
+    let probe = plant.probe(Arc::new(SimProbe(place.clone())));
     let crash = SimCrash {
         world: Arc::clone(world),
         life: Arc::clone(&life),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-use super::machine::{Truth, Written};
+use super::machine::{KeptOut, Truth, Written};
 use super::network::{NoAnswer, ask, host, silence};
 use super::seals::{SimKey, SimKeys};
 use super::world::{Life, Node, World};
@@ -292,16 +292,29 @@ fn database_facts(
     if now < machine.ready {
         return Err(ProbeFailure::NotAccepting("starting up".to_owned()));
     }
+    let kept_out = machine.keeps_out(now);
+    if kept_out == Some(KeptOut::Door) {
+        let why = "password authentication failed (28P01)".to_owned();
+        return Err(ProbeFailure::Unauthorized(why));
+    }
     let position = Lsn(machine.position());
     let mut newest = machine.heartbeat.clone();
     let primary = machine.role == Role::Primary;
-    if primary {
+    if kept_out.is_some() && primary && !machine.at_work(now) {
+        return Err(ProbeFailure::Blocked(
+            "it waits for `Lock/relation`".to_owned(),
+        ));
+    }
+    if primary && kept_out.is_none() {
         let sequence = newest.map_or(1, |(sequence, _)| sequence.saturating_add(1));
         let site = machine.site.clone();
         machine.commit(now, Written::Heartbeat(sequence, site.clone()));
         newest = Some((sequence, site));
     }
-    let epoch = machine.epoch_row;
+    if kept_out.is_some() {
+        newest = None;
+    }
+    let epoch = machine.epoch_row.filter(|_| kept_out.is_none());
     let heard = machine.heard.map(|heard| now.saturating_sub(heard));
     let streams = heard.filter(|heard| *heard < Duration::from_secs(60) && machine.connected);
     Ok(Facts::Database(Box::new(DatabaseFacts {
@@ -328,7 +341,7 @@ fn database_facts(
         synchronous_names: String::new(),
         commits_waiting: Vec::new(),
         limits: [100, 8, 10, 0, 64],
-        write_took: primary.then_some(Duration::from_millis(2)),
-        blocked: None,
+        write_took: (primary && kept_out.is_none()).then_some(Duration::from_millis(2)),
+        blocked: kept_out.map(|_| "it waits for `Lock/relation`".to_owned()),
     })))
 }

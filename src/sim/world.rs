@@ -196,6 +196,8 @@ pub struct State {
     pub decided: Option<bool>,
     /// When what a course is about went wrong.
     pub fault: Option<Truth>,
+    /// Whether an extra observer has a say.
+    pub observed: bool,
     /// What watches.
     pub checks: Checks,
 }
@@ -404,6 +406,7 @@ impl World {
             leader: None,
             decided: None,
             fault: None,
+            observed: observer.is_some(),
             checks: Checks::new(policy.clone()),
         };
         Arc::new(Self {

@@ -21,6 +21,7 @@ mod counted;
 mod memory;
 mod orders;
 mod planted;
+mod own_looks;
 mod relogged;
 mod table;
 mod zero_loss;

@@ -55,6 +55,7 @@ fn checked(entries: Vec<Entry>, real: &Real) -> Checks {
     let truth = Truths {
         machines: [&active, &passive],
         neutral: [link; 4],
+        direct: None,
         between: [link; 2],
         calm: true,
         decided: Some(true),
