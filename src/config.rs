@@ -34,7 +34,7 @@ pub struct DatabaseAccess {
     /// Holds the password, readable by its owner only.
     pub password_file: Option<PathBuf>,
     /// The authority of the server's certificate. Given: TLS, and the server is verified by name.
-    /// Not given: plain text.
+    /// Not given: plain text, which leads to this host or was allowed.
     pub ca: Option<PathBuf>,
 }
 
@@ -247,7 +247,7 @@ impl<'a> Files<'a> {
         Some(files)
     }
 
-    /// The keys `database`, `password_file` and `database_ca` of a table.
+    /// The keys `database`, `password_file`, `database_ca` and `allow_plaintext` of a table.
     pub(crate) fn database(self, at: &Section<'_>) -> Option<DatabaseAccess> {
         let conninfo = at.text(
             "database",
@@ -258,6 +258,7 @@ impl<'a> Files<'a> {
             read_text_secret(path).map(drop)
         });
         let ca = at.optional_text("database_ca", "database-ca.pem");
+        let plaintext = at.flag("allow_plaintext", false) || ca.is_some();
         let ca = self.path(at, "database_ca", ca, |path| roots(path).map(drop));
         let access = DatabaseAccess {
             conninfo: conninfo?,
@@ -269,8 +270,15 @@ impl<'a> Files<'a> {
                 "`{}`: leave `sslmode` out: `database_ca` turns TLS on, and then the server is always verified by name",
                 at.path_of("database")
             ));
-        } else if let Err(why) = access.unread() {
-            at.problem("database", format!("`{}`: {why}", at.path_of("database")));
+        } else {
+            match access.unread() {
+                Err(why) => at.problem("database", format!("`{}`: {why}", at.path_of("database"))),
+                Ok(connect) if !plaintext && !connect.host().is_none_or(is_local) => at.problem("database", format!(
+                    "`{}` leads to another host in plain text: name `{}`, which turns TLS on, or set `{} = true` where the network itself is encrypted",
+                    at.path_of("database"), at.path_of("database_ca"), at.path_of("allow_plaintext")
+                )),
+                Ok(_) => {}
+            }
         }
         Some(access)
     }
@@ -313,6 +321,12 @@ fn is_folder(path: &Path) -> Result<(), String> {
 /// whoever uses it.
 fn is_volatile(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|found| matches!(found.f_type, 0x0102_1994 | 0x8584_58f6))
+}
+
+/// Whether a host of a connection string is this one: nothing in between can listen.
+pub(crate) fn is_local(host: &str) -> bool {
+    let address = host.parse::<IpAddr>();
+    host == "localhost" || host.starts_with('/') || address.is_ok_and(|ip| ip.is_loopback())
 }
 
 /// An address and port of our own or of a name server: no name that must be looked up.

@@ -233,13 +233,14 @@ fn build_postgres(at: &Section<'_>, files: Files<'_>, agent: Option<&Agent>) -> 
         "primary_conninfo",
         "host=10.2.0.10 port=5432 user=replicator",
     );
+    let plaintext = at.flag("allow_plaintext", false);
     if files.look() && run_as.is_none() && rustix::process::geteuid().is_root() {
         at.problem("run_as", "`postgres.run_as` is missing: PostgreSQL refuses to run as root: name its user, `postgres`, say");
     }
     let listen_addresses = listen_addresses.filter(|text| are_own_addresses(at, text));
     let conninfo = conninfo?;
     check_options(at, &options);
-    check_conninfo(at, &conninfo, agent);
+    check_conninfo(at, &conninfo, plaintext, agent);
     Some(Postgres {
         bin_dir: bin_dir?,
         data_dir: data_dir?,
@@ -288,7 +289,7 @@ fn check_options(at: &Section<'_>, options: &[String]) {
     }
 }
 
-fn check_conninfo(at: &Section<'_>, conninfo: &str, agent: Option<&Agent>) {
+fn check_conninfo(at: &Section<'_>, conninfo: &str, plaintext: bool, agent: Option<&Agent>) {
     let has = |name: &str| {
         conninfo
             .split_whitespace()
@@ -299,6 +300,13 @@ fn check_conninfo(at: &Section<'_>, conninfo: &str, agent: Option<&Agent>) {
     }
     if has("host").is_none() {
         at.problem("primary_conninfo", "`postgres.primary_conninfo` names no host: write it like `host=10.2.0.10 port=5432 user=replicator`");
+    }
+    let encrypted = matches!(
+        has("sslmode"),
+        Some("require" | "verify-ca" | "verify-full")
+    );
+    if !encrypted && !plaintext && !has("host").is_none_or(config::is_local) {
+        at.problem("primary_conninfo", "`postgres.primary_conninfo` leads to another host and does not insist on TLS (`sslmode` is `prefer` where nothing is said): write `sslmode=verify-full sslrootcert=FILE`, or set `postgres.allow_plaintext = true` where the network itself is encrypted");
     }
     // POSTGRES.md row 23: two standbys of one name are taken for each other.
     if let Some(agent) = agent

@@ -326,7 +326,7 @@ impl Layout {
 
     fn database_lines(&self, site: &SiteLayout) -> String {
         format!(
-            "api = \"http://{}/healthz\"\ndatabase = \"host={} port={} dbname=app user=failover sslmode=disable\"\npassword_file = \"{}\"\n",
+            "api = \"http://{}/healthz\"\ndatabase = \"host={} port={} dbname=app user=failover sslmode=disable\"\npassword_file = \"{}\"\nallow_plaintext = true\n",
             site.api,
             site.ip,
             site.instance.port,
@@ -400,7 +400,7 @@ impl Layout {
             self.database_lines(other)
         );
         text += &format!(
-            "\n[postgres]\nbin_dir = \"{}\"\ndata_dir = \"{}\"\nport = {}\nlisten_addresses = \"{}\"\nsocket_dir = \"{}\"\n{run_as}superuser = \"postgres\"\ndatabase = \"app\"\noptions = [\"config_file={}\"]\nlog_file = \"{}\"\nprimary_conninfo = \"host={} port={} user=replicator passfile={} sslmode=disable application_name={}\"\n",
+            "\n[postgres]\nbin_dir = \"{}\"\ndata_dir = \"{}\"\nport = {}\nlisten_addresses = \"{}\"\nsocket_dir = \"{}\"\n{run_as}superuser = \"postgres\"\ndatabase = \"app\"\noptions = [\"config_file={}\"]\nlog_file = \"{}\"\nprimary_conninfo = \"host={} port={} user=replicator passfile={} sslmode=disable application_name={}\"\nallow_plaintext = true\n",
             self.tools
                 .program("postgres")
                 .parent()

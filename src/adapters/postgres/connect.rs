@@ -87,6 +87,14 @@ impl Connect {
         self.config.get_user()
     }
 
+    /// The host's name or address; `None` for a socket.
+    pub(crate) fn host(&self) -> Option<&str> {
+        match self.config.get_hosts().first()? {
+            Host::Tcp(name) => Some(name),
+            Host::Unix(_) => None,
+        }
+    }
+
     /// From a connection string (`host`, `port`, `user`, `dbname`, `sslmode`; a host that starts
     /// with `/` is a socket directory). With `tls` the connection is encrypted and the server
     /// verified as `tls` says, else it is in plain text: there is no "encrypted if possible",

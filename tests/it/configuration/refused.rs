@@ -77,6 +77,26 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
             "`database_ca` turns TLS on",
         ),
         (
+            "database_ca = ",
+            "# database_ca = ",
+            "`sites.aws.database` leads to another host in plain text: name `sites.aws.database_ca`",
+        ),
+        (
+            "host=10.1.0.10 port=5432 dbname=app user=failover\"\npassword_file = \"db.password\"\ndatabase_ca = ",
+            "host=db.example.com user=failover\"\nallow_plaintext = false\n# ",
+            "or set `sites.aws.allow_plaintext = true`",
+        ),
+        (
+            "database_ca = \"database-ca.pem\"",
+            "allow_plaintext = true",
+            "accepted",
+        ),
+        (
+            "host=10.1.0.10 port=5432 dbname=app user=failover\"\npassword_file = \"db.password\"\ndatabase_ca = ",
+            "host=127.0.0.1 user=failover\"\n# ",
+            "accepted",
+        ),
+        (
             "[[traffic]]",
             "[[observers]]\nname = \"gcp\"\n\n[[traffic]]",
             "`observers[].name` is `gcp`, which is a site",
@@ -201,6 +221,22 @@ fn a_broken_agent_file_is_refused_in_plain_words() {
             "primary_conninfo = \"host=10.2.0.10 ",
             "primary_conninfo = \"",
             "names no host",
+        ),
+        (
+            "sslmode=verify-full ",
+            "sslmode=prefer ",
+            "does not insist on TLS",
+        ),
+        ("sslmode=verify-full ", "", "does not insist on TLS"),
+        (
+            "database_ca = ",
+            "# database_ca = ",
+            "`peer.database` leads to another host in plain text",
+        ),
+        (
+            "primary_conninfo = \"host=10.2.0.10 port=5432 user=replicator passfile=/var/lib/postgresql/replicator.pgpass sslmode=verify-full",
+            "allow_plaintext = true\nprimary_conninfo = \"host=10.2.0.10",
+            "accepted",
         ),
         ("start = [", "start = [] # [", "`workloads.start` is empty"),
         (
