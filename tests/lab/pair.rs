@@ -113,9 +113,21 @@ impl Server {
 
     /// As the superuser, by the client that everybody trusts, whatever the defaults are.
     pub(crate) fn sql(&self, statement: &str) -> String {
-        let done = self.psql("postgres", PLAIN, statement).output().unwrap();
+        let newer = if self.major() >= 17 {
+            " -c transaction_timeout=0"
+        } else {
+            ""
+        };
+        let options = format!("{PLAIN}{newer}");
+        let done = self.psql("postgres", &options, statement).output().unwrap();
         assert!(done.status.success(), "{statement}: {done:?}");
         String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    }
+
+    /// The major version, as its files say.
+    pub(crate) fn major(&self) -> u32 {
+        let version = std::fs::read_to_string(self.instance.data().join("PG_VERSION")).unwrap();
+        version.trim().parse().unwrap()
     }
 
     /// A client of the database `app` over the socket, as a role, with these startup options.

@@ -39,20 +39,28 @@ const HOSTILE: [(&str, &str); 21] = [
     ("transform_null_equals", "on"),
 ];
 
-/// What only servers from 17 on know.
+/// What only servers from 17 on know, where it is set for a database or a role: a session is let in
+/// before it counts. Set for the server it counts while the session is made, so that a millisecond
+/// would let nobody in, and users neither.
 const SEVENTEEN: [(&str, &str); 1] = [("transaction_timeout", "1")];
+const SEVENTEEN_OF_THE_SERVER: [(&str, &str); 1] = [("transaction_timeout", "200")];
 
-fn hostile(server: &Server) -> Vec<(&'static str, &'static str)> {
-    let version: u32 = server.sql("SHOW server_version_num").parse().unwrap();
-    let newer = SEVENTEEN.into_iter().filter(|_| version >= 170_000);
+type Settings = Vec<(&'static str, &'static str)>;
+
+fn hostile(server: &Server, newer: [(&'static str, &'static str); 1]) -> Settings {
+    let newer = newer.into_iter().filter(|_| server.major() >= 17);
     HOSTILE.into_iter().chain(newer).collect()
 }
 
 /// Whether a session that states nothing for itself has a hostile default.
 fn meets(server: &Server, role: &str) -> bool {
     // What would end the client itself before it has asked.
-    let options = "-c statement_timeout=0 -c idle_session_timeout=0 -c exit_on_error=off";
-    let mut psql = server.psql(role, options, "SHOW default_transaction_read_only");
+    let mut options =
+        "-c statement_timeout=0 -c idle_session_timeout=0 -c exit_on_error=off".to_owned();
+    if server.major() >= 17 {
+        options += " -c transaction_timeout=0";
+    }
+    let mut psql = server.psql(role, &options, "SHOW default_transaction_read_only");
     let done = psql.output().unwrap();
     String::from_utf8_lossy(&done.stdout).trim() == "on"
 }
@@ -99,7 +107,7 @@ async fn defaults_of_database_and_role_change_nothing_for_us() {
         let role = ("role", "app");
         // Whoever may set this for a superuser has what they want already.
         let role = (level == "DATABASE app").then_some(role);
-        for (name, value) in hostile(&pair.primary).into_iter().chain(role) {
+        for (name, value) in hostile(&pair.primary, SEVENTEEN).into_iter().chain(role) {
             pair.primary
                 .sql(&format!("ALTER {level} SET {name} = '{value}'"));
         }
@@ -121,7 +129,7 @@ async fn defaults_of_database_and_role_change_nothing_for_us() {
 async fn defaults_of_the_server_change_nothing_for_us_and_a_promotion_goes_through() {
     let pair = Pair::new().await;
     for server in [&pair.primary, pair.standby()] {
-        for (name, value) in hostile(server) {
+        for (name, value) in hostile(server, SEVENTEEN_OF_THE_SERVER) {
             server.sql(&format!("ALTER SYSTEM SET {name} = '{value}'"));
         }
         server.sql("SELECT pg_reload_conf()");
@@ -172,7 +180,7 @@ fn start_with(server: &Server, settings: &[(&str, &str)]) {
 #[tokio::test]
 async fn settings_on_the_command_line_change_nothing_for_us() {
     let pair = Pair::new().await;
-    let hostile = hostile(&pair.primary);
+    let hostile = hostile(&pair.primary, SEVENTEEN_OF_THE_SERVER);
     for server in [&pair.primary, pair.standby()] {
         server.stop().await;
         // The client that starts it asks whether it is up, in sessions of its own.

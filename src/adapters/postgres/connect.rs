@@ -19,7 +19,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{End, SqlError, chain};
 use super::password::PasswordFile;
-use super::session::Session;
+use super::session::{SEVENTEEN, Session};
 use super::socket::{Budget, Metered, reach};
 use crate::engine::observation::ProbeFailure;
 use crate::engine::units::as_millis;
@@ -293,6 +293,8 @@ async fn opened(connect: &Connect, timeout: Duration) -> Result<Database, SqlErr
         Ok((_, major)) => *major,
         // An option that it does not know: it is older than it was.
         Err(error) if believed > 0 && error.state() == Some("42704") => 0,
+        // A default that only newer ones know ended the session before it was let in.
+        Err(error) if believed == 0 && error.state() == Some("25P04") => SEVENTEEN,
         Err(_) => return first.map(|(database, _)| database),
     };
     connect.major.store(major, Ordering::Relaxed);

@@ -106,7 +106,8 @@ struct Work {
 }
 
 /// Whether others are seen to commit: the log is flushed beyond where it stood as the look began,
-/// and sessions that are not ours have lately done something.
+/// and sessions that are not ours have begun or ended something since. Whoever only holds a lock
+/// has not.
 const WORK: &str = "
 SELECT json_build_object(
   'flushed', pg_current_wal_flush_lsn(),
@@ -114,7 +115,8 @@ SELECT json_build_object(
     SELECT FROM pg_stat_activity
     WHERE backend_type = 'client backend' AND application_name <> 'failover'
       AND pid <> pg_backend_pid()
-      AND GREATEST(state_change, xact_start) > clock_timestamp() - interval '5 seconds')
+      AND GREATEST(state_change, xact_start)
+        > clock_timestamp() - $1 * interval '1 millisecond')
 )::text";
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -124,13 +126,15 @@ const LONGEST: Duration = Duration::from_millis(500);
 /// Looks for commits of others since the log stood at `began`, for half a second at most.
 pub(super) async fn others_commit(database: &Database, began: Lsn, deadline: Deadline) -> bool {
     // A little is left for the answer to come in time.
-    let left = deadline.left();
+    let (left, look) = (deadline.left(), deadline);
     let deadline = Deadline::after((left / 10 * 9).min(LONGEST));
     let Ok(second) = database.beside(deadline.left()).await else {
         return false;
     };
     loop {
-        let work: Result<Work, SqlError> = second.read(WORK, &[], deadline.left()).await;
+        let since = i32::try_from(as_millis(look.took())).unwrap_or(i32::MAX);
+        let since = [(&since as _, Type::INT4)];
+        let work: Result<Work, SqlError> = second.read(WORK, &since, deadline.left()).await;
         match work {
             Ok(work) if work.flushed > began && work.others => return true,
             Ok(_) => {}

@@ -66,7 +66,7 @@ const SUPERUSER: [(&str, &str); 2] = [
 ];
 
 /// The first version that knows `transaction_timeout` and `event_triggers`.
-const SEVENTEEN: u32 = 17;
+pub(super) const SEVENTEEN: u32 = 17;
 
 /// The greatest `statement_timeout`.
 const MAX_LIMIT_MS: u64 = 2_147_483_647;
