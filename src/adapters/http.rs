@@ -25,10 +25,14 @@ use super::reread::{CredentialBook, Reread};
 use super::tls::{Believed, client_of, roots_of};
 use crate::ports::Clock;
 
+mod admission;
+mod patient;
 mod serve;
 
+pub(crate) use admission::{Admission, Room, Ticket};
+pub(crate) use patient::Patient;
 pub use serve::serve_plain;
-pub(crate) use serve::{MAX_CONNECTIONS, serve_with};
+pub(crate) use serve::serve_with;
 
 /// How much of a probe's answer is kept, in bytes: a health page is shorter.
 const PROBE_BODY_LIMIT: usize = 64 * 1024;

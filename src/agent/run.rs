@@ -27,7 +27,9 @@ use crate::adapters::order_keys::ObeyedKeys;
 use crate::adapters::postgres::{Connect, Secret};
 use crate::adapters::reread::CredentialBook;
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
-use crate::adapters::tls::{Identity, Peer, PeerClient, TlsListener, TlsMaterial, serve};
+use crate::adapters::tls::{
+    Identity, Peer, PeerAddress, PeerClient, TlsListener, TlsMaterial, serve,
+};
 use crate::app::prober::look_for_ever;
 use crate::app::run::{a_life, first_tasks, prober, until_stopped};
 use crate::engine::topology::{Target, TargetKind, Vantage};
@@ -193,7 +195,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
             ("plain API", Ok(()))
         });
     }
-    let listener = TlsListener::new(listener, &material, None)?;
+    let listener = expecting_peers(listener, &material, &config)?;
     let router = api::router(api);
     tasks.spawn(async {
         serve(listener, router, stopping).await;
@@ -298,6 +300,17 @@ fn make_probe(
         sites,
         anchors: Vec::new(),
     })
+}
+
+/// A listener that keeps room for the controller and the other agent, whoever else knocks.
+fn expecting_peers(
+    listener: TcpListener,
+    material: &TlsMaterial,
+    config: &Config,
+) -> anyhow::Result<TlsListener> {
+    let peers = [&config.controller, &config.peer.agent];
+    let known = peers.into_iter().filter_map(PeerAddress::ip);
+    Ok(TlsListener::new(listener, material, None)?.expecting(known))
 }
 
 fn targets(config: &Config) -> Vec<Target> {

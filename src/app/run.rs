@@ -169,7 +169,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         });
     }
     let (rejected, rejections) = mpsc::channel(WAITING);
-    let listener = TlsListener::new(listener, &material, Some(rejected))?;
+    let listener = expecting_agents(listener, &material, rejected, &config)?;
     let router = api::router(api);
     tasks.spawn(async {
         serve(listener, router, stopping).await;
@@ -443,6 +443,17 @@ pub(crate) async fn watch_anchors(
         }
         clock.sleep(rhythm.every).await;
     }
+}
+
+/// A listener that keeps room for the agents, whoever else knocks.
+fn expecting_agents(
+    listener: TcpListener,
+    material: &TlsMaterial,
+    rejected: mpsc::Sender<RejectedPeer>,
+    config: &Config,
+) -> anyhow::Result<TlsListener> {
+    let agents = config.sites.values().filter_map(|site| site.agent.ip());
+    Ok(TlsListener::new(listener, material, Some(rejected))?.expecting(agents))
 }
 
 /// Tells the journal of rejected connections.

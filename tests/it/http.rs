@@ -219,3 +219,42 @@ async fn an_https_probe_checks_the_name_and_the_authority() {
     let error = HttpProber::new(&absent, clock).unwrap_err().to_string();
     assert!(error.contains("none.pem"), "{error}");
 }
+
+#[tokio::test]
+async fn one_source_takes_its_share_of_the_connections_and_leaves_the_rest() {
+    use std::net::Ipv4Addr;
+    use tokio::net::{TcpSocket, TcpStream};
+
+    async fn from(source: [u8; 4], to: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        let source = Ipv4Addr::from(source);
+        socket.bind((source, 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    async fn served(mut stream: TcpStream) -> bool {
+        let request = b"GET /ok HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap_or_default();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await;
+        read.is_ok() && answer.starts_with(b"HTTP/1.1 200")
+    }
+
+    let (address, _stop) = service().await;
+    let mut greedy = Vec::new();
+    for _ in 0..300 {
+        greedy.push(from([127, 66, 1, 1], address).await);
+    }
+    for other in [[127, 66, 1, 2], [127, 0, 0, 1]] {
+        assert!(served(from(other, address).await).await, "{other:?}");
+    }
+    assert!(
+        !served(from([127, 66, 1, 1], address).await).await,
+        "it has more than its share"
+    );
+    drop(greedy);
+    let mut again = false;
+    while !again {
+        again = served(from([127, 66, 1, 1], address).await).await;
+    }
+}

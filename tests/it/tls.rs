@@ -459,6 +459,29 @@ async fn mute_handshakes_hold_nobody_up() {
 }
 
 #[tokio::test]
+async fn one_certificate_takes_its_share_of_the_connections_and_leaves_the_rest() {
+    let house = House::new();
+    let mut server = Server::start(&house.material(AGENT)).await;
+    let greedy = house.material("bob.operator.shop.failover.internal");
+    // A connection each, which is kept for the next call.
+    let mut held = Vec::new();
+    for _ in 0..32 {
+        let client = server.client(&greedy, AGENT);
+        client.get::<Identity>("/who", SOON).await.unwrap();
+        held.push(client);
+    }
+    let more = server.client(&greedy, AGENT);
+    more.get::<Identity>("/who", SOON).await.unwrap_err();
+    assert_eq!(
+        server.next_rejection().await,
+        "too many connections of one at once"
+    );
+    let controller = server.client(&house.material(CONTROLLER), AGENT);
+    assert!(controller.get::<Identity>("/who", SOON).await.is_ok());
+    assert!(held[0].get::<Identity>("/who", SOON).await.is_ok());
+}
+
+#[tokio::test]
 async fn each_failure_of_a_call_has_its_name() {
     let house = House::new();
     let server = Server::start(&house.material(AGENT)).await;

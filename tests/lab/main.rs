@@ -28,6 +28,7 @@ mod secrets;
 mod certificates;
 mod bad_input;
 mod bounds;
+mod knocking;
 mod log_file;
 mod outsiders;
 mod observers;

@@ -2,6 +2,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::print_stdout,
     reason = "helpers of tests fail as tests do; clippy sees only the test functions as such"
 )]
 
@@ -64,6 +65,8 @@ pub(crate) fn on_a_prepared_lab(
         let said = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success(), "{text}{said}");
         assert!(text.contains("1 passed"), "no test is called `{test}`");
+        // What it measured.
+        println!("{text}");
         return;
     }
     failover::adapters::tls::install_provider();

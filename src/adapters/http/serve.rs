@@ -4,7 +4,6 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,13 +17,31 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 
-/// Connections served at once: two sites, a handful of people and scrapers, times twenty.
-pub(crate) const MAX_CONNECTIONS: usize = 256;
+use super::admission::{Admission, Room, Ticket};
+use super::patient::Patient;
+use crate::engine::rate::{Budget, Rate};
+use crate::engine::units::MonoTime;
+
+/// Connections served at once: two sites, a handful of people and scrapers, times twenty; a quarter
+/// of them for one source. There is no handshake.
+const PLAIN_ROOM: Room = Room {
+    open: 256,
+    open_each: 64,
+    handshakes: 0,
+    handshakes_each: 0,
+    handshakes_known: 0,
+};
+
+/// How often it is told that there is no room.
+const TOLD: Rate = Rate {
+    burst: 3,
+    every: Duration::from_secs(10),
+};
 
 /// How long a client may take for a header, and leave a connection idle. Longer than the 5 s for
 /// which our own clients keep an idle connection, so that they never write into a closing one.
@@ -32,6 +49,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client may pause within a body.
 const BODY_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long a whole body may take, however steadily it drips.
+const BODY_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long open requests may go on after shutdown was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -45,57 +65,68 @@ const HEADER_LIMIT: usize = 32 * 1024;
 /// Serves plain HTTP until `shutdown` is true or its sender is gone; then open requests have 5 s.
 /// Handlers have the client's address as `ConnectInfo<SocketAddr>`.
 pub async fn serve_plain(listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>) {
-    serve_with(listener, router, shutdown, |stream, address| {
-        std::future::ready(Some((stream, address)))
-    })
+    let admission = Admission::new(PLAIN_ROOM, []);
+    let began = Instant::now();
+    let mut told = Budget::default();
+    serve_with(
+        listener,
+        router,
+        shutdown,
+        move |stream, address| match admission.admit(address.ip()) {
+            Ok(ticket) => Some(std::future::ready(Some((stream, address, ticket)))),
+            Err(full) => {
+                if told.spend(TOLD, MonoTime(began.elapsed())) {
+                    tracing::warn!(peer_addr = %address, %full, "connection closed");
+                }
+                None
+            }
+        },
+    )
     .await;
 }
 
-/// Serves every connection for which `establish` gives a stream and who is at its other end,
-/// which handlers have as `ConnectInfo<Who>`. `establish` is called in the order of arrival and
-/// its future is awaited beside all others.
+/// Serves every connection for which `establish` gives a stream, who is at its other end, which
+/// handlers have as `ConnectInfo<Who>`, and the right to be there. `establish` is called in the
+/// order of arrival, and closes a connection for which there is no room by `None`; its future is
+/// awaited beside all others.
 pub(crate) async fn serve_with<Establish, Established, Io, Who>(
     listener: TcpListener,
     router: Router,
     mut shutdown: watch::Receiver<bool>,
     mut establish: Establish,
 ) where
-    Establish: FnMut(TcpStream, SocketAddr) -> Established,
-    Established: Future<Output = Option<(Io, Who)>> + Send + 'static,
+    Establish: FnMut(Patient, SocketAddr) -> Option<Established>,
+    Established: Future<Output = Option<(Io, Who, Ticket)>> + Send + 'static,
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     Who: Clone + Send + Sync + 'static,
 {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut tasks = JoinSet::new();
     loop {
-        let accepted = async {
-            // A slot first: what is not accepted waits in the kernel, at no cost to us.
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
-        let (slot, (stream, address)) = tokio::select! {
+        let (stream, address) = tokio::select! {
             () = asked_to_stop(&mut shutdown) => break,
-            accepted = accepted => match accepted {
-                (Ok(slot), Ok(connection)) => (slot, connection),
-                (_, Err(error)) => {
+            // Whoever waits in the kernel would wait behind a flood: what has no room is closed.
+            accepted = listener.accept() => match accepted {
+                Ok(connection) => connection,
+                Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
-                (Err(_closed), _) => break,
             },
         };
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, peer_addr = %address, "cannot set TCP_NODELAY");
         }
-        let established = establish(stream, address);
+        let Some(established) = establish(Patient::new(stream), address) else {
+            continue;
+        };
         let router = router.clone();
         let shutdown = shutdown.clone();
         tasks.spawn(async move {
-            if let Some((io, who)) = established.await {
+            if let Some((io, who, ticket)) = established.await {
                 serve_connection(io, who, router, shutdown).await;
+                drop(ticket);
             }
-            drop(slot);
         });
         while tasks.try_join_next().is_some() {}
     }
@@ -144,9 +175,11 @@ async fn serve_connection<Io, Who>(
     }
 }
 
-/// A body that fails when its sender pauses for longer than [`BODY_PAUSE`].
+/// A body that fails when its sender pauses for longer than [`BODY_PAUSE`], or is not done within
+/// [`BODY_WITHIN`].
 struct Steady {
     body: Incoming,
+    end: Instant,
     pause: Pin<Box<Sleep>>,
     waiting: bool,
 }
@@ -155,15 +188,16 @@ impl Steady {
     fn new(body: Incoming) -> Self {
         Self {
             body,
+            end: Instant::now() + BODY_WITHIN,
             pause: Box::pin(tokio::time::sleep(BODY_PAUSE)),
             waiting: false,
         }
     }
 }
 
-/// The sender of a body paused for too long.
+/// The sender of a body paused, or took, too long.
 #[derive(Debug, thiserror::Error)]
-#[error("the body stopped arriving for {BODY_PAUSE:?}")]
+#[error("the body stopped arriving for {BODY_PAUSE:?}, or took more than {BODY_WITHIN:?}")]
 struct Stalled;
 
 impl hyper::body::Body for Steady {
@@ -175,6 +209,9 @@ impl hyper::body::Body for Steady {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
+        if Instant::now() >= this.end {
+            return Poll::Ready(Some(Err(Stalled.into())));
+        }
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
             this.waiting = false;
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
@@ -182,7 +219,8 @@ impl hyper::body::Body for Steady {
         // Counted from when the handler began to wait, not from when it got the last part.
         if !this.waiting {
             this.waiting = true;
-            this.pause.as_mut().reset(Instant::now() + BODY_PAUSE);
+            let pause = Instant::now() + BODY_PAUSE;
+            this.pause.as_mut().reset(pause.min(this.end));
         }
         ready!(this.pause.as_mut().poll(context));
         Poll::Ready(Some(Err(Stalled.into())))

@@ -38,6 +38,13 @@ pub struct PeerAddress {
     port: u16,
 }
 
+impl PeerAddress {
+    /// The address itself, where it is not a name.
+    pub fn ip(&self) -> Option<std::net::IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
 impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {

@@ -1,27 +1,41 @@
 //! The server's side: handshakes that cannot hold each other up, and a record of who was
 //! turned away.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::super::http::{MAX_CONNECTIONS, serve_with};
+use super::super::http::{Admission, Patient, Room, Ticket, serve_with};
 use super::standing::Standing;
 use super::{Identity, TlsError, TlsMaterial};
+use crate::engine::rate::{Budget, Rate};
+use crate::engine::units::MonoTime;
 
-/// Connections in their handshake at once, well below all connections. A handshake takes
-/// milliseconds, so that the oldest of so many is one that does not mean to end: it is dropped.
-const MAX_HANDSHAKES: usize = 64;
-const _: () = assert!(MAX_HANDSHAKES < MAX_CONNECTIONS);
+/// Connections at once: two sites, a handful of people and observers, times twenty. A handshake
+/// takes some round trips, so that the oldest of many of one source is one that does not mean to
+/// end: it is dropped.
+const ROOM: Room = Room {
+    open: 256,
+    open_each: 32,
+    handshakes: 192,
+    handshakes_each: 64,
+    handshakes_known: 64,
+};
+
+/// How often rejections are traced, each.
+const TRACED: Rate = Rate {
+    burst: 10,
+    every: Duration::from_secs(5),
+};
 
 /// How long a handshake may take: some round trips around the world.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,6 +67,7 @@ pub struct TlsListener {
     config: Arc<ServerConfig>,
     material: TlsMaterial,
     rejected: Option<mpsc::Sender<RejectedPeer>>,
+    expected: Vec<IpAddr>,
 }
 
 impl std::fmt::Debug for TlsListener {
@@ -74,7 +89,16 @@ impl TlsListener {
             config: Arc::new(material.server_config()?),
             material: material.clone(),
             rejected,
+            expected: Vec::new(),
         })
+    }
+
+    /// Keeps room for those who connect from these addresses, whatever others do. For everybody
+    /// who has shown a good certificate it is kept from then on.
+    #[must_use]
+    pub fn expecting(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.expected.extend(addresses);
+        self
     }
 }
 
@@ -86,49 +110,54 @@ pub async fn serve(listener: TlsListener, router: Router, shutdown: watch::Recei
         config,
         material,
         rejected,
+        expected,
     } = listener;
-    let mut in_handshake: VecDeque<oneshot::Sender<()>> = VecDeque::new();
+    let admission = Admission::new(ROOM, expected);
+    let began = Instant::now();
+    let traced = Arc::new(Mutex::new(Budget::default()));
     serve_with(listener, router, shutdown, move |stream, address| {
-        in_handshake.retain(|handshake| !handshake.is_closed());
-        if in_handshake.len() >= MAX_HANDSHAKES {
-            in_handshake.pop_front();
-        }
-        let (keep, crowded_out) = oneshot::channel();
-        in_handshake.push_back(keep);
+        let (ticket, mut crowded_out) = admission.greet(address.ip());
+        let traced = Arc::clone(&traced);
         let config = Arc::clone(&config);
         let material = material.clone();
         let rejected = rejected.clone();
-        async move {
-            let (error, stream) = match establish(stream, config, crowded_out).await {
+        Some(async move {
+            let established = establish(stream, config, &ticket, &mut crowded_out).await;
+            let (error, stream) = match established {
                 Ok((stream, identity)) => {
                     let stream = Standing::new(stream, material);
-                    return Some((stream, PeerIdentity { identity, address }));
+                    return Some((stream, PeerIdentity { identity, address }, ticket));
                 }
                 Err(rejection) => rejection,
             };
-            tracing::warn!(peer_addr = %address, error, "connection rejected");
+            let now = MonoTime(began.elapsed());
+            let trace = |mut budget: MutexGuard<'_, Budget>| budget.spend(TRACED, now);
+            if trace(traced.lock().unwrap_or_else(PoisonError::into_inner)) {
+                tracing::warn!(peer_addr = %address, error, "connection rejected");
+            }
             if let Some(rejected) = rejected {
                 // A full channel already holds more rejections than anybody reads.
                 drop(rejected.try_send(RejectedPeer { address, error }));
             }
-            // Still in the connection's slot, so that the limit covers it.
+            // It still has its ticket, so that the limits cover it.
             if let Some(stream) = stream {
-                linger(stream).await;
+                linger(stream, crowded_out).await;
             }
             None
-        }
+        })
     })
     .await;
 }
 
 /// Why a connection is turned away, and the stream on which an alert says so.
-type Rejection = (String, Option<TcpStream>);
+type Rejection = (String, Option<Patient>);
 
 async fn establish(
-    stream: TcpStream,
+    stream: Patient,
     config: Arc<ServerConfig>,
-    crowded_out: oneshot::Receiver<()>,
-) -> Result<(TlsStream<TcpStream>, Identity), Rejection> {
+    ticket: &Ticket,
+    crowded_out: &mut oneshot::Receiver<()>,
+) -> Result<(TlsStream<Patient>, Identity), Rejection> {
     let handshake = TlsAcceptor::from(config).accept(stream).into_fallible();
     let ended = tokio::select! {
         ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => ended,
@@ -143,7 +172,11 @@ async fn establish(
     let identity = certificates
         .and_then(<[_]>::first)
         .ok_or_else(|| "no certificate".to_owned())
-        .and_then(|certificate| Identity::of(certificate).map_err(|cause| cause.to_string()));
+        .and_then(|certificate| Identity::of(certificate).map_err(|cause| cause.to_string()))
+        .and_then(|identity| {
+            let greeted = ticket.greeted(&identity.to_string());
+            greeted.map(|()| identity).map_err(|full| full.to_string())
+        });
     match identity {
         Ok(identity) => Ok((stream, identity)),
         Err(error) => {
@@ -157,12 +190,15 @@ async fn establish(
 
 /// Reads on until the client has closed: bytes left unread would make the kernel reset the
 /// connection, and the client would lose the alert that tells it why.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: Patient, crowded_out: oneshot::Receiver<()>) {
     let rest = async {
         stream.shutdown().await?;
         let mut buffer = [0; 1024];
         while stream.read(&mut buffer).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
-    drop(tokio::time::timeout(LINGER, rest).await);
+    tokio::select! {
+        _ended = tokio::time::timeout(LINGER, rest) => {}
+        _dropped = crowded_out => {}
+    }
 }

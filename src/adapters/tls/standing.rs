@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::super::http::Patient;
 use super::TlsMaterial;
 use super::material::Chain;
 
@@ -20,14 +20,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A connection that stands for as long as its other end is believed.
 pub(crate) struct Standing {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Patient>,
     turned_away: Pin<Box<dyn Future<Output = String> + Send>>,
     why: Option<String>,
 }
 
 impl Standing {
     /// Watches a connection whose handshake has just succeeded.
-    pub(super) fn new(stream: TlsStream<TcpStream>, material: TlsMaterial) -> Self {
+    pub(super) fn new(stream: TlsStream<Patient>, material: TlsMaterial) -> Self {
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let chain: Chain = certificates
             .iter()
