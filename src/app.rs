@@ -8,5 +8,6 @@ pub mod control;
 pub mod executor;
 pub mod steps;
 pub mod prober;
+pub mod rehearser;
 pub mod api;
 pub mod run;

@@ -136,6 +136,10 @@ pub trait Traffic: Send + Sync + fmt::Debug {
         still: Still<'_>,
     ) -> Result<(), EffectError>;
 
+    /// Has the system say whether it would let us replace what was read, without changing anything.
+    /// `Refused` where it would not; a yes also where the system has no way to tell.
+    async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError>;
+
     /// Asks every place that users' resolvers ask, on its own, what it answers now. One view for
     /// each place; a place that shows nothing, or not ours, is an `Err` in its row.
     async fn verify_outside(&self) -> Vec<OutsideView>;
@@ -177,6 +181,13 @@ pub enum OutsideFault {
 pub trait Probe: Send + Sync + fmt::Debug {
     /// Looks at a target, within a time.
     async fn look(&self, target: &Target, within: Duration) -> Finding;
+
+    /// How many more connections the database of a site takes from roles without privileges, on
+    /// a fresh connection of the role that looks; an error where it takes none. `None` where this
+    /// cannot be told, or somebody else will tell it.
+    async fn room(&self, _site: &SiteName, _within: Duration) -> Option<Result<u64, String>> {
+        None
+    }
 
     /// How many anchors answer, of how many there are.
     async fn anchors(&self, within: Duration) -> (u32, u32);

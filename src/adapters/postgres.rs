@@ -14,6 +14,7 @@ mod history;
 mod sever;
 mod promote;
 mod synchronous;
+mod room;
 
 pub use connect::{Connect, ConnectError, Database, Secret};
 pub use facts::{HeartbeatWrite, facts, probe, standing};
@@ -21,5 +22,6 @@ pub use history::{History, HistoryError, Switch, read_history};
 pub(crate) use password::PasswordFile;
 pub use prepare::{allow_monitoring, prepare, write_epoch};
 pub use promote::{Promoted, checkpoint, promote};
+pub use room::room;
 pub use sever::{Severed, reconnect, sever};
 pub use synchronous::{go_on_alone, look_at_standby, wait_for_standby};

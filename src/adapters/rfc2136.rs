@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -245,6 +245,77 @@ impl Rfc2136 {
         message
     }
 
+    /// An update of the same names and kinds, on the same conditions, that removes what is not
+    /// there: the server checks key, right and zone, and changes nothing (RFC 2136, 3.4.2.4).
+    fn rehearsal(&self, held: &Held) -> Message {
+        let mut message = self.update(held, held);
+        let absent = [
+            (&self.record, RData::A(Ipv4Addr::UNSPECIFIED.into())),
+            (&self.record, RData::AAAA(Ipv6Addr::UNSPECIFIED.into())),
+            (&self.note, RData::TXT(TXT::new(vec!["rehearsal".into()]))),
+        ];
+        let absent = absent.map(|(name, data)| {
+            let mut record = Record::from_rdata(name.clone(), 0, data);
+            record.dns_class = DNSClass::NONE;
+            record
+        });
+        message.authorities = absent.into();
+        message
+    }
+
+    /// Sends a signed update, if it still may be sent; what the server says to it.
+    async fn send(&self, mut request: Message, still: Still<'_>) -> Result<(), EffectError> {
+        let Settings {
+            name,
+            server,
+            timeout,
+            ..
+        } = &self.settings;
+        let key = self.key();
+        let unsent = |error: ExchangeError| {
+            EffectError::Failed(format!("`{name}`: update at {server}: {error}"))
+        };
+        let stream = dns::connect_tcp(*server, *timeout).await.map_err(unsent)?;
+        let signer = key.signer().map_err(|cause| self.refused(cause))?;
+        let seconds = self.clock.wall().0 / 1000;
+        let verifier = request
+            .finalize(&signer, seconds)
+            .map_err(|cause| self.refused(cause.to_string()))?;
+        let bytes = request
+            .to_vec()
+            .map_err(|cause| self.refused(cause.to_string()))?;
+        still()?;
+        let reply = dns::exchange(stream, &bytes, *timeout)
+            .await
+            .map_err(|error| {
+                let text = format!("`{name}`: update at {server}: {error}");
+                match error {
+                    ExchangeError::NotSent(_) | ExchangeError::Timeout { sent: false, .. } => {
+                        EffectError::Failed(text)
+                    }
+                    ExchangeError::Lost(_) | ExchangeError::Timeout { sent: true, .. } => {
+                        EffectError::Unknown(text)
+                    }
+                }
+            })?;
+        let unproven = |cause: &dyn fmt::Display| {
+            EffectError::Unknown(format!(
+                "`{name}`: the answer of {server} is not proven: {cause}"
+            ))
+        };
+        let message = Message::from_vec(&reply).map_err(|cause| unproven(&cause))?;
+        if message.id != request.id {
+            return Err(unproven(&"it belongs to another message"));
+        }
+        let said = self.verdict(&message);
+        self.judged(key, said)?;
+        let Some(mut verifier) = verifier else {
+            return Err(unproven(&"the request was not signed"));
+        };
+        verifier.verify(&reply).map_err(|cause| unproven(&cause))?;
+        Ok(())
+    }
+
     fn lookup(&self, name: &Name, kind: RecordType) -> Lookup {
         Lookup {
             name: name.clone(),
@@ -389,56 +460,13 @@ impl Traffic for Rfc2136 {
         let old: Held = serde_json::from_str(&from.token)
             .map_err(|cause| self.refused(format!("the token is not of this target: {cause}")))?;
         let new = self.content(to)?;
-        let Settings {
-            name,
-            server,
-            timeout,
-            ..
-        } = &self.settings;
-        let key = self.key();
-        let unsent = |error: ExchangeError| {
-            EffectError::Failed(format!("`{name}`: update at {server}: {error}"))
-        };
-        let stream = dns::connect_tcp(*server, *timeout).await.map_err(unsent)?;
-        let mut request = self.update(&old, &new);
-        let signer = key.signer().map_err(|cause| self.refused(cause))?;
-        let seconds = self.clock.wall().0 / 1000;
-        let verifier = request
-            .finalize(&signer, seconds)
-            .map_err(|cause| self.refused(cause.to_string()))?;
-        let bytes = request
-            .to_vec()
-            .map_err(|cause| self.refused(cause.to_string()))?;
-        still()?;
-        let reply = dns::exchange(stream, &bytes, *timeout)
-            .await
-            .map_err(|error| {
-                let text = format!("`{name}`: update at {server}: {error}");
-                match error {
-                    ExchangeError::NotSent(_) | ExchangeError::Timeout { sent: false, .. } => {
-                        EffectError::Failed(text)
-                    }
-                    ExchangeError::Lost(_) | ExchangeError::Timeout { sent: true, .. } => {
-                        EffectError::Unknown(text)
-                    }
-                }
-            })?;
-        let unproven = |cause: &dyn fmt::Display| {
-            EffectError::Unknown(format!(
-                "`{name}`: the answer of {server} is not proven: {cause}"
-            ))
-        };
-        let message = Message::from_vec(&reply).map_err(|cause| unproven(&cause))?;
-        if message.id != request.id {
-            return Err(unproven(&"it belongs to another message"));
-        }
-        let said = self.verdict(&message);
-        self.judged(key, said)?;
-        let Some(mut verifier) = verifier else {
-            return Err(unproven(&"the request was not signed"));
-        };
-        verifier.verify(&reply).map_err(|cause| unproven(&cause))?;
-        Ok(())
+        self.send(self.update(&old, &new), still).await
+    }
+
+    async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError> {
+        let held: Held = serde_json::from_str(&from.token)
+            .map_err(|cause| self.refused(format!("the token is not of this target: {cause}")))?;
+        self.send(self.rehearsal(&held), &|| Ok(())).await
     }
 
     async fn verify_outside(&self) -> Vec<OutsideView> {

@@ -12,6 +12,7 @@ mod api;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +25,7 @@ use self::records::{Held, Layout};
 use super::dns::{self, Lookup, LookupError};
 use crate::engine::answer::Answer;
 use crate::engine::topology::TargetName;
+use crate::engine::units::as_millis;
 use crate::ports::{
     Clock, EffectError, LastError, OutsideFault, OutsideView, Still, Traffic, Versioned,
 };
@@ -41,13 +43,24 @@ pub struct Route53 {
     layout: Layout,
     api: Api,
     clock: Arc<dyn Clock>,
+    /// When a rehearsal last was let through, in milliseconds of the clock; 0: never.
+    rehearsed: AtomicU64,
 }
+
+/// How long a rehearsal that was let through counts: each one stands in the account's audit trail.
+const REHEARSE_EVERY: Duration = Duration::from_mins(10);
 
 impl Route53 {
     /// Checks the settings; `Refused` says which one cannot work. Sends nothing.
     pub fn new(settings: Settings, api: Api, clock: Arc<dyn Clock>) -> Result<Self, EffectError> {
         let layout = Layout::new(settings).map_err(EffectError::Refused)?;
-        Ok(Self { layout, api, clock })
+        let rehearsed = AtomicU64::new(0);
+        Ok(Self {
+            layout,
+            api,
+            clock,
+            rehearsed,
+        })
     }
 
     async fn held(&self) -> Result<Held, EffectError> {
@@ -150,6 +163,29 @@ impl Traffic for Route53 {
         match sent {
             Ok(change) => self.in_sync(&change).await,
             Err(EffectError::Unknown(text)) => self.resolve(&text, &old, &new).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Route 53 has no dry run. But it says who may not write before it looks at what is written, and
+    /// a batch that deletes a record that is not there is refused as a whole.
+    async fn rehearse(&self, _from: &Versioned) -> Result<(), EffectError> {
+        let now = self.clock.now();
+        let last = self.rehearsed.load(Ordering::Relaxed);
+        if last != 0 && as_millis(now.0) < last.saturating_add(as_millis(REHEARSE_EVERY)) {
+            return Ok(());
+        }
+        let absent = self.layout.absent();
+        let zone_id = &self.layout.settings().zone_id;
+        let sent = self
+            .api
+            .swap(zone_id, [&absent].into_iter(), [].into_iter(), "rehearsal")
+            .await;
+        match sent {
+            Ok(_) | Err(EffectError::Conflict(_)) => {
+                self.rehearsed.store(as_millis(now.0), Ordering::Relaxed);
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tokio::net::TcpStream;
 
 use super::http::{HttpProber, ProbeError};
-use super::postgres::{Connect, HeartbeatWrite, probe};
+use super::postgres::{Connect, HeartbeatWrite, probe, room};
 use crate::engine::observation::{Facts, Finding, ProbeFailure};
 use crate::engine::topology::{SiteName, Target, TargetKind, Vantage};
 use crate::engine::units::as_millis;
@@ -79,6 +79,16 @@ impl Probe for SiteProbe {
             TargetKind::Agent => Finding::Bad(ProbeFailure::Protocol(
                 "agents report by themselves".to_owned(),
             )),
+        }
+    }
+
+    async fn room(&self, site: &SiteName, within: Duration) -> Option<Result<u64, String>> {
+        let site = self.sites.get(site)?;
+        match room(&site.database, within).await {
+            Ok(left) => Some(Ok(left)),
+            Err(full @ ProbeFailure::Exhausted(_)) => Some(Err(full.to_string())),
+            // That is what the ordinary looks are for.
+            Err(_) => None,
         }
     }
 

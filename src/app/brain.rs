@@ -11,6 +11,7 @@ use crate::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, PositionHistory, PositionSample,
 };
 use crate::engine::policy::Policy;
+use crate::engine::rehearsal::{Found, Rehearsals};
 use crate::engine::replay::ReplayWatch;
 use crate::engine::saga::{GroupState, Moment};
 use crate::engine::situation::{
@@ -58,6 +59,7 @@ pub struct Brain {
     anchors: (u32, u32),
     /// What each process says of its certificates and secrets.
     credentials: BTreeMap<Vantage, CredentialFacts>,
+    rehearsals: Rehearsals,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +98,7 @@ impl Brain {
             reached: BTreeMap::new(),
             anchors: (0, 0),
             credentials: BTreeMap::new(),
+            rehearsals: Rehearsals::default(),
             topology,
             policy,
         }
@@ -154,6 +157,11 @@ impl Brain {
         let all = self.credentials.iter();
         all.flat_map(|(who, facts)| facts.refused.iter().map(move |why| format!("{who}: {why}")))
             .collect()
+    }
+
+    /// Takes in a slow look at what the steps after a promotion would need.
+    pub fn rehearsed(&mut self, began: MonoTime, found: Vec<Found>) {
+        self.rehearsals.take(began, found);
     }
 
     /// Takes in an observation of our own. One into which a standstill fell is late because of us.
@@ -324,6 +332,7 @@ impl Brain {
         wall: WallTime,
     ) -> Situation {
         self.follow(group);
+        self.rehearsals.follow(&group.active, now);
         let passive = self.topology.peer(&group.active).clone();
         let sites = self.topology.sites().map(Clone::clone);
         let sites = sites.into_iter().map(|site| {
@@ -359,6 +368,7 @@ impl Brain {
             observers: self.observers_at(now),
             certificates: CredentialFacts::ends_at(self.credentials.values(), wall),
             refused_secrets: self.refused_secrets(),
+            rehearsals: self.rehearsals.at(now),
             replication: Replication {
                 replay: self.replay.known(),
                 commits_wait: self.waits.longest(),

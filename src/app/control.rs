@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::brain::Brain;
 use super::executor::{Executor, World};
 use super::journal::{Journal, JournalError};
+use super::rehearser::Rehearser;
 use crate::engine::chain::Body;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::decision::{Decision, Verdict, decide};
@@ -17,6 +18,7 @@ use crate::engine::observation::Observation;
 use crate::engine::plan::Plan;
 use crate::engine::rate::Budget;
 use crate::engine::reason::Code;
+use crate::engine::rehearsal::Found;
 use crate::engine::saga::Command;
 use crate::engine::situation::{Request, Situation};
 use crate::engine::step::DeclaredLoss;
@@ -45,6 +47,8 @@ pub enum Input {
     Observed(Vec<Observation>),
     /// How many anchors answered, of how many; and what this process says of its certificates.
     Anchors(u32, u32, CredentialFacts),
+    /// A slow look at what the steps after a promotion would need, and when it began.
+    Rehearsed(MonoTime, Vec<Found>),
     /// An agent reported, and waits for the answer.
     Reported(Box<Report>, oneshot::Sender<ReportAnswer>),
     /// An extra observer reported, and waits for the answer.
@@ -137,6 +141,17 @@ impl Control {
         (control, shown)
     }
 
+    /// What tries beforehand, beside this loop, what the steps of a failover would need.
+    pub fn rehearser(&self) -> Rehearser {
+        Rehearser {
+            world: Arc::clone(&self.world),
+            journal: self.journal.clone(),
+            topology: self.brain.topology().clone(),
+            clock: Arc::clone(&self.clock),
+            control: self.handle.clone(),
+        }
+    }
+
     /// Decides until the log cannot be written any more.
     pub async fn run(mut self) -> Result<(), JournalError> {
         loop {
@@ -186,6 +201,7 @@ impl Control {
                 }
             }
             Input::Anchors(reached, of, own) => self.brain.surroundings((reached, of), own),
+            Input::Rehearsed(began, found) => self.brain.rehearsed(began, found),
             Input::Reported(report, answer) => {
                 let told = self.reported(*report, now).await?;
                 drop(answer.send(told));

@@ -100,14 +100,13 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     };
     let brain = make_brain(&config, &policy, &journal, clock.now())?.booted(boot);
     let (handle, inputs) = Handle::new();
-    let policy_name = config.policy.file_name();
     let (control, status) = Control::new(
         brain,
         journal.clone(),
         Arc::clone(&clock),
         Arc::new(world),
         (handle.clone(), inputs),
-        policy_name.map_or(String::new(), |name| name.to_string_lossy().into_owned()),
+        policy_name(&config),
     );
 
     let mut tasks = first_tasks(&material);
@@ -119,6 +118,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     }
     let started = format!("controller started: {}", env!("CARGO_PKG_VERSION"));
     journal.note("started", started).await?;
+    tasks.spawn(control.rehearser().run());
     tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
 
     let targets = topology.sites().into_iter().flat_map(Target::looked_at);
@@ -217,6 +217,11 @@ pub(crate) fn first_tasks(material: &TlsMaterial) -> JoinSet<(&'static str, anyh
         ("certificates", Ok(()))
     });
     tasks
+}
+
+fn policy_name(config: &Config) -> String {
+    let name = config.policy.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 fn boot_id() -> anyhow::Result<String> {

@@ -10,6 +10,7 @@ use super::detector::{State, Vote, VoteKind};
 use super::gate::{self, Gate, LossEstimate};
 use super::policy::{ApiFailure, Durability, Policy};
 use super::reason::{Code, Reason};
+use super::rehearsed::rehearsal_warnings;
 use super::situation::Situation;
 use super::standby::replay_gate;
 use super::topology::{SiteName, TargetKind, Vantage};
@@ -378,6 +379,7 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
     }
     reasons.extend(gate::look_troubles(situation, policy));
     reasons.extend(gate::observer_silent(situation, policy));
+    reasons.extend(rehearsal_warnings(situation));
     if reasons.is_empty() {
         let since = site.and_then(|site| Some(site.health.get(&TargetKind::Database)?.since));
         let reason = Reason::word(Code::Healthy, State::Healthy, State::Healthy).at(active);

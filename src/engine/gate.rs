@@ -10,6 +10,7 @@ use super::condition::{at_most_a_day, gate};
 use super::detector::{State, Vote};
 use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
 use super::reason::{Code, Reason};
+use super::rehearsed::rehearsal_gates;
 use super::situation::{AgentFacts, LocalDatabase, Situation};
 use super::standby::{promotable, replay_gate};
 use super::topology::{Role, TargetKind};
@@ -31,6 +32,7 @@ pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
         gates.push(replication_veto(situation, policy));
         gates.extend(witness_gate(situation, policy));
         gates.push(mute_gate(situation, policy));
+        gates.extend(rehearsal_gates(situation));
     }
     gates.extend(loss_gates(situation, policy));
     gates.push(fence_gate(situation, policy));

@@ -78,6 +78,10 @@ codes! {
     CertificateEnding = "certificate-ending": "A certificate ends within thirty days.",
     CertificateUrgent = "certificate-urgent": "A certificate ends within seven days, or has ended.",
     SecretRefused = "secret-refused": "A file with a secret or certificate was replaced, and what is in it now is not used.",
+    TrafficUnready = "traffic-unready": "A traffic target cannot be read or changed by us, holds what is not ours, or does not lead to the active site.",
+    NameServerSilent = "name-server-silent": "A name server of a traffic target gives no answer of its own; others do.",
+    FrontDoorUnready = "front-door-unready": "The check at the front door fails at the active site, so that it could not show a failover's success either.",
+    StandbyConnections = "standby-connections": "The standby has few or no connections left for the role that sees it take writes.",
     ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::credential::CertificateFacts;
 use super::detector::{Health, State};
 use super::observation::{DatabaseFacts, PositionHistory};
+use super::rehearsal::Rehearsal;
 use super::replay::Replay;
 use super::synchrony::{RpoWindow, SyncFacts};
 use super::text::clip;
@@ -43,6 +44,9 @@ pub struct Situation {
     /// Files with secrets whose new content a process of ours does not use, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused_secrets: Vec<String>,
+    /// What the steps after a promotion would need, as it was last tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rehearsals: Vec<Rehearsal>,
     /// What is known of the way from the active database to the standby.
     pub replication: Replication,
     /// Whether the active site may acknowledge what its standby does not have.
@@ -456,6 +460,7 @@ pub(crate) mod samples {
             observers: BTreeMap::new(),
             certificates: Vec::new(),
             refused_secrets: Vec::new(),
+            rehearsals: Vec::new(),
             replication: Replication {
                 primary: Some(Aged {
                     age: seconds(1),

@@ -159,6 +159,10 @@ impl Traffic for SimTraffic {
         Ok(())
     }
 
+    async fn rehearse(&self, _from: &Versioned) -> Result<(), EffectError> {
+        Ok(())
+    }
+
     async fn verify_outside(&self) -> Vec<OutsideView> {
         let answer = match self.reach().await {
             Ok(()) => Ok(self.place.world.with(|state, _| state.traffic.0.clone())),

@@ -19,6 +19,7 @@ mod rfc2136;
 mod route53;
 mod parts;
 mod stage;
+mod check;
 mod crash;
 mod drill;
 mod fenced;

@@ -22,7 +22,7 @@ use crate::pair::place;
 use crate::stage::{endings, entries, facts, on_a_prepared_lab, until, until_status};
 
 /// Has the lab's controller ask these name servers too, as users' resolvers would.
-fn ask_too(layout: &Layout, servers: &[SocketAddr]) {
+pub(crate) fn ask_too(layout: &Layout, servers: &[SocketAddr]) {
     let own = format!("authoritative = [\"{}\"", layout.name_server);
     let more: Vec<String> = servers.iter().map(|at| format!(", \"{at}\"")).collect();
     let more = more.concat();
@@ -34,7 +34,11 @@ fn ask_too(layout: &Layout, servers: &[SocketAddr]) {
 
 /// A second real name server of the lab's zone, in a folder of its own, and the way to write
 /// there.
-async fn second(lab: &Supervisor, dir: &std::path::Path, at: SocketAddr) -> (NameServer, Rfc2136) {
+pub(crate) async fn second(
+    lab: &Supervisor,
+    dir: &std::path::Path,
+    at: SocketAddr,
+) -> (NameServer, Rfc2136) {
     let layout = &lab.layout;
     let key = TsigKey {
         name: "second".to_owned(),
@@ -54,7 +58,7 @@ async fn second(lab: &Supervisor, dir: &std::path::Path, at: SocketAddr) -> (Nam
     (server, target)
 }
 
-async fn write(target: &Rfc2136, lab: &Supervisor, to: &SiteName, epoch: u64) {
+pub(crate) async fn write(target: &Rfc2136, lab: &Supervisor, to: &SiteName, epoch: u64) {
     let answer = Answer::only(to, &topology(&lab.layout), Epoch(epoch));
     let from = target.read().await.unwrap();
     target.apply(&from, &answer, "", &|| Ok(())).await.unwrap();
@@ -138,9 +142,17 @@ fn a_name_server_that_still_leads_to_the_old_site_keeps_the_plan_until_it_does_n
 
 /// A name server that answers every question with these bytes, after the question's number.
 async fn answers(bytes: &'static [u8]) -> (SocketAddr, tokio::task::JoinHandle<()>) {
-    let socket = tokio::net::UdpSocket::bind(place()).await.unwrap();
-    let at = socket.local_addr().unwrap();
-    let task = tokio::spawn(async move {
+    let at = SocketAddr::from(place());
+    (at, answers_at(at, bytes).await)
+}
+
+/// The same at a place.
+pub(crate) async fn answers_at(
+    at: SocketAddr,
+    bytes: &'static [u8],
+) -> tokio::task::JoinHandle<()> {
+    let socket = tokio::net::UdpSocket::bind(at).await.unwrap();
+    tokio::spawn(async move {
         let mut question = [0; 512];
         while let Ok((length, from)) = socket.recv_from(&mut question).await {
             // The header's flags and counts are replaced; the question stays as it is.
@@ -149,8 +161,7 @@ async fn answers(bytes: &'static [u8]) -> (SocketAddr, tokio::task::JoinHandle<(
             answer[2..end].copy_from_slice(&bytes[..end - 2]);
             socket.send_to(&answer, from).await.ok();
         }
-    });
-    (at, task)
+    })
 }
 
 #[tokio::test]

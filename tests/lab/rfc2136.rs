@@ -285,6 +285,43 @@ async fn an_unsigned_update_is_refused() {
     );
 }
 
+/// The zone's number, which grows with each change.
+async fn serial(lab: &Lab) -> u32 {
+    let soa = failover::adapters::dns::Lookup {
+        name: "shop.test.".parse().unwrap(),
+        kind: hickory_proto::rr::RecordType::SOA,
+        timeout: Duration::from_secs(2),
+    };
+    let found = soa.ask(lab.server.address()).await.unwrap();
+    let hickory_proto::rr::RData::SOA(soa) = &found[0] else {
+        panic!("{found:?}");
+    };
+    soa.serial
+}
+
+#[tokio::test]
+async fn a_rehearsal_shows_key_and_right_and_changes_nothing() {
+    let mut lab = lab().await;
+    let target = lab.target();
+    // In an empty zone as in one that holds something.
+    let empty = target.read().await.unwrap();
+    assert_eq!(target.rehearse(&empty).await, Ok(()));
+    let held = write(&target, &answer(100, 0, 1)).await;
+    let before = serial(&lab).await;
+    assert_eq!(target.rehearse(&held).await, Ok(()));
+    assert_eq!(serial(&lab).await, before);
+    assert_eq!(target.read().await.unwrap(), held);
+
+    let old = target.rehearse(&empty).await;
+    assert!(matches!(old, Err(EffectError::Conflict(_))), "{old:?}");
+    lab.settings.key = key("failover", &[8; 32]);
+    let said = refusal(lab.target().rehearse(&held).await);
+    assert!(said.contains("BADSIG"), "{said}");
+    lab.settings.key = key("nobody", &[7; 32]);
+    let said = refusal(lab.target().rehearse(&held).await);
+    assert!(said.contains("BADKEY"), "{said}");
+}
+
 #[tokio::test]
 async fn an_address_of_nobody_is_refused_by_name() {
     let lab = lab().await;

@@ -515,3 +515,25 @@ async fn each_name_server_is_asked_and_every_site_that_it_answers_is_on() {
         assert!(views[1].answer.is_err());
     }
 }
+
+#[tokio::test]
+async fn a_rehearsal_changes_nothing_and_is_refused_where_a_change_would_be() {
+    let service = Ministack::start().await;
+    let zone = service.zone("shop.test").await;
+    let live = target(&service.endpoint, settings(&zone)).await;
+    let held = write(&live, &answer(100, 0, 1)).await;
+    assert_eq!(live.rehearse(&held).await, Ok(()));
+    assert_eq!(live.read().await.unwrap(), held);
+
+    let stub = Stub::start(&doubles::two_sites(100, 0)).await;
+    let denied = target(&stub.endpoint, settings("Z1")).await;
+    let held = denied.read().await.unwrap();
+    stub.then_answer(403, &error_body("AccessDenied"), None);
+    let said = refusal(denied.rehearse(&held).await);
+    assert!(said.contains("AccessDenied"), "{said}");
+    // What was let through is not asked again at once.
+    stub.then_answer(400, &error_body("InvalidChangeBatch"), None);
+    assert_eq!(denied.rehearse(&held).await, Ok(()));
+    assert_eq!(denied.rehearse(&held).await, Ok(()));
+    assert_eq!(stub.batches().len(), 2);
+}

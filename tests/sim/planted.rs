@@ -284,6 +284,10 @@ impl Traffic for Stray {
         }
         self.of.apply(from, &astray, note, still).await
     }
+    async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError> {
+        self.of.rehearse(from).await
+    }
+
     async fn verify_outside(&self) -> Vec<OutsideView> {
         self.of.verify_outside().await
     }

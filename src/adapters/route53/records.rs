@@ -193,6 +193,20 @@ impl Layout {
     }
 
     /// The note's name as Route 53 takes it.
+    /// A record that is not there: a note that nobody writes.
+    pub(super) fn absent(&self) -> Stored {
+        Stored {
+            name: self.note_text(),
+            kind: "TXT".to_owned(),
+            set_identifier: None,
+            weight: None,
+            ttl: Some(i64::from(self.settings.ttl_seconds)),
+            values: vec!["\"rehearsal\"".to_owned()],
+            health_check: None,
+            beyond: None,
+        }
+    }
+
     pub(super) fn note_text(&self) -> String {
         self.note.to_string()
     }

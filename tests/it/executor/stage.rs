@@ -717,6 +717,10 @@ impl Traffic for Stage {
         })
     }
 
+    async fn rehearse(&self, _from: &Versioned) -> Result<(), EffectError> {
+        Ok(())
+    }
+
     async fn verify_outside(&self) -> Vec<OutsideView> {
         let own = OutsideView {
             place: "192.0.2.53".to_owned(),
@@ -771,6 +775,10 @@ impl Traffic for Edge {
         let on: Vec<String> = to.sites_on().map(ToString::to_string).collect();
         let effect = format!("edge to {}", on.join(" and "));
         self.0.change(|earth| earth.effects.push(effect));
+        Ok(())
+    }
+
+    async fn rehearse(&self, _from: &Versioned) -> Result<(), EffectError> {
         Ok(())
     }
 

@@ -1,0 +1,187 @@
+//! Tries beforehand, slowly and beside everything else, what the steps after a promotion will need:
+//! so that what is wrong with it is known days before, and not when users have no site.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::control::{Handle, Input};
+use super::executor::World;
+use super::journal::Journal;
+use crate::engine::rehearsal::{Found, Subject, TroubleKind};
+use crate::engine::saga::GroupState;
+use crate::engine::topology::{SiteName, Topology};
+use crate::ports::{Clock, EffectError, FrontDoor, OutsideFault, Traffic};
+
+/// How often a traffic target and the standby's connections are looked at.
+const EVERY: Duration = Duration::from_secs(10);
+/// How often the front door is entered, which writes where it is told how.
+const FRONT_EVERY: Duration = Duration::from_secs(20);
+/// How long one look may take that has no limit of its own.
+const WITHIN: Duration = Duration::from_secs(5);
+/// So few connections are left for everybody that it is told.
+const FEW: u64 = 5;
+
+/// What is tried, and by what.
+#[derive(Debug, Clone)]
+pub struct Rehearser {
+    /// What the steps would use.
+    pub world: Arc<World>,
+    /// What is so according to the log.
+    pub journal: Journal,
+    /// Both sites.
+    pub topology: Topology,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Who is told.
+    pub control: Handle,
+}
+
+/// One thing that is looked at for ever.
+#[derive(Debug, Clone)]
+enum Look {
+    Traffic(Arc<dyn Traffic>),
+    Front(Arc<dyn FrontDoor>),
+    Connections,
+}
+
+impl Rehearser {
+    /// Looks for ever, each thing at its own pace, so that one that hangs delays no other; ends
+    /// when nobody listens.
+    pub async fn run(self) -> (&'static str, anyhow::Result<()>) {
+        let traffic = self.world.traffic.iter().cloned().map(Look::Traffic);
+        let front = self.world.front.iter().cloned().map(Look::Front);
+        let looks = traffic.chain(front).chain([Look::Connections]);
+        let mut tasks = tokio::task::JoinSet::new();
+        for look in looks {
+            let rehearser = self.clone();
+            tasks.spawn(async move { rehearser.look_for_ever(look).await });
+        }
+        tasks.join_all().await;
+        ("rehearsals", Ok(()))
+    }
+
+    async fn look_for_ever(&self, look: Look) {
+        let every = match look {
+            Look::Traffic(_) | Look::Connections => EVERY,
+            Look::Front(_) => FRONT_EVERY,
+        };
+        loop {
+            let began = self.clock.now();
+            let group = self.journal.state();
+            // A plan is moving what would be looked at, and looks itself.
+            if group.open.is_none() {
+                let found = match &look {
+                    Look::Traffic(target) => at_target(target.as_ref(), &group).await,
+                    Look::Front(front) => at_front(front.as_ref(), &group.active).await,
+                    Look::Connections => self.connections(&group.active).await,
+                };
+                // While it looked a plan may have begun: then it does not know what it saw.
+                let undisturbed = self.journal.state().open.is_none();
+                let told = Input::Rehearsed(began, found);
+                if undisturbed && self.control.tell(told).await.is_err() {
+                    return;
+                }
+            }
+            self.clock.sleep(every).await;
+        }
+    }
+
+    async fn connections(&self, active: &SiteName) -> Vec<Found> {
+        let standby = self.topology.peer(active);
+        let Some(room) = self.world.probe.room(standby, WITHIN).await else {
+            return Vec::new();
+        };
+        let trouble = match room {
+            Ok(left) if left > FEW => None,
+            Ok(left) => Some((TroubleKind::Scarce, format!("{left} connections left"))),
+            Err(why) => Some((TroubleKind::Refused, why)),
+        };
+        vec![(Subject::Connections, trouble)]
+    }
+}
+
+async fn at_target(target: &dyn Traffic, group: &GroupState) -> Vec<Found> {
+    let name = target.name();
+    let mut found = Vec::new();
+    let own = Subject::Traffic {
+        target: name.clone(),
+    };
+    let trouble = match target.read().await {
+        Ok(read) => {
+            let (answer, active) = (&read.answer, &group.active);
+            let higher = answer.epoch.filter(|epoch| *epoch > group.epoch);
+            if let Some(higher) = higher {
+                let text = format!("it is in epoch {higher}, the log in {}", group.epoch);
+                Some((TroubleKind::Refused, text))
+            } else if answer.is_only(active) {
+                // What is not changed as it was just read was changed meanwhile, and comes next.
+                match target.rehearse(&read).await {
+                    Ok(()) | Err(EffectError::Conflict(_)) => None,
+                    Err(error) => Some(trouble_of(error)),
+                }
+            } else {
+                let on: Vec<String> = answer.sites_on().map(ToString::to_string).collect();
+                let on = if on.is_empty() {
+                    "no site".to_owned()
+                } else {
+                    on.join(" and ")
+                };
+                let text = format!("it leads to {on}, and `{active}` is active");
+                Some((TroubleKind::Astray, text))
+            }
+        }
+        Err(error) => Some(trouble_of(error)),
+    };
+    found.push((own, trouble));
+    for view in target.verify_outside().await {
+        let trouble = match view.answer {
+            Ok(answer) if answer.is_only(&group.active) => None,
+            Ok(answer) => {
+                let on: Vec<String> = answer.sites_on().map(ToString::to_string).collect();
+                let text = format!("{} answers {}", view.place, on.join(" and "));
+                Some((TroubleKind::Astray, text))
+            }
+            Err(OutsideFault::Wrong(why)) => {
+                Some((TroubleKind::Astray, format!("{}: {why}", view.place)))
+            }
+            Err(OutsideFault::Unseen(why)) => Some((TroubleKind::Silent, why)),
+        };
+        let subject = Subject::Place {
+            target: name.clone(),
+            place: view.place,
+        };
+        found.push((subject, trouble));
+    }
+    found
+}
+
+fn trouble_of(error: EffectError) -> (TroubleKind, String) {
+    let kind = match &error {
+        EffectError::Refused(_) => TroubleKind::Refused,
+        EffectError::Failed(_) | EffectError::Unknown(_) | EffectError::Conflict(_) => {
+            TroubleKind::Silent
+        }
+    };
+    (kind, error.to_string())
+}
+
+/// The front door is well where one address leads to the active site and none elsewhere.
+async fn at_front(front: &dyn FrontDoor, active: &SiteName) -> Vec<Found> {
+    let (mut right, mut silent, mut wrong) = (0usize, Vec::new(), Vec::new());
+    for (place, entered) in front.enter(active, WITHIN).await {
+        match entered {
+            Ok(site) if site == *active => right = right.saturating_add(1),
+            Ok(site) => wrong.push(format!("{place} leads to {site}")),
+            Err(OutsideFault::Wrong(why)) => wrong.push(format!("{place}: {why}")),
+            Err(OutsideFault::Unseen(why)) => silent.push(format!("{place}: {why}")),
+        }
+    }
+    let trouble = if !wrong.is_empty() {
+        Some((TroubleKind::Astray, wrong.join("; ")))
+    } else if right == 0 {
+        Some((TroubleKind::Silent, silent.join("; ")))
+    } else {
+        None
+    };
+    vec![(Subject::FrontDoor, trouble)]
+}
