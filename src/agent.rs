@@ -4,6 +4,7 @@ pub mod config;
 pub mod guard_protocol;
 pub mod guard;
 pub mod guard_link;
+mod recovery;
 pub mod local;
 mod receiver;
 pub mod store;

@@ -330,6 +330,9 @@ pub struct LocalLook {
     pub set_up_as: Role,
     /// Whether it runs.
     pub running: bool,
+    /// Where it runs as a primary and still starts or recovers, taking nobody in: a number that
+    /// grows with the work that it does.
+    pub recovering: Option<u64>,
     /// The right that the guard has armed, and until when.
     pub right: Option<(Epoch, MonoTime)>,
     /// The epoch of the fence marker, if there is one, and its cause.

@@ -29,6 +29,7 @@ pub use self::marking::Marked;
 use self::marking::Marking;
 use self::orders::Promoting;
 use self::right::adopt;
+use super::recovery::Recovery;
 
 /// How many messages may wait: reports and questions come one at a time, orders a few.
 const WAITING: usize = 64;
@@ -108,6 +109,8 @@ pub struct Keeper {
     guarded: bool,
     /// Since when the database is down.
     down: Option<(MonoTime, String)>,
+    /// Its recovery, while it runs and does not serve yet.
+    recovery: Option<Recovery>,
     last_start: Option<MonoTime>,
     restart_grace: Duration,
     peer_answered: Option<MonoTime>,
@@ -178,6 +181,7 @@ impl Keeper {
             memory,
             guarded: true,
             down: None,
+            recovery: None,
             last_start: None,
             restart_grace: Duration::ZERO,
             peer_answered: None,
@@ -290,15 +294,20 @@ impl Keeper {
             }
         }
         self.guarded = true;
+        let now = self.clock.now();
+        let before = self.recovery.take();
         if self.look.running {
-            self.down = None;
+            // It does not serve before it has recovered: all of it counts from the crash.
+            let since = self.down.take().map_or(now, |(since, _)| since);
+            let work = self.look.recovering;
+            self.recovery = work.map(|work| Recovery::seen(before, since, work, now));
             return true;
         }
         self.synchrony.down();
         if self.down.is_none() {
             let ended = self.look.ended.clone();
             let why = ended.unwrap_or_else(|| "not started".to_owned());
-            self.down = Some((self.clock.now(), why));
+            self.down = Some((before.map_or(now, |recovery| recovery.since), why));
         }
         true
     }
@@ -448,8 +457,9 @@ impl Keeper {
 
     fn show(&self) {
         let now = self.clock.now();
+        let recovering = self.recovery.as_ref();
         let database = match &self.down {
-            None => DatabaseState::Up,
+            None => recovering.map_or(DatabaseState::Up, |recovery| recovery.shown(now)),
             Some((since, _)) if self.waits_for_right() => DatabaseState::Waiting {
                 since: now.since(*since),
             },

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use super::guard_link::{GuardLink, GuardLinkError};
 use super::guard_protocol::{GuardStatus, Right, StartAs, StopTimes};
 use super::receiver;
+use super::recovery;
 use crate::adapters::postgres::{self, Connect, Secret};
 use crate::engine::observation::ProbeFailure;
 use crate::engine::policy::FenceStages;
@@ -75,6 +76,13 @@ impl GuardedDatabase {
         }
     }
 
+    /// What a primary has done so far that is not ready yet.
+    fn recovering(&self, postmaster: i32) -> Option<u64> {
+        let told = std::fs::read_to_string(self.data_dir.join("postmaster.pid")).ok()?;
+        let own = told.lines().next()?.trim().parse() == Ok(postmaster);
+        (own && told.lines().nth(7)?.trim() == "starting").then(|| recovery::work_of(postmaster))
+    }
+
     fn seen(&self, status: GuardStatus) -> LocalLook {
         let right = status.right.map(|right| {
             (
@@ -82,9 +90,12 @@ impl GuardedDatabase {
                 MonoTime(Duration::from_nanos(right.deadline_ns)),
             )
         });
+        let set_up_as = self.set_up_as();
+        let primary = status.postmaster_pid.filter(|_| set_up_as == Role::Primary);
         LocalLook {
-            set_up_as: self.set_up_as(),
+            set_up_as,
             running: status.postmaster_pid.is_some(),
+            recovering: primary.and_then(|postmaster| self.recovering(postmaster)),
             right,
             fenced: status.marker.map(|marker| (marker.epoch, marker.cause)),
             ended: status.last_exit.map(|exit| exit.status),

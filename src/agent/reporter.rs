@@ -200,6 +200,10 @@ fn aged(mut facts: AgentFacts, age: Duration) -> AgentFacts {
         LocalDatabase::Down { since, .. } | LocalDatabase::Waiting { since } => {
             *since = since.saturating_add(age);
         }
+        LocalDatabase::Recovering { since, still } => {
+            *since = since.saturating_add(age);
+            *still = still.saturating_add(age);
+        }
         LocalDatabase::Up => {}
     }
     facts

@@ -158,9 +158,10 @@ async fn at_target(target: &dyn Traffic, group: &GroupState) -> Vec<Found> {
 fn trouble_of(error: EffectError) -> (TroubleKind, String) {
     let kind = match &error {
         EffectError::Refused(_) => TroubleKind::Refused,
-        EffectError::Failed(_) | EffectError::Unknown(_) | EffectError::Conflict(_) => {
-            TroubleKind::Silent
-        }
+        EffectError::Failed(_)
+        | EffectError::Late(_)
+        | EffectError::Unknown(_)
+        | EffectError::Conflict(_) => TroubleKind::Silent,
     };
     (kind, error.to_string())
 }

@@ -188,6 +188,11 @@ fn trigger(situation: &Situation, policy: &Policy) -> Trigger {
             Trigger::Building(reason)
         };
     }
+    if let Some(since) = gate::database_recovers(situation, policy) {
+        let grace = policy.automation.local_restart_grace;
+        let reason = Reason::time(Code::ActiveDatabaseRecovering, since, grace);
+        return Trigger::Building(reason.at(active).since(since));
+    }
     let Some(health) = site.health.get(&TargetKind::Database) else {
         return Trigger::None(vec![Reason::word(
             Code::EvidenceMissing,
@@ -417,6 +422,17 @@ mod tests {
         })
     }
 
+    fn recovers(situation: Situation, since: u64, still: u64) -> Situation {
+        situation.with_site(aws(), |site| {
+            let agent = site.agent.as_mut().unwrap();
+            agent.age = seconds(0);
+            agent.fact.database = LocalDatabase::Recovering {
+                since: seconds(since),
+                still: seconds(still),
+            };
+        })
+    }
+
     fn plan(stuck: bool, walking: bool) -> OpenPlan {
         OpenPlan {
             id: 12,
@@ -450,6 +466,12 @@ mod tests {
             ("the site is lost", lost(), fail_over(), &[ActiveSiteFailed]),
             ("the database is dead, its agent says so", dead(21), fail_over(), &[ActiveDatabaseDown]),
             ("it may still be restarted", dead(3), Verdict::Prepare, &[ActiveDatabaseDown]),
+            ("it recovers, with work to be seen", recovers(lost(), 15, 2), Verdict::Prepare, &[ActiveDatabaseRecovering]),
+            ("it recovers for too long", recovers(lost(), 21, 2), fail_over(), &[ActiveSiteFailed]),
+            ("it recovers, and stands still", recovers(lost(), 19, 31), fail_over(), &[ActiveSiteFailed]),
+            ("it recovered, by an agent that is gone",
+                recovers(lost(), 15, 2).with_site(aws(), |site| site.agent.as_mut().unwrap().age = seconds(60)), fail_over(), &[ActiveSiteFailed]),
+            ("it recovers, and nobody else sees anything wrong", recovers(healthy(), 15, 2), Verdict::Prepare, &[ActiveDatabaseRecovering]),
             ("two see it fail, not for long", vote(2), Verdict::Prepare, &[NotSustained]),
             ("only one sees it fail", vote(1), Verdict::Hold, &[QuorumMissing]),
             ("the evidence is contradictory",

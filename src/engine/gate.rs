@@ -384,8 +384,25 @@ pub fn active_database_is_down(situation: &Situation, policy: &Policy) -> bool {
 /// For how long the active site's agent has said that its database is down.
 pub fn database_down_for(situation: &Situation, policy: &Policy) -> Option<Duration> {
     match &fresh_agent(situation, policy)?.database {
-        LocalDatabase::Up | LocalDatabase::Waiting { .. } => None,
+        LocalDatabase::Up | LocalDatabase::Waiting { .. } | LocalDatabase::Recovering { .. } => {
+            None
+        }
         LocalDatabase::Down { since, .. } => Some(*since),
+    }
+}
+
+/// For how long the active database has been recovering from a crash, by its agent's word, where
+/// the time for that is not over and the recovery has not stood still for longer than any silence
+/// may last.
+pub(super) fn database_recovers(situation: &Situation, policy: &Policy) -> Option<Duration> {
+    let age = situation.active_site()?.agent.as_ref()?.age;
+    match &fresh_agent(situation, policy)?.database {
+        LocalDatabase::Recovering { since, still } => {
+            let within = since.saturating_add(age) < policy.automation.local_restart_grace;
+            let works = still.saturating_add(age) < policy.detect.fail_after;
+            (within && works).then_some(*since)
+        }
+        LocalDatabase::Up | LocalDatabase::Waiting { .. } | LocalDatabase::Down { .. } => None,
     }
 }
 

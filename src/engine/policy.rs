@@ -407,10 +407,54 @@ fn check_against_each_other(policy: &Policy, root: &Section<'_>, lease: &Section
             human(policy.steps.promote), human(replay)
         ));
     }
+    check_effects(policy, root);
     if policy.lease.on_total_isolation == OnTotalIsolation::Keep
         && policy.lease.fence_on == FenceOn::LeaseLost
     {
         lease.problem("on_total_isolation", "`keep` contradicts `fence_on = \"lease-lost\"`: an agent that fences on a lost lease cannot keep writing when it has lost everything");
+    }
+}
+
+/// Settings that could never take effect, because another is always over first.
+fn check_effects(policy: &Policy, root: &Section<'_>) {
+    let (detect, data) = (&policy.detect, &policy.data);
+    // What the standby is known to have is as old as the last look at a primary that then was
+    // silent for `fail_after`.
+    let silent = detect.fail_after.saturating_add(detect.probe_every);
+    if data.durability == Durability::Async && data.max_loss_window < silent {
+        root.problem("data", format!(
+            "`data.max_loss_window` is {}, but when `detect.fail_after` ({}) is over, the last look at the active database is up to {} old: no automatic failover would ever pass. Raise `max_loss_window` to {} or more, or lower `fail_after`",
+            human(data.max_loss_window), human(detect.fail_after), human(silent), human(silent)
+        ));
+    }
+    if let (Durability::Sync, OnStall::ReleaseAfter { after }) = (data.durability, data.on_stall)
+        && after < policy.lease.renew_every
+    {
+        let every = policy.lease.renew_every;
+        root.problem("data", format!(
+            "`data.on_stall` releases after {}, but the permission to go on alone comes with the answer to a report, every `lease.renew_every` ({}): commits would stall for that long. Write `release-after {}` or more, or lower `renew_every`",
+            human(after), human(every), human(every)
+        ));
+    }
+    // An agent looks at its database, tries a start, and looks again a second later at the soonest.
+    let grace = policy.automation.local_restart_grace;
+    if !grace.is_zero() && grace < SECOND {
+        root.problem("automation", format!(
+            "`automation.local_restart_grace` is {}, but a database is started once a second at most: no second try would ever be made. Write `0s` for none, or 1s or more",
+            human(grace)
+        ));
+    }
+    for (key, limit) in [
+        ("other", policy.steps.other),
+        ("verify", policy.steps.verify),
+        ("traffic", policy.steps.traffic),
+    ] {
+        if limit < detect.probe_timeout {
+            root.problem("steps", format!(
+                "`steps.{key}` is {}, but one look may take `detect.probe_timeout` ({}): the step could be over before its first look is. Raise the step, or lower `probe_timeout`",
+                human(limit), human(detect.probe_timeout)
+            ));
+        }
     }
 }
 
@@ -519,6 +563,65 @@ mod tests {
             let answer = changed(from, to);
             assert!(answer.contains(said), "{to}: {answer}");
         }
+    }
+
+    #[test]
+    fn a_setting_that_cannot_take_effect_is_refused_with_the_numbers_and_what_to_change() {
+        for (from, to, said) in [
+            (
+                "max_loss_window = \"1m\"",
+                "max_loss_window = \"2s\"",
+                "up to 2s 250ms old: no automatic failover would ever pass. Raise `max_loss_window` to 2s 250ms",
+            ),
+            (
+                "max_loss_window = \"1m\"",
+                "max_loss_window = \"2250ms\"",
+                "accepted",
+            ),
+            (
+                "durability = \"async\"\n",
+                "durability = \"sync\"\n",
+                "accepted",
+            ),
+            (
+                "local_restart_grace = \"0s\"",
+                "local_restart_grace = \"300ms\"",
+                "Write `0s` for none, or 1s or more",
+            ),
+            (
+                "local_restart_grace = \"0s\"",
+                "local_restart_grace = \"2m\"",
+                "accepted",
+            ),
+            (
+                "probe_timeout = \"1s\"",
+                "probe_timeout = \"2900ms\"",
+                "stale_after",
+            ),
+            ("other = \"10s\"", "other = \"1s\"", "accepted"),
+        ] {
+            let answer = changed(from, to);
+            assert!(answer.contains(said), "{to}: {answer}");
+        }
+        let slow = FAST
+            .replace("probe_timeout = \"1s\"", "probe_timeout = \"20s\"")
+            .replace("stale_after = \"3s\"", "stale_after = \"30s\"");
+        let said = Policy::read("slow", &slow).unwrap_err().to_string();
+        assert!(
+            said.contains(
+                "`steps.other` is 10s, but one look may take `detect.probe_timeout` (20s)"
+            ),
+            "{said}"
+        );
+        let sync = FAST
+            .replace("durability = \"async\"", "durability = \"sync\"")
+            .replace("release-after 5s", "release-after 500ms")
+            .replace("renew_every = \"500ms\"", "renew_every = \"900ms\"");
+        let said = Policy::read("sync", &sync).unwrap_err().to_string();
+        assert!(
+            said.contains("Write `release-after 900ms` or more"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -39,6 +39,7 @@ codes! {
     Healthy = "healthy": "The active site serves and the standby follows.",
     ActiveSiteFailed = "active-site-failed": "A quorum of vantage points has seen the active database out of reach for as long as the policy asks.",
     ActiveDatabaseDown = "active-database-down": "The agent beside the active database says that it is down, and that the time for a local restart is over.",
+    ActiveDatabaseRecovering = "active-database-recovering": "The active database recovers from a crash, by its agent's word and with work to be seen, and the time for that is not over.",
     ActiveApiFailed = "active-api-failed": "The service at the active site fails while its database is good.",
     OperatorRequest = "operator-request": "A person asked for it.",
     NotSustained = "not-sustained": "The active site is failing, but not yet for as long as the policy asks.",

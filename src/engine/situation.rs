@@ -204,6 +204,15 @@ pub enum LocalDatabase {
         #[serde(rename = "since_ms", with = "millis")]
         since: Duration,
     },
+    /// It runs, and still recovers from a crash: it takes nobody in yet.
+    Recovering {
+        /// For how long it has not served.
+        #[serde(rename = "since_ms", with = "millis")]
+        since: Duration,
+        /// For how long nothing of it has done any work.
+        #[serde(rename = "still_ms", with = "millis")]
+        still: Duration,
+    },
     /// It does not.
     Down {
         /// For how long.

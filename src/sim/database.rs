@@ -80,6 +80,7 @@ impl LocalDatabase for SimDatabase {
             LocalLook {
                 set_up_as: machine.role,
                 running: machine.running,
+                recovering: None,
                 right: machine
                     .right
                     .map(|(epoch, until)| (epoch, until.map_or(never, |until| skew.mono(until)))),

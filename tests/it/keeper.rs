@@ -35,6 +35,8 @@ struct Database {
     refuses: AtomicU32,
     written: Mutex<Vec<Epoch>>,
     waits: AtomicBool,
+    /// While it recovers: how much work it has done.
+    recovering: Mutex<Option<u64>>,
     stalls: AtomicBool,
     standby: AtomicBool,
     promotions: AtomicU32,
@@ -59,6 +61,7 @@ impl LocalDatabase for Database {
             } else {
                 Role::Primary
             },
+            recovering: *self.recovering.lock().unwrap(),
             running: *self.running.lock().unwrap(),
             right: right.map(|right| (right.epoch, right.until.unwrap_or_default())),
             fenced: None,

@@ -106,7 +106,7 @@ async fn session(site: &SiteLayout, user: &str) -> Option<tokio_postgres::Client
     Some(client)
 }
 
-async fn sql(site: &SiteLayout, statement: &str) {
+pub(crate) async fn sql(site: &SiteLayout, statement: &str) {
     let client = session(site, "postgres").await.unwrap();
     client.batch_execute(statement).await.unwrap();
 }

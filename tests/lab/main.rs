@@ -16,6 +16,7 @@ mod own_looks;
 mod floods;
 mod synchronous;
 mod rfc2136;
+mod recovering;
 mod route53;
 mod parts;
 mod stage;

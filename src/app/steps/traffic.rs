@@ -31,7 +31,7 @@ impl Steps {
         });
         let others_wait = last != Some(name);
         match self.move_one(saga, name).await {
-            Err(EffectError::Failed(why)) if others_wait => {
+            Err(EffectError::Failed(why) | EffectError::Late(why)) if others_wait => {
                 self.note("traffic-later", why.clone()).await?;
                 Ok(Fact::NotMoved { why })
             }
