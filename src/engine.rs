@@ -31,6 +31,7 @@ pub mod detector;
 pub mod lease;
 pub mod synchrony;
 pub mod rehearsal;
+pub mod skew;
 pub mod situation;
 pub mod condition;
 pub mod standby;

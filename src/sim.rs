@@ -7,6 +7,7 @@
 //! that whatever was found once is found again.
 
 pub mod chance;
+pub mod skew;
 pub mod world;
 pub mod machine;
 pub mod entries;
@@ -14,6 +15,7 @@ pub mod invariant;
 pub mod checks;
 pub mod network;
 pub mod seals;
+pub mod liar;
 pub mod site_ports;
 pub mod database;
 pub mod controller_ports;

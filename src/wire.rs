@@ -132,6 +132,8 @@ pub struct Report {
     pub heard: Option<Heard>,
     /// When it was sent, by the agent's own clock: for orders to it.
     pub mark: Postmark,
+    /// The agent's wall clock at that moment: to be compared, and for nothing else.
+    pub wall: WallTime,
     /// The other agent's newest mark, for orders that come to that one through this one; `None` before
     /// its first question.
     #[serde(default)]
@@ -220,6 +222,8 @@ pub struct PeerAnswer {
     pub order: Option<Sealed>,
     /// The highest epoch that the answering agent knows. For people: no epoch moves by it.
     pub epoch: Epoch,
+    /// Its wall clock: to be compared, and for nothing else.
+    pub wall: WallTime,
 }
 
 /// What the controller shows: `failover status`.

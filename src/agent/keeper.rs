@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine::lease::Holder;
 use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState};
+use crate::engine::skew::Skew;
 use crate::engine::synchrony::Synchrony;
 use crate::engine::topology::{GroupName, Role, SiteName};
 use crate::engine::units::{Epoch, MonoTime};
@@ -114,6 +115,8 @@ pub struct Keeper {
     last_start: Option<MonoTime>,
     restart_grace: Duration,
     peer_answered: Option<MonoTime>,
+    /// How far the other agent's wall clock was from ours at that answer.
+    peer_clock: Option<Skew>,
     peer_mark: Option<(Postmark, MonoTime)>,
     /// Why the other agent's word that we are superseded was not believed, when it last was not.
     disbelieved: Option<String>,
@@ -185,6 +188,7 @@ impl Keeper {
             last_start: None,
             restart_grace: Duration::ZERO,
             peer_answered: None,
+            peer_clock: None,
             peer_mark: None,
             disbelieved: None,
             promoting: None,
@@ -207,6 +211,7 @@ impl Keeper {
                     severed: None,
                     guarded: true,
                     peer: None,
+                    peer_clock: None,
                     synchrony: None,
                     epoch_written: None,
                 },
@@ -478,6 +483,7 @@ impl Keeper {
             severed: self.memory.severed,
             guarded: self.guarded,
             peer: self.peer_answered.map(|asked| now.since(asked)),
+            peer_clock: self.peer_clock,
             synchrony: self.shown_synchrony(now),
             epoch_written: self.epoch_written.filter(|_| primary && self.look.running),
         };

@@ -145,6 +145,7 @@ impl Reporter {
             credentials: self.credentials.facts(),
             heard: None,
             mark: self.mark(now),
+            wall: self.clock.wall(),
             peer_mark: shown.peer_mark.map(|(postmark, came)| Heard {
                 postmark,
                 ago: now.since(came),

@@ -21,7 +21,7 @@ use crate::adapters::tls::{Identity, OperatorRole, PeerIdentity};
 use crate::engine::detector::State as Health;
 use crate::engine::rate::{Budgets, Rate};
 use crate::engine::readiness::{CheckState, checks};
-use crate::engine::situation::ObserverFacts;
+use crate::engine::situation::{ObserverFacts, Situation};
 use crate::engine::text::{harmless, typed};
 use crate::engine::topology::{GroupName, ObserverName};
 use crate::engine::units::as_millis;
@@ -495,5 +495,18 @@ async fn metrics(State(api): State<Api>) -> String {
     for (name, labels, value) in of_checks(&status) {
         gauge(name, labels, value);
     }
-    text
+    text + &clocks(situation)
+}
+
+/// How far each site's wall clock is ahead of ours; negative where it is behind.
+fn clocks(situation: &Situation) -> String {
+    let group = &situation.group;
+    let each = situation.sites.iter().filter_map(|(site, facts)| {
+        let ahead = facts.clock?.ahead_ms;
+        let labels = format!("group=\"{group}\",site=\"{site}\"");
+        Some(format!(
+            "failover_clock_skew_milliseconds{{{labels}}} {ahead}\n"
+        ))
+    });
+    each.collect()
 }

@@ -18,6 +18,7 @@ use crate::engine::situation::{
     Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, ObserverFacts, OpenPlan,
     Replication, Request, SiteFacts, Situation,
 };
+use crate::engine::skew::Skew;
 use crate::engine::step::{DeclaredLoss, Step};
 use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::{
@@ -52,6 +53,8 @@ pub struct Brain {
     databases: BTreeMap<SiteName, (MonoTime, DatabaseFacts)>,
     agents: BTreeMap<SiteName, (MonoTime, AgentFacts)>,
     marks: Marks,
+    /// How far each agent's wall clock is from ours.
+    clocks: BTreeMap<SiteName, Skew>,
     /// The extra observers that are believed, and when each last reported.
     observers: BTreeMap<ObserverName, Option<MonoTime>>,
     /// When a look of the controller itself last got an answer from a site.
@@ -94,6 +97,7 @@ impl Brain {
             databases: BTreeMap::new(),
             agents: BTreeMap::new(),
             marks: Marks::default(),
+            clocks: BTreeMap::new(),
             observers: BTreeMap::new(),
             reached: BTreeMap::new(),
             anchors: (0, 0),
@@ -404,6 +408,7 @@ impl Brain {
             reached: self.reached.get(site).is_some_and(fresh),
             database: aged(&self.databases, site, now),
             agent: aged(&self.agents, site, now),
+            clock: self.clocks.get(site).copied(),
         }
     }
 }

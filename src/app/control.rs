@@ -258,7 +258,7 @@ impl Control {
                 .await?;
         }
         let group = self.journal.state();
-        Ok(self.brain.report(report, &group, now))
+        Ok(self.brain.report(report, &group, now, self.clock.wall()))
     }
 
     fn situation(&mut self, request: Option<Request>) -> Situation {

@@ -52,6 +52,8 @@ enum Wrong {
     Calm,
     /// The active site is lost for good
     SiteLost,
+    /// A person asks for a takeover, and the standby can never be severed
+    SeverFails,
 }
 
 const FAST: &str = include_str!("../../policies/fast.toml");
@@ -94,6 +96,7 @@ impl SimulateArgs {
             Wrong::Faults => Course::Faults,
             Wrong::Calm => Course::Calm,
             Wrong::SiteLost => Course::SiteLost,
+            Wrong::SeverFails => Course::SeverFails,
         };
         setup
     }

@@ -217,9 +217,15 @@ fn write_sites(text: &mut String, status: &Status, output: &Output) -> std::fmt:
                 // It was this old when it was reported.
                 .map(|age| rough(age.saturating_add(agent.age)))
                 .map_or("never".to_owned(), |age| format!("{age} ago"));
+            // What may be the way of a message alone is not told.
+            let clock = site
+                .clock
+                .filter(|skew| skew.at_least() >= Duration::from_secs(1))
+                .map(|skew| format!(", its clock is {skew}"))
+                .unwrap_or_default();
             writeln!(
                 text,
-                "  lease     last report {} ago, other agent answered {peer}{fenced}{severed}",
+                "  lease     last report {} ago, other agent answered {peer}{fenced}{severed}{clock}",
                 rough(agent.age)
             )?;
         }

@@ -385,6 +385,7 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
     reasons.extend(gate::look_troubles(situation, policy));
     reasons.extend(gate::observer_silent(situation, policy));
     reasons.extend(rehearsal_warnings(situation));
+    reasons.extend(gate::clock_skew(situation, policy));
     if reasons.is_empty() {
         let since = site.and_then(|site| Some(site.health.get(&TargetKind::Database)?.since));
         let reason = Reason::word(Code::Healthy, State::Healthy, State::Healthy).at(active);
@@ -399,6 +400,7 @@ mod tests {
     use super::super::policy::Policy;
     use super::super::situation::samples::{aws, gcp, healthy, seconds};
     use super::super::situation::{AutomationState, HoldFacts, LocalDatabase, OpenPlan};
+    use super::super::skew::Skew;
     use super::super::synchrony::{RpoWindow, SyncFacts};
     use super::super::topology::Role;
     use super::super::units::{Epoch, Lsn, SystemId, Timeline, WallTime};
@@ -430,6 +432,16 @@ mod tests {
                 since: seconds(since),
                 still: seconds(still),
             };
+        })
+    }
+
+    /// The passive site's clock is three hours ahead.
+    fn skewed(situation: Situation) -> Situation {
+        situation.with_site(gcp(), |site| {
+            site.clock = Some(Skew {
+                ahead_ms: 10_800_000,
+                within: Duration::from_millis(40),
+            });
         })
     }
 
@@ -584,6 +596,14 @@ mod tests {
                 healthy().change(|all| all.replication.advanced = Some(seconds(40))), Verdict::Hold, &[Healthy]),
             ("the passive site is seen by the other agent only",
                 healthy().with_site(gcp(), |site| site.reached = false), Verdict::Hold, &[StandbyUnreachable]),
+            ("a clock is hours off", skewed(healthy()), Verdict::Hold, &[ClockSkew]),
+            ("lost, and a clock is hours off", skewed(lost()), fail_over(), &[ActiveSiteFailed]),
+            ("a person asks, and a clock is hours off", skewed(healthy().asked(gcp())), fail_over(), &[OperatorRequest]),
+            ("a clock was off in a report of long ago",
+                skewed(healthy()).with_site(gcp(), |site| site.agent.as_mut().unwrap().age = seconds(60)), Verdict::Hold, &[Healthy]),
+            ("two agents' clocks are apart, and neither is far from the controller's",
+                healthy().with_site(aws(), |site| site.agent.as_mut().unwrap().fact.peer_clock = Some(Skew { ahead_ms: -90_000, within: seconds(1) })),
+                Verdict::Hold, &[ClockSkew]),
             ("the passive site is gone",
                 healthy().with_site(gcp(), |site| site.database.as_mut().unwrap().age = seconds(90)), Verdict::Hold, &[StandbyUnreachable]),
             ("the active agent is silent",

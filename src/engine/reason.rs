@@ -83,6 +83,7 @@ codes! {
     NameServerSilent = "name-server-silent": "A name server of a traffic target gives no answer of its own; others do.",
     FrontDoorUnready = "front-door-unready": "The check at the front door fails at the active site, so that it could not show a failover's success either.",
     StandbyConnections = "standby-connections": "The standby has few or no connections left for the role that sees it take writes.",
+    ClockSkew = "clock-skew": "Two wall clocks are so far apart that keys and signatures of others will fail by it.",
     ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",
 }
 

@@ -11,6 +11,7 @@ use super::detector::{Health, State};
 use super::observation::{DatabaseFacts, PositionHistory};
 use super::rehearsal::Rehearsal;
 use super::replay::Replay;
+use super::skew::Skew;
 use super::synchrony::{RpoWindow, SyncFacts};
 use super::text::clip;
 use super::topology::{GroupName, ObserverName, SiteName, TargetKind};
@@ -119,6 +120,9 @@ pub struct SiteFacts {
     pub database: Option<Aged<DatabaseFacts>>,
     /// The newest report of its agent, and how old it is.
     pub agent: Option<Aged<AgentFacts>>,
+    /// How far its wall clock was from the controller's at that report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Skew>,
 }
 
 impl SiteFacts {
@@ -167,6 +171,9 @@ pub struct AgentFacts {
     /// How old the newest answer of the other agent is.
     #[serde(rename = "peer_ms", with = "millis::option")]
     pub peer: Option<Duration>,
+    /// How far the other agent's wall clock was from its own at that answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_clock: Option<Skew>,
     /// How it keeps commits waiting for the standby, where that is asked of it.
     pub synchrony: Option<SyncFacts>,
     /// Of a primary: the epoch that the agent has written into it and read back.
@@ -444,10 +451,12 @@ pub(crate) mod samples {
                     severed: None,
                     guarded: true,
                     peer: Some(seconds(0)),
+                    peer_clock: None,
                     synchrony: None,
                     epoch_written: None,
                 },
             }),
+            clock: None,
         }
     }
 

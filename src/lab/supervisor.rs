@@ -11,7 +11,7 @@ use super::layout::{Layout, SERVICE, SiteLayout, ZONE};
 use super::name_server::NameServer;
 use super::processes::{Processes, Seen, Who};
 use super::standing::{Ask, Fault};
-use crate::adapters::clock::SystemClock;
+use crate::adapters::clock::{LAB_CLOCK, SystemClock};
 use crate::adapters::postgres::{HeartbeatWrite, Secret, probe, reconnect, sever};
 use crate::adapters::rfc2136::Rfc2136;
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsMaterial};
@@ -353,6 +353,15 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Moves the wall clock of a place (`neutral`, or a site) from now on.
+    pub fn move_clock(&self, place: &str, ahead_ms: i64) -> anyhow::Result<()> {
+        let file = clock(&self.layout, place);
+        // In one piece, because it is read all the time.
+        let aside = file.with_extension("new");
+        std::fs::write(&aside, ahead_ms.to_string()).context("write a lab's clock")?;
+        std::fs::rename(&aside, &file).context("put a lab's clock in place")
+    }
+
     /// Starts the controller again, which must not be running, to be killed at a moment of a step.
     pub fn start_controller(&mut self, crash_at: Option<&str>) -> anyhow::Result<()> {
         self.processes.reap();
@@ -394,10 +403,16 @@ impl Supervisor {
     }
 }
 
+/// The file that moves the wall clock of a place.
+fn clock(layout: &Layout, place: &str) -> std::path::PathBuf {
+    layout.dir.join(format!("clock-{place}"))
+}
+
 /// This program at a place.
 fn failover(layout: &Layout, place: &str, words: &[&str], file: &std::path::Path) -> Command {
     let mut command = layout.command(place, &layout.program);
     command.args(words).arg(file);
+    command.env(LAB_CLOCK, clock(layout, place));
     command
 }
 

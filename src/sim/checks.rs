@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::entries;
 use super::invariant::{Invariant, Violation};
-use super::machine::{Machine, Truth, Written};
+use super::machine::{Machine, Truth};
 use super::world::{Link, Skew};
 use crate::engine::answer::Answer;
 use crate::engine::chain::{Body, Chain, Digest, Entry};
@@ -16,8 +16,10 @@ use crate::engine::policy::{GUARD_TICK, Policy};
 use crate::engine::saga::{Command, Ending};
 use crate::engine::step::{DeclaredLoss, Event, Fact, Step};
 use crate::engine::topology::{Role, SiteName};
-use crate::engine::units::{Epoch, WallTime};
+use crate::engine::units::Epoch;
 use crate::wire::{Order, What};
+
+mod words;
 
 /// A write that a client was told is safe.
 #[derive(Debug, Clone)]
@@ -81,6 +83,10 @@ pub struct Checks {
     pub plans: BTreeMap<&'static str, u64>,
     epoch: Epoch,
     epochs: BTreeMap<SiteName, Epoch>,
+    /// Whether the controller's wall clock was ever set.
+    pub stepped: bool,
+    /// When the open plan declared its loss.
+    declared_at: Truth,
 }
 
 impl Checks {
@@ -106,6 +112,8 @@ impl Checks {
             plans: BTreeMap::new(),
             epoch: Epoch(0),
             epochs: BTreeMap::new(),
+            stepped: false,
+            declared_at: Duration::ZERO,
         }
     }
 
@@ -184,56 +192,12 @@ impl Checks {
         self.check_loss(at, new, neutral);
     }
 
-    /// Whether the last plan said that nothing is lost: then nothing is excused either.
-    fn loses_nothing(&self) -> bool {
-        let declared = self.declared.as_ref();
-        declared.is_some_and(|declared| declared.nothing)
-    }
-
     /// Whether a host is frozen, or thawed so lately that its guard may not be through: the one
     /// exception of invariant 1.
     fn excused(&self, at: Truth, machine: &Machine) -> bool {
         let window = thaw_window(&self.policy);
         let lately = |thawed| at.saturating_sub(thawed) <= window;
         machine.frozen || machine.thawed.is_some_and(lately)
-    }
-
-    fn check_loss(&mut self, at: Truth, new: &Machine, neutral: Skew) {
-        let rows = new.wal.iter().filter_map(|record| match record.what {
-            Written::Row(number) => Some(number),
-            Written::Heartbeat(..) | Written::Epoch(_) | Written::Timeline(_) => None,
-        });
-        let rows: BTreeSet<u64> = rows.collect();
-        let Some(declared) = self.declared.clone() else {
-            return;
-        };
-        let lost: Vec<Acknowledged> = self
-            .acknowledged
-            .iter()
-            .filter(|write| write.timeline < new.timeline && write.site != new.site)
-            .filter(|write| !rows.contains(&write.number) && !self.lost.contains(&write.number))
-            .cloned()
-            .collect();
-        let mut outside = None;
-        for write in lost {
-            self.lost.insert(write.number);
-            let when = neutral.wall(write.at);
-            // The log counts in whole milliseconds.
-            let after = WallTime(when.0.saturating_add(2));
-            let inside = declared.from.is_none_or(|from| after >= from) && when <= declared.until;
-            if !inside && write.excused && !declared.nothing {
-                self.after_thaw += 1;
-            } else if !inside && !self.vouched {
-                outside = Some((write.number, when));
-            }
-        }
-        if let Some((number, when)) = outside {
-            let what = format!(
-                "row {number}, acknowledged at {when}, is lost, but declared was {:?} to {}",
-                declared.from, declared.until
-            );
-            self.violated(Invariant::DeclaredLoss, at, what);
-        }
     }
 
     /// The controller gives an order: it must have written that first.
@@ -439,7 +403,10 @@ impl Checks {
     fn step_done(&mut self, at: Truth, step: &Step, fact: &Fact, truth: &Truths<'_>) {
         let [active, passive] = truth.machines;
         match (step, fact) {
-            (Step::Freeze, Fact::Declared { loss }) => self.declared = Some(loss.clone()),
+            (Step::Freeze, Fact::Declared { loss }) => {
+                self.declared = Some(loss.clone());
+                self.declared_at = at;
+            }
             (Step::Fence, Fact::Fenced { proof }) => {
                 self.fenced = true;
                 let vouched = matches!(proof, FenceProof::Override { .. });

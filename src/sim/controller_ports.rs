@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::checks::Truths;
+use super::liar;
 use super::machine::Truth;
 use super::network::{NoAnswer, ask};
-use super::seals::{SimKey, SimKeys};
+use super::seals::SimKey;
 use super::site_ports::{Place, take_order};
 use super::world::{Life, Node, State, World};
 use crate::app::executor::{CrashDrill, Moment};
@@ -19,20 +20,25 @@ use crate::engine::step::Step;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::ports::{
     Agents, EffectError, FrontDoor, LeaseStore, LogStore, OutsideFault, OutsideView, Still,
-    StoreError, Traffic, Versioned, Way,
+    StoreError, Traffic, Verifier, Versioned, Way,
 };
 use crate::wire::sealed::{Author, SealError, Sealed, SignedOrder, open_answer};
 use crate::wire::{Order, OrderAnswer, RelayAnswer};
 
 /// The controller's way to the agents.
 #[derive(Debug)]
-pub struct SimAgents(pub Place);
+pub struct SimAgents {
+    /// Who orders.
+    pub place: Place,
+    /// By which answers are believed.
+    pub believed: Arc<dyn Verifier>,
+}
 
 #[async_trait]
 impl Agents for SimAgents {
     async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer {
-        self.0.work(0, 1).await;
-        let node = self.0.world.with(|state, now| {
+        self.place.work(0, 1).await;
+        let node = self.place.world.with(|state, now| {
             state.checks.ordered(now, order);
             state.node(&order.site)
         });
@@ -43,25 +49,26 @@ impl Agents for SimAgents {
         let refused = |error: SealError| EffectError::Refused(error.to_string());
         let signed =
             SignedOrder::seal(order.clone(), &SimKey(Author::Controller)).map_err(refused)?;
-        let (world, sealed) = (Arc::clone(&self.0.world), signed.sealed().clone());
+        let (world, given) = (Arc::clone(&self.place.world), signed.clone());
         let text = format!("order {:?} to {node} {by:?}", order.what);
         let asked = move || {
-            let (world, sealed) = (Arc::clone(&world), sealed.clone());
+            let (world, order) = (Arc::clone(&world), given.clone());
             async move {
                 if via == node {
+                    let sealed = order.sealed().clone();
                     return take_order(&world, node, sealed).await.map(Ok);
                 }
-                relay(&world, (via, node), sealed, within).await
+                relay(&world, (via, node), order, within).await
             }
         };
-        let answer = ask(&self.0.world, (Node::Neutral, via), within, asked).await;
-        self.0.world.alive(&self.0.life).await;
+        let answer = ask(&self.place.world, (Node::Neutral, via), within, asked).await;
+        self.place.world.alive(&self.place.life).await;
         let answer: RelayAnswer = answer.unwrap_or_else(|error| Err(no_answer(error)));
         let answer = answer.and_then(|answer| {
-            open_answer(&signed, &answer, &SimKeys)
+            open_answer(&signed, &answer, self.believed.as_ref())
                 .unwrap_or_else(|error| Err(EffectError::Unknown(error.to_string())))
         });
-        self.0.world.trace(|| format!("N  {text}: {answer:?}"));
+        self.place.world.trace(|| format!("N  {text}: {answer:?}"));
         answer
     }
 }
@@ -70,16 +77,23 @@ impl Agents for SimAgents {
 async fn relay(
     world: &Arc<World>,
     (via, node): (Node, Node),
-    order: Sealed,
+    order: SignedOrder,
     within: Duration,
 ) -> Option<RelayAnswer> {
     world.with(|state, _| state.agent(via).clone())?;
+    if let Some(lie) = liar::about(world, via, &order) {
+        return Some(lie);
+    }
     let there = Arc::clone(world);
+    let sealed = order.sealed().clone();
     let carried = move || {
-        let (world, order) = (Arc::clone(&there), order.clone());
+        let (world, order) = (Arc::clone(&there), sealed.clone());
         async move { take_order(&world, node, order).await }
     };
-    let answer = ask(world, (via, node), within, carried).await;
+    let answer: Result<Sealed, NoAnswer> = ask(world, (via, node), within, carried).await;
+    if let Ok(answer) = &answer {
+        world.with(|state, _| state.carried = Some(answer.clone()));
+    }
     Some(answer.map_err(no_answer))
 }
 

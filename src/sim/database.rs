@@ -127,7 +127,10 @@ impl LocalDatabase for SimDatabase {
                     "an order to fence that is old".to_owned(),
                 ));
             }
-            Ok(machine.begin_fence(now, epoch, cause).saturating_sub(now))
+            let ends = machine.begin_fence(now, epoch, cause).saturating_sub(now);
+            let site = machine.site.clone();
+            state.checks.fenced_by_word(now, &site, epoch, cause);
+            Ok(ends)
         })?;
         self.0
             .trace(|| format!("fence of epoch {epoch} begins: {cause}"));
@@ -162,6 +165,9 @@ impl LocalDatabase for SimDatabase {
     async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
         self.0.work(1, 30).await;
         let severed = self.0.world.with(|state, now| {
+            if state.deaf == Some(self.0.node) {
+                return failed("no setting can be written");
+            }
             let machine = state.machine(self.0.node);
             if !machine.running || now < machine.ready {
                 return failed("connection refused");
@@ -181,6 +187,9 @@ impl LocalDatabase for SimDatabase {
     async fn reconnect(&self, _within: Duration) -> Result<(), EffectError> {
         self.0.work(1, 30).await;
         self.0.world.with(|state, now| {
+            if state.deaf == Some(self.0.node) {
+                return failed("no setting can be written");
+            }
             let machine = state.machine(self.0.node);
             if !machine.running || now < machine.ready {
                 return failed("connection refused");

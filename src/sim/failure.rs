@@ -19,6 +19,7 @@ pub fn again(setup: &Setup, policy: Option<&Path>) -> String {
         Course::Faults => format!("{simulate}{file} --trace"),
         Course::Calm => format!("{simulate} --course calm{file} --trace"),
         Course::SiteLost => format!("{simulate} --course site-lost{file} --trace"),
+        Course::SeverFails => format!("{simulate} --course sever-fails{file} --trace"),
         Course::Partition(_) => {
             let fast = Path::new("policies/fast.toml").display();
             let file = policy.map_or(fast, Path::display);

@@ -56,10 +56,12 @@ pub enum Fault {
     Rebuild,
     /// A role, a grant, a setting changes, or a table is locked: only our looks meet it.
     Settings,
+    /// A wall clock is set, by hours forward or back.
+    ClockSteps,
 }
 
 impl Fault {
-    const OFTEN: [Fault; 24] = [
+    const OFTEN: &[Fault] = &[
         Fault::Links,
         Fault::Links,
         Fault::Links,
@@ -84,6 +86,7 @@ impl Fault {
         Fault::Rebuild,
         Fault::Settings,
         Fault::Settings,
+        Fault::ClockSteps,
     ];
 }
 
@@ -98,7 +101,7 @@ pub async fn for_ever(world: Arc<World>, kill: Kill) {
     tokio::time::sleep(Duration::from_secs(8)).await;
     loop {
         let (fault, wait) = world.with(|state, _| {
-            let fault = state.chance.pick(&Fault::OFTEN).unwrap_or(Fault::Links);
+            let fault = state.chance.pick(Fault::OFTEN).unwrap_or(Fault::Links);
             (fault, state.chance.millis(100, gap))
         });
         tokio::spawn(happen(Arc::clone(&world), kill.clone(), fault));
@@ -174,6 +177,7 @@ pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
         }
         Fault::Person => person(&world).await,
         Fault::Rebuild => rebuild(&world, node),
+        Fault::ClockSteps => clock_steps(&world),
         Fault::Settings => settings(&world, node, lasts),
     }
 }
@@ -308,6 +312,45 @@ fn settings(world: &World, node: Node, lasts: Duration) {
             format!("{node}  keeps our looks out: {kept_out:?}, both: {both}"),
         );
     });
+}
+
+/// Somebody sets a clock, or it was wrong and is mended.
+fn clock_steps(world: &World) {
+    world.with(|state, now| {
+        let places = [Node::Neutral, Node::First, Node::Second];
+        let node = state.chance.pick(&places).unwrap_or(Node::First);
+        let hours = i64::try_from(state.chance.below(6 * 3_600_000)).unwrap_or(0);
+        let by = state.chance.pick(&[-hours, hours]).unwrap_or(0);
+        state.step_clock(node, by);
+        state
+            .checks
+            .trace(now, format!("{node}  clock steps by {by} ms"));
+    });
+}
+
+/// After a while the second site's standby can be neither severed nor connected, and a person asks
+/// for a takeover.
+pub async fn never_severed(world: Arc<World>) {
+    let late = world.with(|state, _| state.chance.millis(0, 3_000));
+    tokio::time::sleep(Duration::from_secs(60).saturating_add(late)).await;
+    let (door, to) = world.with(|state, now| {
+        state.deaf = Some(Node::Second);
+        state.fault = Some(now);
+        let to = state.machine(Node::Second).site.clone();
+        (state.a_controller(), to)
+    });
+    let ask = PromoteAsk {
+        to,
+        reason: "simulated".to_owned(),
+        accept_data_loss: Some(Bytes::mib(1024)),
+        accept_replay: true,
+        override_fence: false,
+        dry_run: false,
+    };
+    if let Some(door) = door {
+        let asked = |answer| Input::Promote("ada".to_owned(), ask, answer);
+        drop(door.to.ask(asked).await);
+    }
 }
 
 /// The old primary is made anew from the new one, as a runbook would have it.

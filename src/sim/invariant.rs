@@ -33,6 +33,8 @@ pub enum Invariant {
     SameDecision,
     /// 12: the log verifies.
     LogVerifies,
+    /// A site is fenced only in an epoch that the log has: nobody else's word moves a right.
+    SignedWords,
     /// A lost site is replaced within the policy's worst case, and a healthy pair is left alone.
     Liveness,
 }
@@ -63,6 +65,7 @@ impl fmt::Display for Invariant {
             Invariant::EpochMonotone => "epoch-monotone",
             Invariant::SameDecision => "same-decision",
             Invariant::LogVerifies => "log-verifies",
+            Invariant::SignedWords => "signed-words",
             Invariant::Liveness => "liveness",
         })
     }

@@ -51,7 +51,7 @@ pub trait Plant: Send + Sync + fmt::Debug {
         of
     }
     /// An agent's ways out.
-    fn links(&self, of: Arc<dyn AgentLinks>) -> Arc<dyn AgentLinks> {
+    fn links(&self, of: Arc<dyn AgentLinks>, _world: &Arc<World>) -> Arc<dyn AgentLinks> {
         of
     }
     /// An agent's disk.
@@ -66,8 +66,16 @@ pub trait Plant: Send + Sync + fmt::Debug {
     fn verifier(&self, of: Arc<dyn Verifier>) -> Arc<dyn Verifier> {
         of
     }
+    /// Whether the second site's agent lies; `drawn`: the seed says so.
+    fn lies(&self, drawn: bool) -> bool {
+        drawn
+    }
+    /// By which the controller knows answers as those of an agent.
+    fn answers(&self, of: Arc<dyn Verifier>) -> Arc<dyn Verifier> {
+        of
+    }
     /// The controller's way to the agents.
-    fn agents(&self, of: Arc<dyn Agents>) -> Arc<dyn Agents> {
+    fn agents(&self, of: Arc<dyn Agents>, _world: &Arc<World>) -> Arc<dyn Agents> {
         of
     }
     /// The traffic target.
@@ -190,7 +198,7 @@ pub async fn start_agent(
         life: agent_life,
         group: world.topology.group.clone(),
         site,
-        links: plant.links(Arc::new(SimLinks(place))),
+        links: plant.links(Arc::new(SimLinks(place)), world),
         clock,
         shown,
         news: news.clone(),
@@ -229,8 +237,12 @@ fn outside(
         let (place, name) = (place.clone(), name.clone());
         plant.traffic(Arc::new(SimTraffic { place, name }))
     });
+    let agents = SimAgents {
+        place: place.clone(),
+        believed: plant.answers(Arc::new(SimKeys)),
+    };
     Outside {
-        agents: plant.agents(Arc::new(SimAgents(place.clone()))),
+        agents: plant.agents(Arc::new(agents), &place.world),
         probe: Arc::clone(probe),
         traffic: traffic.collect(),
         front: Some(Arc::new(SimFront(place.clone()))),

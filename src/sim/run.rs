@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::checks::Checks;
 use super::faults::{self, Kill};
 use super::invariant::{Invariant, Violation};
+use super::liar;
 use super::machine::Truth;
 use super::observer;
 use super::partitions::{self, Row};
@@ -26,6 +27,8 @@ pub enum Course {
     Calm,
     /// The active site is lost for good after a while, and nothing else goes wrong.
     SiteLost,
+    /// A person asks for a takeover of a healthy pair, and the standby can never be severed.
+    SeverFails,
     /// One row of the partition table happens, and nothing else goes wrong.
     Partition(Row),
 }
@@ -119,13 +122,18 @@ pub fn run(setup: &Setup) -> Result<Report, RunError> {
 /// When the site is lost, in [`Course::SiteLost`].
 const LOST_AT: Duration = Duration::from_secs(60);
 
+/// How long the site that was active may take to write again once a plan failed before its pivot.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
+
 /// The world of a seed, with an observer in a share of those in which things go wrong by chance. The
 /// partition table is about a policy as it is.
 fn made(setup: &Setup, topology: Topology, clocks: Clocks) -> Arc<World> {
     let mut policy = setup.policy.clone();
     let observed = match setup.course {
         Course::Partition(_) => None,
-        Course::Faults | Course::Calm | Course::SiteLost => observer::of_seed(setup.seed),
+        Course::Faults | Course::Calm | Course::SiteLost | Course::SeverFails => {
+            observer::of_seed(setup.seed)
+        }
     };
     let observer = observed.map(|(name, quorum)| {
         // A lost observer may then keep a lost site from being replaced, which is no mistake.
@@ -137,6 +145,10 @@ fn made(setup: &Setup, topology: Topology, clocks: Clocks) -> Arc<World> {
     let world = World::new(setup.seed, policy, topology, clocks, observer.clone());
     if let Some(name) = observer {
         tokio::spawn(observer::keep(Arc::clone(&world), name));
+    }
+    let drawn = setup.course == Course::Faults && liar::of_seed(setup.seed);
+    if setup.plant.lies(drawn) {
+        world.with(|state, _| state.liar = Some(Node::Second));
     }
     world
 }
@@ -160,7 +172,8 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
     let drift = u64::from(setup.policy.lease.clock_drift_ppm);
     let clocks = Clocks {
         drift_ppm: setup.drift_ppm.unwrap_or(drift),
-        wall_ms: 200,
+        // Hours: nothing may rest on them.
+        wall_ms: 6 * 3_600_000,
     };
     let world = made(setup, topology, clocks);
     let (lead, lead_killed) = mpsc::unbounded_channel();
@@ -193,6 +206,7 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
             kill.clone(),
         ))),
         Course::Calm => {}
+        Course::SeverFails => drop(tokio::spawn(faults::never_severed(Arc::clone(&world)))),
         Course::Partition(row) => drop(tokio::spawn(partitions::happen(Arc::clone(&world), row))),
         Course::SiteLost => {
             let world = Arc::clone(&world);
@@ -247,6 +261,16 @@ fn judge(setup: &Setup, checks: &mut Checks, writable: Option<Duration>, now: Tr
     let opened = checks.plans.get("opened").copied().unwrap_or(0);
     match setup.course {
         Course::Faults | Course::Partition(_) => {}
+        Course::SeverFails => {
+            // The sever is tried for so long; then production is to be back at once.
+            let most = setup.policy.steps.other.saturating_add(BACK_WITHIN);
+            let gap = checks.longest_gap(LOST_AT, now);
+            if opened == 0 || gap > most {
+                let what =
+                    format!("no write for {gap:?} around a plan that failed: {opened} opened");
+                checks.violated(Invariant::Liveness, now, what);
+            }
+        }
         Course::Calm => {
             if opened > 0 {
                 let what = "a healthy pair was failed over".to_owned();

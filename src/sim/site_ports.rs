@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
+use super::liar;
 use super::machine::{KeptOut, Truth, Written};
 use super::network::{NoAnswer, ask, host, silence};
 use super::seals::{SimKey, SimKeys};
@@ -149,7 +150,10 @@ impl AgentLinks for SimLinks {
         let (world, question) = (Arc::clone(&self.0.world), question.clone());
         let asked = move || {
             let (world, question) = (Arc::clone(&world), question.clone());
-            async move { tell(&world, peer, |answer| News::PeerAsks(question, answer)).await }
+            async move {
+                let asked = tell(&world, peer, |answer| News::PeerAsks(question, answer));
+                Some(liar::answer(&world, peer, asked.await?))
+            }
         };
         let answer = ask(&self.0.world, (self.0.node, peer), within, asked).await;
         self.0.world.alive(&self.0.life).await;

@@ -13,14 +13,16 @@ use super::chance::Chance;
 use super::checks::Checks;
 use super::machine::{Machine, Truth, stream};
 use super::network::Door;
+pub use super::skew::Skew;
 use crate::agent::keeper::News;
 use crate::app::control::Handle;
 use crate::engine::answer::Answer;
 use crate::engine::chain::{Broken, Chain};
 use crate::engine::policy::Policy;
 use crate::engine::topology::{ObserverName, Role, SiteName, Topology};
-use crate::engine::units::{Epoch, MonoTime, WallTime, as_millis};
+use crate::engine::units::{Epoch, MonoTime, WallTime};
 use crate::ports::{AgentMemory, Clock};
+use crate::wire::sealed::Sealed;
 
 /// A place with a clock and links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,54 +112,6 @@ pub struct Link {
     pub since: Truth,
 }
 
-/// What a place's clock shows.
-#[derive(Debug, Clone, Copy)]
-pub struct Skew {
-    /// How much it runs fast, in millionths.
-    pub ppm: i64,
-    /// How far its wall clock is ahead, in milliseconds.
-    pub wall_ms: i64,
-}
-
-/// The first moment on every wall clock: a day in 2026.
-const WALL: u64 = 1_790_000_000_000;
-/// The first moment on every monotonic clock.
-const BOOT: Duration = Duration::from_secs(100_000);
-
-fn scaled(duration: Duration, millionths: i64) -> Duration {
-    let nanos = i128::try_from(duration.as_nanos()).unwrap_or(i128::MAX);
-    let scaled = nanos.saturating_mul(i128::from(millionths)) / 1_000_000;
-    Duration::from_nanos(u64::try_from(scaled).unwrap_or(0))
-}
-
-impl Skew {
-    /// The monotonic clock.
-    pub fn mono(self, truth: Truth) -> MonoTime {
-        MonoTime(BOOT.saturating_add(scaled(truth, 1_000_000 + self.ppm)))
-    }
-
-    /// When the monotonic clock shows this.
-    pub fn truth(self, mono: MonoTime) -> Truth {
-        self.lasting(mono.0.saturating_sub(BOOT))
-    }
-
-    /// How long something really lasts that lasts so long by this clock.
-    pub fn lasting(self, shown: Duration) -> Duration {
-        let nanos = i128::try_from(shown.as_nanos()).unwrap_or(i128::MAX);
-        let truth = nanos.saturating_mul(1_000_000) / i128::from(1_000_000 + self.ppm);
-        Duration::from_nanos(u64::try_from(truth).unwrap_or(0))
-    }
-
-    /// The wall clock.
-    pub fn wall(self, truth: Truth) -> WallTime {
-        let passed = as_millis(scaled(truth, 1_000_000 + self.ppm));
-        WallTime(
-            WALL.saturating_add(passed)
-                .saturating_add_signed(self.wall_ms),
-        )
-    }
-}
-
 /// Everything that can change.
 #[derive(Debug)]
 pub struct State {
@@ -184,6 +138,12 @@ pub struct State {
     pub ambiguous: u64,
     /// The longest a promotion takes, in milliseconds.
     pub slow_promote: u64,
+    /// The site whose standby can be neither severed nor connected.
+    pub deaf: Option<Node>,
+    /// The site whose agent lies to its peer, and about what it carries.
+    pub liar: Option<Node>,
+    /// A true answer that it once carried.
+    pub carried: Option<Sealed>,
     /// Where agents are found.
     pub agents: [Option<Door<mpsc::Sender<News>>>; 2],
     /// Where controllers are found.
@@ -217,6 +177,13 @@ impl State {
     /// A clock.
     pub fn skew(&self, node: Node) -> Skew {
         self.skews[node.index()]
+    }
+
+    /// Sets a wall clock by so much.
+    pub fn step_clock(&mut self, node: Node, by_ms: i64) {
+        let skew = &mut self.skews[node.index()];
+        skew.wall_ms = skew.wall_ms.saturating_add(by_ms);
+        self.checks.stepped |= node == Node::Neutral;
     }
 
     /// A host. A place without one shows the first site's.
@@ -400,6 +367,9 @@ impl World {
             lossy: 0,
             ambiguous: 0,
             slow_promote: 350,
+            deaf: None,
+            liar: None,
+            carried: None,
             agents: [None, None],
             controllers: [None, None],
             lives: 0,

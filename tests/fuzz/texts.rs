@@ -152,7 +152,7 @@ fn reports_of_agents() {
         just_sent(&mut report.heard, now);
         // The server lets an agent speak only for a site of the group.
         if topology().has(&report.site) {
-            brain.report(report, &group, now);
+            brain.report(report, &group, now, WallTime(0));
             let situation = brain.situation(&group, false, None, now, WallTime(0));
             let decision = failover::engine::decision::decide(&situation, &policy);
             assert!(!decision.reasons.is_empty());
@@ -224,7 +224,7 @@ fn requests_answers_and_lines_of_the_guard() {
         r#"{"body":"{}","signature":{"value":"00","scheme":1027,"certificates":["AAAA"]}}"#,
         r#"{"plan":3,"group":"shop","site":"aws","epoch":2,"mark":{"life":1,"at_ms":5},"valid_for_ms":5,"check_only":false,"what":"fence"}"#,
         r#"{"site":"aws","epoch":2,"mark":{"life":1,"at_ms":5}}"#,
-        r#"{"superseded":true,"order":{"body":"{}","signature":{"value":"00"}},"epoch":2}"#,
+        r#"{"superseded":true,"order":{"body":"{}","signature":{"value":"00"}},"epoch":2,"wall":"2026-11-21T03:00:00.000Z"}"#,
         r#"{"to":"gcp","reason":"x","accept_data_loss":5,"override_fence":false,"dry_run":true}"#,
         r#"{"reason":"x","for_ms":5}"#,
         r#"{"id":1,"cmd":{"right":{"epoch":3,"deadline_ns":7,"stop":{"fast_ms":1,"immediate_ms":1,"kill_ms":1}}}}"#,

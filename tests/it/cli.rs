@@ -395,7 +395,8 @@ fn brain(wrong: impl FnOnce(&mut Earth)) -> (Brain, MonoTime) {
             brain.observe(&seen);
         }
         for report in earth.reports(now) {
-            brain.report(report, &group, now);
+            let wall = report.wall;
+            brain.report(report, &group, now, wall);
         }
     }
     (brain, now)

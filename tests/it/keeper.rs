@@ -621,6 +621,7 @@ async fn superseded(news: &mpsc::Sender<News>, order: Option<Sealed>, epoch: u64
         superseded: true,
         order,
         epoch: Epoch(epoch),
+        wall: SystemClock.wall(),
     };
     let told = News::PeerAnswered(SystemClock.now(), answer);
     news.send(told).await.unwrap();

@@ -206,6 +206,7 @@ pub(crate) fn agent_api(
         severed: None,
         guarded: true,
         peer: None,
+        peer_clock: None,
         synchrony: None,
         epoch_written: None,
     };

@@ -235,6 +235,7 @@ pub(crate) fn report(name: &str) -> Report {
             severed: None,
             guarded: true,
             peer: None,
+            peer_clock: None,
         },
         observations: vec![],
         credentials: CredentialFacts::default(),
@@ -243,6 +244,7 @@ pub(crate) fn report(name: &str) -> Report {
             life: 1,
             at: Duration::ZERO,
         },
+        wall: SystemClock.wall(),
         peer_mark: None,
         version: "0".to_owned(),
     }

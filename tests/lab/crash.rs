@@ -37,7 +37,7 @@ fn plan(lab: &Supervisor) -> Plan {
 }
 
 /// Waits until the controller has killed itself at its crash point.
-async fn crashed(lab: &mut Supervisor, point: &str) {
+pub(crate) async fn crashed(lab: &mut Supervisor, point: &str) {
     until(point, async || match lab.controller_ended().unwrap() {
         None => false,
         Some(status) => {

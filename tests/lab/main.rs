@@ -28,6 +28,7 @@ mod standing;
 mod terminal;
 mod secrets;
 mod certificates;
+mod skew;
 mod bad_input;
 mod bounds;
 mod knocking;

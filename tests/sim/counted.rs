@@ -57,7 +57,7 @@ impl AgentLinks for Slow {
 }
 
 impl Plant for SlowAnswers {
-    fn links(&self, of: Arc<dyn AgentLinks>) -> Arc<dyn AgentLinks> {
+    fn links(&self, of: Arc<dyn AgentLinks>, _world: &Arc<World>) -> Arc<dyn AgentLinks> {
         let took = Arc::clone(&self.took);
         Arc::new(Slow { of, took })
     }

@@ -18,6 +18,7 @@ use failover::sim::run::{Course, Report, Setup, run};
 use failover::sim::seeds::in_order;
 
 mod counted;
+mod liars;
 mod memory;
 mod orders;
 mod planted;

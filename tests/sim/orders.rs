@@ -14,6 +14,7 @@ use failover::ports::{AgentLinks, Agents, EffectError, Way};
 use failover::sim::invariant::Invariant;
 use failover::sim::processes::Plant;
 use failover::sim::run::Setup;
+use failover::sim::world::World;
 use failover::wire::{
     Came, Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer, What,
 };
@@ -77,7 +78,7 @@ struct PlantOwnWord {
 }
 
 impl Plant for PlantOwnWord {
-    fn agents(&self, of: Arc<dyn Agents>) -> Arc<dyn Agents> {
+    fn agents(&self, of: Arc<dyn Agents>, _world: &Arc<World>) -> Arc<dyn Agents> {
         Arc::new(OwnWord { of, plant: *self })
     }
 }
@@ -148,7 +149,7 @@ struct PlantSlander {
 }
 
 impl Plant for PlantSlander {
-    fn links(&self, of: Arc<dyn AgentLinks>) -> Arc<dyn AgentLinks> {
+    fn links(&self, of: Arc<dyn AgentLinks>, _world: &Arc<World>) -> Arc<dyn AgentLinks> {
         Arc::new(Slander(of))
     }
     fn policy(&self, mut of: Policy) -> Policy {

@@ -8,6 +8,7 @@ use super::durability::Told;
 use super::{Keeper, News, SQL};
 use crate::engine::lease::{Holder, is_superseded};
 use crate::engine::policy::FenceStages;
+use crate::engine::skew::Skew;
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
 use crate::ports::{AgentMemory, EffectError, LocalLook, LocalRight};
@@ -125,6 +126,8 @@ impl Keeper {
 
     pub(super) async fn peer_answered(&mut self, asked: MonoTime, answer: PeerAnswer) {
         self.peer_answered = self.peer_answered.max(Some(asked));
+        let way = self.clock.now().since(asked);
+        self.peer_clock = Some(Skew::measured(answer.wall, self.clock.wall(), way));
         if answer.superseded {
             return self.told_superseded(&answer).await;
         }
@@ -201,6 +204,7 @@ impl Keeper {
             superseded,
             order: self.memory.obeyed.clone().filter(|_| superseded),
             epoch: epoch.max(severed.unwrap_or_default()),
+            wall: self.clock.wall(),
         }
     }
 }

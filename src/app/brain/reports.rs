@@ -7,9 +7,10 @@ use crate::engine::observation::{Facts, Finding, Observation};
 use crate::engine::policy::Durability;
 use crate::engine::saga::GroupState;
 use crate::engine::situation::AgentFacts;
+use crate::engine::skew::Skew;
 use crate::engine::synchrony::{RpoWindow, WindowChange, window_change};
 use crate::engine::topology::{SiteName, Target, TargetKind, Vantage};
-use crate::engine::units::MonoTime;
+use crate::engine::units::{MonoTime, WallTime};
 use crate::wire::{
     Grant, Heard, ObserverAnswer, ObserverReport, Postmark, Receipt, Report, ReportAnswer, Rhythm,
     SentObservation,
@@ -33,12 +34,20 @@ impl Brain {
 
     /// Takes in an agent's report and answers it: the only place where the right to take writes is
     /// granted.
-    pub fn report(&mut self, report: Report, group: &GroupState, now: MonoTime) -> ReportAnswer {
+    pub fn report(
+        &mut self,
+        report: Report,
+        group: &GroupState,
+        now: MonoTime,
+        wall: WallTime,
+    ) -> ReportAnswer {
         let site = report.site;
         self.credentials(Vantage::Agent(site.clone()), report.credentials);
         let way = self.way(report.heard.as_ref(), now);
         if let Some(way) = way {
             self.marked(&site, report.mark, report.peer_mark, now);
+            let skew = Skew::measured(report.wall, wall, way);
+            self.clocks.insert(site.clone(), skew);
             let facts = report.facts.clipped();
             self.reported(&site, facts, report.observations, now, way);
         }
@@ -199,7 +208,7 @@ mod tests {
     use crate::engine::policy::Policy;
     use crate::engine::situation::{LocalDatabase, Situation};
     use crate::engine::topology::{Role, Topology};
-    use crate::engine::units::{Epoch, Lsn, SystemId, Timeline, WallTime};
+    use crate::engine::units::{Epoch, Lsn, SystemId, Timeline};
 
     const FAST: &str = include_str!("../../../policies/fast.toml");
 
@@ -321,12 +330,14 @@ mod tests {
                 severed: None,
                 guarded: true,
                 peer: None,
+                peer_clock: None,
                 synchrony: None,
                 epoch_written: None,
             },
             observations: vec![saw("aws", TargetKind::Database, primary(), Duration::ZERO)],
             heard,
             mark: heard_mark(),
+            wall: WallTime(3_600_000),
             peer_mark: None,
             credentials: CredentialFacts::default(),
             version: "0".to_owned(),
@@ -356,7 +367,7 @@ mod tests {
             (Some(heard(20)), true),
         ] {
             let mut brain = brain();
-            let answer = brain.report(word(mark), &group, second(20));
+            let answer = brain.report(word(mark), &group, second(20), WallTime(0));
             assert_eq!(answer.receipt.taken, taken, "{mark:?}");
             assert_eq!(answer.grant, Some(Ok(Grant { epoch: Epoch(1) })));
             assert_eq!(answer.receipt.postmark, heard(20).postmark);
@@ -376,8 +387,15 @@ mod tests {
     fn a_report_is_as_old_as_it_may_be_and_so_is_the_position_in_it() {
         let group = GroupState::new(&topology());
         let mut brain = brain();
-        brain.report(word(Some(heard(19))), &group, second(20));
+        brain.report(word(Some(heard(19))), &group, second(20), WallTime(0));
         let known = situation(&mut brain, 21);
+        // The report is a second old at most, and its clock an hour ahead of ours.
+        let clock = known.active_site().unwrap().clock.unwrap();
+        assert_eq!(clock.within, Duration::from_millis(500));
+        assert_eq!(
+            clock.at_least(),
+            Duration::from_secs(3_600).saturating_sub(clock.within)
+        );
         let age = known.active_site().unwrap().agent.as_ref().unwrap().age;
         assert_eq!(age, Duration::from_secs(2));
         let read = known.replication.primary.unwrap();
@@ -385,7 +403,7 @@ mod tests {
         // An older one that arrives later changes nothing.
         let mut late = word(Some(heard(18)));
         late.facts.fenced = Some(Epoch(1));
-        brain.report(late, &group, second(19));
+        brain.report(late, &group, second(19), WallTime(0));
         let known = situation(&mut brain, 21);
         let agent = known.active_site().unwrap().agent.as_ref().unwrap();
         assert_eq!(agent.fact.fenced, None);

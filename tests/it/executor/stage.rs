@@ -67,6 +67,12 @@ pub(crate) struct TestClock {
 }
 
 impl TestClock {
+    /// What wall clocks show at a moment.
+    fn wall_at(now: MonoTime) -> WallTime {
+        let passed = u64::try_from(now.0.as_millis()).unwrap() - 1_000_000;
+        WallTime(1_767_225_600_000 + passed)
+    }
+
     fn elapsed(&self) -> Duration {
         self.now.lock().unwrap().0
     }
@@ -96,8 +102,7 @@ impl Clock for TestClock {
     }
 
     fn wall(&self) -> WallTime {
-        let passed = u64::try_from(self.elapsed().as_millis()).unwrap();
-        WallTime(1_767_225_600_000 + passed)
+        Self::wall_at(self.now())
     }
 
     async fn sleep(&self, wait: Duration) {
@@ -316,6 +321,7 @@ impl Earth {
                 severed: state.severed.then_some(Epoch(2)),
                 guarded: true,
                 peer: peer_up.then_some(Duration::ZERO),
+                peer_clock: None,
             },
             observations: saw.iter().map(|o| SentObservation::pack(o, now)).collect(),
             credentials: CredentialFacts::default(),
@@ -330,6 +336,7 @@ impl Earth {
                 life: LIFE,
                 at: now.0,
             },
+            wall: TestClock::wall_at(now),
             peer_mark: peer_up.then_some(Heard {
                 postmark: Postmark {
                     life: PASSED_ON,
