@@ -7,6 +7,7 @@ pub mod guard_link;
 mod recovery;
 pub mod local;
 mod receiver;
+pub mod standby;
 pub mod store;
 pub mod workloads;
 pub mod keeper;

@@ -11,6 +11,7 @@ use crate::engine::answer::Answer;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::observation::Finding;
 use crate::engine::policy::{FenceStages, LeaseTimers};
+use crate::engine::situation::Rehearsal;
 use crate::engine::synchrony::{ClosedWindow, SyncLook};
 use crate::engine::topology::{Role, SiteName, Target, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
@@ -293,6 +294,22 @@ pub trait LocalDatabase: Send + Sync + fmt::Debug {
     async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError>;
     /// Connects it again.
     async fn reconnect(&self, within: Duration) -> Result<(), EffectError>;
+    /// Asks a standby for what a sever, its undo and a promotion will need of it, and sees to it that it runs with
+    /// what the agent was told; `fresh`: it was only just started; `peer_answers`: the other site is there.
+    /// `None`: it is no standby. An error says nothing about a sever.
+    async fn rehearse(
+        &self,
+        fresh: bool,
+        peer_answers: bool,
+        within: Duration,
+    ) -> Result<Option<Rehearsal>, EffectError>;
+    /// The replication slot of its primary that a standby asks for, as its files say: one that never was
+    /// consistent takes no question.
+    fn asks_for_slot(&self) -> Option<String> {
+        None
+    }
+    /// Makes the physical replication slot of this name on a primary, where it is missing or of no use any more.
+    async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError>;
     /// Whether it is a primary, from the database itself.
     async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError>;
     /// Makes a standby primary: its timeline and where it begins.

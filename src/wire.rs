@@ -156,6 +156,9 @@ pub struct ReportAnswer {
     /// Whether commits must wait for the standby: an open window is the permission to go on
     /// without. `None`: nothing is asked. A site that is not active is permitted nothing.
     pub window: Option<RpoWindow>,
+    /// To the active site: the replication slot that the standby asks for there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby_slot: Option<String>,
     /// The timers by which the agent counts, granted or not.
     pub timers: LeaseTimers,
     /// How often to look at each target, and how long one look may take.

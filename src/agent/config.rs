@@ -13,13 +13,14 @@ use crate::engine::topology::{GroupName, SiteName};
 
 /// Settings of PostgreSQL that are ours: the guard gives the first ones on the command line; the
 /// others are changed while it runs, which a setting on the command line would defeat: it wins.
-const OWN_SETTINGS: [&str; 6] = [
+const OWN_SETTINGS: [&str; 7] = [
     "port",
     "listen_addresses",
     "unix_socket_directories",
     "data_directory",
     "primary_conninfo",
     "synchronous_standby_names",
+    "allow_alter_system",
 ];
 
 /// All that an agent is told.

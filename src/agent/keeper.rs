@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine::lease::Holder;
-use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState};
+use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState, Rehearsal};
 use crate::engine::skew::Skew;
 use crate::engine::synchrony::Synchrony;
 use crate::engine::topology::{GroupName, Role, SiteName};
@@ -22,6 +22,7 @@ use crate::wire::{OrderAnswer, PeerAnswer, PeerQuestion, Postmark, ReportAnswer}
 
 mod durability;
 mod marking;
+mod rehearsing;
 mod orders;
 mod right;
 
@@ -29,6 +30,7 @@ use self::durability::{Step, Told};
 pub use self::marking::Marked;
 use self::marking::Marking;
 use self::orders::Promoting;
+use self::rehearsing::{Rehearsing, Slot};
 use self::right::adopt;
 use super::recovery::Recovery;
 
@@ -64,6 +66,10 @@ pub enum News {
     StartingFor(u64),
     /// What came of writing this epoch into the database.
     Marked(Epoch, Marked),
+    /// What came of a rehearsal of the sever that began at this moment.
+    Rehearsed(MonoTime, Result<Option<Rehearsal>, EffectError>),
+    /// What came of looking after the slot that the other site's standby asks for.
+    SlotKept(Result<(), EffectError>),
     /// What came of a step to keep the standby synchronous.
     Synchronised(Step),
     /// What came of connecting a standby again that was severed for this epoch.
@@ -125,6 +131,8 @@ pub struct Keeper {
     marking: Marking,
     /// The epoch that the database was seen to hold as it was written.
     epoch_written: Option<Epoch>,
+    rehearsing: Rehearsing,
+    slot: Slot,
     synchrony: Synchrony,
     /// What the controller last said of the RPO window; `None` before it said anything.
     told: Option<Told>,
@@ -194,6 +202,8 @@ impl Keeper {
             promoting: None,
             marking: Marking::Due(now),
             epoch_written: None,
+            rehearsing: Rehearsing::default(),
+            slot: Slot::default(),
             synchrony: Synchrony::default(),
             told: None,
             synchronising: false,
@@ -214,6 +224,8 @@ impl Keeper {
                     peer_clock: None,
                     synchrony: None,
                     epoch_written: None,
+                    rehearsal: None,
+                    slot: None,
                 },
                 peer_mark: None,
                 at: now,
@@ -283,6 +295,8 @@ impl Keeper {
                 .await;
             }
             News::Marked(epoch, came) => self.marked(epoch, came),
+            News::Rehearsed(began, came) => self.rehearsed(began, came),
+            News::SlotKept(kept) => self.slot_kept(kept),
             News::Synchronised(step) => self.synchronised(step).await,
             News::Reconnected(severed, came) => self.reconnected(severed, came).await,
         }
@@ -330,6 +344,8 @@ impl Keeper {
         let now = self.clock.now();
         self.start_again(now).await;
         self.mark(now);
+        self.rehearse(now);
+        self.keep_slot(now);
         self.synchronise();
     }
 
@@ -401,6 +417,7 @@ impl Keeper {
         match self.database.start_standby().await {
             Ok(()) => {
                 tracing::info!("standby started");
+                self.rehearse_anew();
                 // PostgreSQL forgets with its end what it was told to do.
                 self.remember_promoting(None).await;
             }
@@ -486,6 +503,8 @@ impl Keeper {
             peer_clock: self.peer_clock,
             synchrony: self.shown_synchrony(now),
             epoch_written: self.epoch_written.filter(|_| primary && self.look.running),
+            rehearsal: self.shown_rehearsal(now),
+            slot: (!primary).then(|| self.database.asks_for_slot()).flatten(),
         };
         let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
         let asks = promoting || (primary && self.memory.fenced.is_none());

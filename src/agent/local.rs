@@ -9,9 +9,11 @@ use super::guard_link::{GuardLink, GuardLinkError};
 use super::guard_protocol::{GuardStatus, Right, StartAs, StopTimes};
 use super::receiver;
 use super::recovery;
+use super::standby::{self, StandbySettings};
 use crate::adapters::postgres::{self, Connect, Secret};
 use crate::engine::observation::ProbeFailure;
 use crate::engine::policy::FenceStages;
+use crate::engine::situation::Rehearsal;
 use crate::engine::synchrony::SyncLook;
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, as_millis};
@@ -35,6 +37,10 @@ pub struct GuardedDatabase {
     pub site: SiteName,
     /// The role that controller and agents look with.
     pub watcher: Option<String>,
+    /// What PostgreSQL gets on its command line, `name=value` each.
+    pub options: Vec<String>,
+    /// What a standby here runs with.
+    pub standby: StandbySettings,
 }
 
 impl From<GuardLinkError> for EffectError {
@@ -111,6 +117,7 @@ impl LocalDatabase for GuardedDatabase {
 
     async fn start_standby(&self) -> Result<(), EffectError> {
         self.guard.start(StartAs::Standby).await?;
+        self.standby.connected();
         Ok(())
     }
 
@@ -152,6 +159,7 @@ impl LocalDatabase for GuardedDatabase {
     }
 
     async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError> {
+        let _alone = self.standby.severing(within).await?;
         let first = within / 4;
         let mut severed = postgres::sever(&self.local, first).await?;
         if let Some(pid) = severed.receiver {
@@ -171,7 +179,32 @@ impl LocalDatabase for GuardedDatabase {
     }
 
     async fn reconnect(&self, within: Duration) -> Result<(), EffectError> {
-        postgres::reconnect(&self.local, &self.primary_conninfo, within).await
+        postgres::reconnect(&self.local, &self.primary_conninfo, within).await?;
+        self.standby.connected();
+        Ok(())
+    }
+
+    async fn rehearse(
+        &self,
+        fresh: bool,
+        peer_answers: bool,
+        within: Duration,
+    ) -> Result<Option<Rehearsal>, EffectError> {
+        let (local, ours) = (&self.local, &self.primary_conninfo);
+        self.standby
+            .rehearse(local, ours, fresh, peer_answers, within)
+            .await
+    }
+
+    fn asks_for_slot(&self) -> Option<String> {
+        standby::slot_in_files(&self.data_dir, &self.options)
+    }
+
+    async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError> {
+        if let Some(was) = postgres::keep_slot(&self.local, name, within).await? {
+            tracing::warn!(name, "the slot that the standby asks for was {was}");
+        }
+        Ok(())
     }
 
     async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {

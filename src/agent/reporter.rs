@@ -197,6 +197,9 @@ fn aged(mut facts: AgentFacts, age: Duration) -> AgentFacts {
     if let Some(synchrony) = &mut facts.synchrony {
         synchrony.stalled = synchrony.stalled.saturating_add(age);
     }
+    if let Some(rehearsal) = &mut facts.rehearsal {
+        rehearsal.ago = rehearsal.ago.saturating_add(age);
+    }
     match &mut facts.database {
         LocalDatabase::Down { since, .. } | LocalDatabase::Waiting { since } => {
             *since = since.saturating_add(age);

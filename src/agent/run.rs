@@ -19,6 +19,7 @@ use super::guard_protocol::{GuardConfig, GuardEvent, StopTimes};
 use super::keeper::{Keeper, News, Parts};
 use super::local::GuardedDatabase;
 use super::reporter::{Pace, Reporter};
+use super::standby::StandbySettings;
 use super::store::FileStore;
 use super::workloads::CommandWorkloads;
 use crate::adapters::clock::SystemClock;
@@ -89,6 +90,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         data_dir: config.postgres.data_dir.clone(),
         primary_conninfo: Secret::new(config.postgres.primary_conninfo.clone()),
         site: config.site.clone(),
+        options: config.postgres.options.clone(),
+        standby: StandbySettings::default(),
         // Both databases have the same roles, because one is a copy of the other.
         watcher: config.peer.database.role(),
     };

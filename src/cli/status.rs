@@ -67,7 +67,8 @@ fn show(status: &Status, output: &Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Stuck plans end with their own code; an active site that is not healthy with a "no".
+/// Stuck plans end with their own code; an active site that is not healthy, and a promise of the policy that is
+/// not kept, with a "no".
 fn exit_of(status: &Status) -> Exit {
     let situation = &status.situation;
     if status
@@ -80,7 +81,12 @@ fn exit_of(status: &Status) -> Exit {
     let healthy = situation
         .active_site()
         .is_some_and(|site| site.state(TargetKind::Database) == State::Healthy);
-    if healthy { Exit::Done } else { Exit::No }
+    let kept = status.decision.broken_promises.is_empty();
+    if healthy && kept {
+        Exit::Done
+    } else {
+        Exit::No
+    }
 }
 
 fn mood(state: State) -> Mood {

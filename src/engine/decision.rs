@@ -68,6 +68,10 @@ pub struct Decision {
     pub gates: Vec<Gate>,
     /// What a failover at this moment would lose.
     pub loss: LossEstimate,
+    /// What the policy promises and the world does not keep at this moment. It stops no failover, and is not
+    /// ready either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broken_promises: Vec<Reason>,
 }
 
 /// Decides. Pure: the same situation under the same policy always leads to the same decision.
@@ -79,6 +83,7 @@ pub fn decide(situation: &Situation, policy: &Policy) -> Decision {
         reasons,
         gates,
         loss: LossEstimate::of(situation),
+        broken_promises: window_open(situation, policy).into_iter().collect(),
     }
 }
 
@@ -332,16 +337,26 @@ fn synchrony_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     }
     let agent = situation.active_site()?.agent.as_ref()?.within(limit)?;
     let facts = agent.synchrony.as_ref();
-    let obstacle = facts.and_then(|facts| facts.obstacle.as_deref());
-    if !situation.window.is_closed() {
-        let why = obstacle.unwrap_or("the standby is not complete yet");
-        let open = Reason::word(Code::RpoWindowOpen, "open", "closed");
-        return Some(open.at(&situation.active).because(why));
+    if let Some(open) = window_open(situation, policy) {
+        return Some(open);
     }
     let stalled = facts?.stalled;
     let reason = Reason::time(Code::CommitsStalled, stalled, limit).since(stalled);
     let stalled = (stalled > limit).then(|| reason.at(&situation.active));
     stalled.or_else(|| users_wait(situation, limit))
+}
+
+/// Commits are to wait for the standby, and do not.
+fn window_open(situation: &Situation, policy: &Policy) -> Option<Reason> {
+    if policy.data.durability == Durability::Async || situation.window.is_closed() {
+        return None;
+    }
+    let agent = situation.active_site().and_then(|site| site.agent.as_ref());
+    let facts = agent.and_then(|agent| agent.fact.synchrony.as_ref());
+    let obstacle = facts.and_then(|facts| facts.obstacle.as_deref());
+    let why = obstacle.unwrap_or("the standby is not complete yet");
+    let open = Reason::word(Code::RpoWindowOpen, "open", "closed");
+    Some(open.at(&situation.active).because(why))
 }
 
 /// Commits of users that wait for a standby, whoever asked for that and at whatever level: our own do not, and so

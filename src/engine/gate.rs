@@ -13,7 +13,7 @@ use super::reason::{Code, Reason};
 use super::rehearsed::rehearsal_gates;
 use super::situation::{AgentFacts, LocalDatabase, Situation};
 use super::skew::{LIMIT, Skew};
-use super::standby::{promotable, replay_gate};
+use super::standby::{promotable, replay_gate, sever_gate};
 use super::topology::{Role, SiteName, TargetKind};
 use super::units::Bytes;
 use super::vantages;
@@ -297,6 +297,7 @@ fn standby_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
         gates.extend(promotable(site, &database.fact, primary));
     }
     gates.extend(replay_gate(situation, policy));
+    gates.push(sever_gate(situation));
     gates
 }
 

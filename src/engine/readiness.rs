@@ -78,7 +78,7 @@ pub fn checks(decision: &Decision) -> Vec<Check> {
         (!beside_the_point).then(|| Check::new(state, gate.reason.clone()))
     });
     let mut all: Vec<Check> = gates.collect();
-    for reason in &decision.reasons {
+    for reason in decision.reasons.iter().chain(&decision.broken_promises) {
         let closed = |check: &Check| {
             let (said, code) = (&check.reason, reason.code);
             check.state != CheckState::Ok && said.code == code && said.site == reason.site

@@ -68,6 +68,7 @@ codes! {
     TimelineDiverged = "timeline-diverged": "The standby does not follow the timeline of the active database.",
     StandbyLimitsTooLow = "standby-limits-too-low": "A limit of the standby is lower than the primary's: it stops replaying and refuses promotion.",
     StandbyApplyDelayed = "standby-apply-delayed": "The standby replays on purpose with a delay.",
+    CannotSever = "cannot-sever": "The standby does not let itself be cut off and connected again, or was not asked lately.",
     ReplayStalled = "replay-stalled": "The standby does not replay what it has received, or not in the time that the policy allows.",
     VersionDiffers = "version-differs": "The two databases are of different major versions.",
     LossUnknown = "loss-unknown": "The active database's position was never seen, so no loss can be declared.",

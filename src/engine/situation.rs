@@ -179,6 +179,23 @@ pub struct AgentFacts {
     /// Of a primary: the epoch that the agent has written into it and read back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch_written: Option<Epoch>,
+    /// Of a standby: what came of asking it beforehand for what a sever and its undo need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal: Option<Rehearsal>,
+    /// Of a standby: the replication slot of its primary that it asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
+}
+
+/// What came of asking a standby beforehand for what a sever and its undo need: the same settings are written,
+/// with the values that they have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsal {
+    /// How long ago.
+    #[serde(rename = "ago_ms", with = "millis")]
+    pub ago: Duration,
+    /// Why it would fail, if it would.
+    pub obstacle: Option<String>,
 }
 
 impl AgentFacts {
@@ -454,6 +471,11 @@ pub(crate) mod samples {
                     peer_clock: None,
                     synchrony: None,
                     epoch_written: None,
+                    rehearsal: (role == Role::Standby).then(|| Rehearsal {
+                        ago: seconds(1),
+                        obstacle: None,
+                    }),
+                    slot: None,
                 },
             }),
             clock: None,

@@ -90,6 +90,29 @@ pub fn replay_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
     ))
 }
 
+/// How old a rehearsal of the sever may be: an agent has several within this.
+const REHEARSED_WITHIN: Duration = Duration::from_secs(120);
+
+/// Whether the standby would let itself be severed, and connected again: asked beforehand, because a sever whose
+/// undo does not work leaves nobody with a right.
+pub(super) fn sever_gate(situation: &Situation) -> Gate {
+    let agent = situation
+        .passive_site()
+        .and_then(|site| site.agent.as_ref());
+    let rehearsal = agent.and_then(|agent| Some((agent.age, agent.fact.rehearsal.as_ref()?)));
+    let site = &situation.passive;
+    let word = |measured: &str| Reason::word(Code::CannotSever, measured, "rehearsed").at(site);
+    let Some((age, rehearsal)) = rehearsal else {
+        return gate(false, word("never rehearsed"));
+    };
+    if let Some(why) = &rehearsal.obstacle {
+        return gate(false, word("refused").because(why));
+    }
+    let ago = rehearsal.ago.saturating_add(age);
+    let reason = Reason::time(Code::CannotSever, at_most_a_day(ago), REHEARSED_WITHIN);
+    gate(ago <= REHEARSED_WITHIN, reason.at(site))
+}
+
 /// How far a standby's replay is, for people.
 pub fn replaying(replay: &Replay) -> String {
     let Replay {

@@ -185,6 +185,8 @@ pub struct Synchrony {
     /// From where on commits wait, where this process saw to it.
     from: Option<Lsn>,
     last: Option<SyncLook>,
+    /// Why commits could not be made to wait when that was last tried.
+    refused: Option<String>,
     waits: Waits,
     next_attempt: MonoTime,
 }
@@ -277,6 +279,12 @@ impl Synchrony {
     /// Commits have waited since this position at the latest.
     pub fn waits_from(&mut self, from: Lsn) {
         self.from = Some(from);
+        self.refused = None;
+    }
+
+    /// They could not be made to wait.
+    pub fn refused(&mut self, why: String) {
+        self.refused = Some(why);
     }
 
     /// For how long the standby has not had what was written then, or users have waited for it, as of the last look.
@@ -294,7 +302,7 @@ impl Synchrony {
             stalled: self.stalled(now),
             obstacle: last.obstacle.clone().or_else(|| {
                 let unnamed = || "`synchronous_standby_names` does not name the standby".to_owned();
-                (!last.named).then(unnamed)
+                (!last.named).then(|| self.refused.clone().unwrap_or_else(unnamed))
             }),
         })
     }

@@ -10,6 +10,7 @@ use super::machine::{Truth, Written};
 use super::network::host;
 use super::site_ports::Place;
 use super::world::{Node, World};
+use crate::engine::situation::Rehearsal;
 use crate::engine::synchrony::SyncLook;
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline};
@@ -198,6 +199,29 @@ impl LocalDatabase for SimDatabase {
             Ok(())
         })?;
         self.0.trace(|| "reconnected".to_owned());
+        Ok(())
+    }
+
+    async fn rehearse(
+        &self,
+        _fresh: bool,
+        _peer_answers: bool,
+        _within: Duration,
+    ) -> Result<Option<Rehearsal>, EffectError> {
+        self.0.work(1, 20).await;
+        self.0.world.with(|state, now| {
+            let machine = state.machine(self.0.node);
+            if !machine.running || now < machine.ready {
+                return failed("connection refused");
+            }
+            Ok((machine.role == Role::Standby).then_some(Rehearsal {
+                ago: Duration::ZERO,
+                obstacle: None,
+            }))
+        })
+    }
+
+    async fn keep_slot(&self, _name: &str, _within: Duration) -> Result<(), EffectError> {
         Ok(())
     }
 

@@ -122,7 +122,7 @@ fn may_know(part: &str) -> &'static [&'static str] {
 
 /// The files of `app`, `agent` and `observer` that may name adapters: the composition roots, and what stands at
 /// the border of the process. Everything else gets ports.
-const ROOTS: [(&str, &str); 12] = [
+const ROOTS: [(&str, &str); 13] = [
     ("app/run.rs", "makes the adapters and hands them in"),
     (
         "app/config.rs",
@@ -145,6 +145,10 @@ const ROOTS: [(&str, &str); 12] = [
     (
         "agent/local.rs",
         "the port `LocalDatabase` over guard and SQL",
+    ),
+    (
+        "agent/standby.rs",
+        "what a standby runs with, changed over SQL, for `agent/local.rs`",
     ),
     (
         "agent/workloads.rs",

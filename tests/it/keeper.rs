@@ -10,6 +10,7 @@ use failover::adapters::keys::SigningKey;
 use failover::agent::keeper::{Keeper, News, Parts, Shown};
 use failover::engine::policy::Policy;
 use failover::engine::situation::LocalDatabase as Said;
+use failover::engine::situation::Rehearsal;
 use failover::engine::synchrony::{ClosedWindow, RpoWindow, SyncLook};
 use failover::engine::topology::{Role, SiteName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline};
@@ -100,6 +101,17 @@ impl LocalDatabase for Database {
         Ok(())
     }
 
+    async fn rehearse(
+        &self,
+        _fresh: bool,
+        _peer_answers: bool,
+        _within: Duration,
+    ) -> Result<Option<Rehearsal>, EffectError> {
+        Ok(None)
+    }
+    async fn keep_slot(&self, _name: &str, _within: Duration) -> Result<(), EffectError> {
+        unexpected()
+    }
     async fn start_standby(&self) -> Result<(), EffectError> {
         unexpected()
     }
@@ -237,6 +249,7 @@ fn granted(epoch: u64) -> ReportAnswer {
             taken: true,
         },
         window: None,
+        standby_slot: None,
         epoch: Epoch(epoch),
         holder: Some("aws".parse().unwrap()),
         grant: Some(Ok(Grant {

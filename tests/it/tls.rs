@@ -209,6 +209,8 @@ pub(crate) fn agent_api(
         peer_clock: None,
         synchrony: None,
         epoch_written: None,
+        rehearsal: None,
+        slot: None,
     };
     let shown = Shown {
         epoch: Epoch(1),

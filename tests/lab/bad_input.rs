@@ -230,6 +230,8 @@ pub(crate) fn report(name: &str) -> Report {
         facts: AgentFacts {
             synchrony: None,
             epoch_written: None,
+            rehearsal: None,
+            slot: None,
             database: LocalDatabase::Up,
             fenced: None,
             severed: None,

@@ -38,3 +38,4 @@ mod observers;
 mod outside;
 mod partitions;
 mod replay;
+mod rehearsal;

@@ -149,9 +149,12 @@ impl Server {
     }
 
     pub(crate) async fn start(&self) {
-        start_temporarily(&self.tools, &self.instance)
-            .await
-            .unwrap();
+        let started = start_temporarily(&self.tools, &self.instance).await;
+        let log = self.instance.dir.join("log");
+        started.unwrap_or_else(|error| {
+            let said = std::fs::read_to_string(log).unwrap_or_default();
+            panic!("{error}: {said}")
+        });
     }
 
     pub(crate) async fn stop(&self) {

@@ -25,11 +25,11 @@ async fn session_at(socket: &std::path::Path, port: u16) -> Client {
     client
 }
 
-async fn session(site: &SiteLayout) -> Client {
+pub(crate) async fn session(site: &SiteLayout) -> Client {
     session_at(&site.instance.socket(), site.instance.port).await
 }
 
-async fn run(site: &SiteLayout, statement: &str) {
+pub(crate) async fn run(site: &SiteLayout, statement: &str) {
     session(site).await.batch_execute(statement).await.unwrap();
 }
 
@@ -112,7 +112,7 @@ fn stalled(status: &Status) -> Option<String> {
     closed.next().map(|gate| gate.reason.to_string())
 }
 
-async fn ready(lab: &Supervisor) -> (u16, String) {
+pub(crate) async fn ready(lab: &Supervisor) -> (u16, String) {
     let url = format!("http://{}/readyz", lab.layout.controller_plain);
     let answer = tokio::process::Command::new("curl")
         .args(["-s", "-w", "\n%{http_code}", &url])

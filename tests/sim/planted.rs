@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use failover::engine::answer::Answer;
 use failover::engine::policy::Policy;
+use failover::engine::situation::Rehearsal;
 use failover::engine::synchrony::SyncLook;
 use failover::engine::topology::{SiteName, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
@@ -85,6 +86,17 @@ impl LocalDatabase for Guard {
     }
     async fn reconnect(&self, within: Duration) -> Result<(), EffectError> {
         self.of.reconnect(within).await
+    }
+    async fn rehearse(
+        &self,
+        fresh: bool,
+        peer_answers: bool,
+        within: Duration,
+    ) -> Result<Option<Rehearsal>, EffectError> {
+        self.of.rehearse(fresh, peer_answers, within).await
+    }
+    async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError> {
+        self.of.keep_slot(name, within).await
     }
     async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
         self.of.is_primary(within).await

@@ -95,6 +95,11 @@ impl Connect {
         }
     }
 
+    /// The database that it connects to, where the connection string names one.
+    pub fn dbname(&self) -> Option<&str> {
+        self.config.get_dbname()
+    }
+
     /// From a connection string (`host`, `port`, `user`, `dbname`, `sslmode`; a host that starts
     /// with `/` is a socket directory). With `tls` the connection is encrypted and the server
     /// verified as `tls` says, else it is in plain text: there is no "encrypted if possible",

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::connect::{Connect, Database, Deadline, Secret};
 use super::error::{SqlError, not_begun};
+use super::rehearse::{VERSION, Version};
 use super::setting;
 use crate::engine::units::Lsn;
 use crate::ports::EffectError;
@@ -132,5 +133,8 @@ pub async fn reconnect(
     let database = Database::open(connect, deadline.left())
         .await
         .map_err(not_begun)?;
-    setting::set(&database, "primary_conninfo", conninfo.expose(), deadline).await
+    let look: Version = database.read(VERSION, &[], deadline.left()).await?;
+    let dbname = connect.dbname().unwrap_or("postgres");
+    let wanted = look.with_dbname(conninfo.expose(), dbname);
+    setting::set(&database, "primary_conninfo", &wanted, deadline).await
 }

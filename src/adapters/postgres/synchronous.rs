@@ -101,16 +101,6 @@ pub async fn wait_for_standby(
 ) -> Result<Lsn, EffectError> {
     let deadline = Deadline::after(deadline);
     let database = open(connect, deadline).await?;
-    // One that an earlier agent left behind could still come into force after ours.
-    const OTHERS: &str = "
-        SELECT count(*)::text FROM pg_stat_activity
-        WHERE application_name = 'failover' AND pid <> pg_backend_pid()
-          AND state = 'active' AND query LIKE 'ALTER SYSTEM%'";
-    let others: u64 = database.read(OTHERS, &[], deadline.left()).await?;
-    if others > 0 {
-        let why = "another `ALTER SYSTEM` of ours is still under way".to_owned();
-        return Err(EffectError::Failed(why));
-    }
     setting::set(&database, NAMES, NOBODY, deadline).await?;
     let waits = async {
         see_a_commit_wait(&database, deadline).await?;

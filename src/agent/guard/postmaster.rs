@@ -66,6 +66,7 @@ impl Postmaster {
         ]
         .iter()
         .chain(&config.options)
+        .chain(&alter_system(config))
         {
             command.arg("-c").arg(setting);
         }
@@ -111,6 +112,14 @@ impl Postmaster {
     pub(super) fn is_stopped(&self) -> bool {
         stat(self.pid.as_raw_pid()).is_some_and(|stat| matches!(stat.state, 'T' | 't'))
     }
+}
+
+/// Sever, reconnect and the waiting of commits are `ALTER SYSTEM`, which an administrator may have forbidden
+/// from version 17 on. The command line wins.
+fn alter_system(config: &GuardConfig) -> Option<String> {
+    let version = fs::read_to_string(config.data_dir.join("PG_VERSION")).ok()?;
+    let major: u32 = version.trim().parse().ok()?;
+    (major >= 17).then(|| "allow_alter_system=on".to_owned())
 }
 
 /// Becomes PostgreSQL, in the child: `guard-exec GUARD_PID /…/postgres ARGUMENT…`. Returns only

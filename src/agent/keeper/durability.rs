@@ -62,7 +62,10 @@ impl Keeper {
                 tracing::info!(%from, "commits wait for the standby");
                 self.synchrony.waits_from(from);
             }
-            Step::Waits(Err(error)) => tracing::warn!(%error, "commits do not wait yet"),
+            Step::Waits(Err(error)) => {
+                tracing::warn!(%error, "commits do not wait yet");
+                self.synchrony.refused(error.to_string());
+            }
             Step::GoesOn(Ok(())) => tracing::warn!("commits go on without the standby"),
             Step::GoesOn(Err(error)) => tracing::error!(%error, "commits may still wait"),
         }

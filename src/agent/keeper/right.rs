@@ -55,6 +55,7 @@ impl Keeper {
     pub(super) async fn answered(&mut self, asked: MonoTime, answer: ReportAnswer) {
         self.restart_grace = answer.restart_grace;
         self.told = Some(Told(answer.window));
+        self.slot.name.clone_from(&answer.standby_slot);
         let mut memory = self.memory.clone();
         memory.timers = Some(answer.timers.clone());
         let ours = answer.holder.as_ref() == Some(&self.site);

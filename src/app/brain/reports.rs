@@ -65,7 +65,11 @@ impl Brain {
         } else {
             RpoWindow::Closed
         };
+        let standby_slot = (site == group.active)
+            .then(|| self.slot_asked_for(group, now))
+            .flatten();
         ReportAnswer {
+            standby_slot,
             receipt: self.receipt(way, now),
             window: (!asks_nothing).then_some(permitted),
             epoch: self.book.epoch,
@@ -87,6 +91,16 @@ impl Brain {
 
     fn is_foreign(&self, target: &Target) -> bool {
         !self.topology.has(&target.site) || target.kind == TargetKind::Agent
+    }
+
+    /// The slot that the standby lately asked for. A name that PostgreSQL would not take is none.
+    fn slot_asked_for(&self, group: &GroupState, now: MonoTime) -> Option<String> {
+        let (made, facts) = self.agents.get(self.topology.peer(&group.active))?;
+        let slot = facts.slot.as_ref()?;
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let valid = (1..=63).contains(&slot.len()) && slot.chars().all(plain);
+        let fresh = now.since(*made) <= self.policy.detect.stale_after;
+        (valid && fresh).then(|| slot.clone())
     }
 
     fn reported(
@@ -333,6 +347,8 @@ mod tests {
                 peer_clock: None,
                 synchrony: None,
                 epoch_written: None,
+                rehearsal: None,
+                slot: None,
             },
             observations: vec![saw("aws", TargetKind::Database, primary(), Duration::ZERO)],
             heard,

@@ -20,7 +20,7 @@ use failover::engine::observation::{
 };
 use failover::engine::policy::Policy;
 use failover::engine::saga::GroupState;
-use failover::engine::situation::{AgentFacts, LocalDatabase};
+use failover::engine::situation::{AgentFacts, LocalDatabase, Rehearsal};
 use failover::engine::topology::{
     Role, SiteName, Target, TargetKind, TargetName, Topology, Vantage,
 };
@@ -316,6 +316,11 @@ impl Earth {
             facts: AgentFacts {
                 synchrony: None,
                 epoch_written: state.primary.then_some(state.epoch),
+                rehearsal: (!state.primary).then_some(Rehearsal {
+                    ago: Duration::ZERO,
+                    obstacle: None,
+                }),
+                slot: None,
                 database,
                 fenced: state.fenced.then_some(state.epoch),
                 severed: state.severed.then_some(Epoch(2)),

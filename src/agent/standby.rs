@@ -1,0 +1,172 @@
+//! What a standby here runs with, which sever, reconnect and rehearsal change. One of them at a time, so that no
+//! rehearsal connects again what is being severed.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::adapters::postgres::{self, Connect, Rehearsed, Secret};
+use crate::engine::situation::Rehearsal;
+use crate::ports::EffectError;
+
+/// The settings of a standby, as far as they are ours.
+#[derive(Debug, Default)]
+pub struct StandbySettings {
+    /// Whether it was severed by this process: then no rehearsal begins any more.
+    severed: AtomicBool,
+    held: Mutex<Trial>,
+}
+
+/// A `primary_conninfo` of ours that took the place of one that streamed.
+#[derive(Debug, Default)]
+struct Trial {
+    /// What it replaced, until ours is seen to stream too.
+    replaced: Option<Secret>,
+    /// Ours did not stream, and the former one was put back.
+    refused: Option<String>,
+}
+
+impl StandbySettings {
+    /// Nothing but a sever may change the settings from here on, until [`connected`](Self::connected).
+    pub(super) async fn severing(&self, within: Duration) -> Result<impl Drop + '_, EffectError> {
+        self.severed.store(true, Ordering::SeqCst);
+        self.alone(within).await
+    }
+
+    /// The standby may connect again.
+    pub(super) fn connected(&self) {
+        self.severed.store(false, Ordering::SeqCst);
+    }
+
+    async fn alone(&self, within: Duration) -> Result<MutexGuard<'_, Trial>, EffectError> {
+        let held = tokio::time::timeout(within, self.held.lock()).await;
+        held.map_err(|_elapsed| {
+            EffectError::Failed("the settings of the standby are being changed".to_owned())
+        })
+    }
+
+    /// Rehearses, and sees to it that the standby runs with `ours`. Where that takes the place of a
+    /// `primary_conninfo` that streamed, and does not stream although the other site answers, the former one is
+    /// put back: its undo of a sever would not work, and nobody is served by less than there was.
+    pub(super) async fn rehearse(
+        &self,
+        local: &Connect,
+        ours: &Secret,
+        fresh: bool,
+        peer_answers: bool,
+        within: Duration,
+    ) -> Result<Option<Rehearsal>, EffectError> {
+        let mut trial = self.alone(within).await?;
+        if self.severed.load(Ordering::SeqCst) {
+            return Err(EffectError::Failed("it was severed".to_owned()));
+        }
+        let wanted = trial.refused.is_none().then_some(ours);
+        let Some(rehearsed) = postgres::rehearse(local, wanted, fresh, within).await? else {
+            return Ok(None);
+        };
+        trial
+            .follow(local, &rehearsed, peer_answers, within)
+            .await?;
+        Ok(Some(Rehearsal {
+            ago: Duration::ZERO,
+            obstacle: rehearsed.obstacle.or_else(|| trial.refused.clone()),
+        }))
+    }
+}
+
+/// `primary_slot_name` as PostgreSQL would read it at a start: from the command line, else from the file that
+/// `ALTER SYSTEM` writes, else from the main file. Files that those include are not read.
+pub(super) fn slot_in_files(data_dir: &Path, options: &[String]) -> Option<String> {
+    let option = |name: &str| {
+        let mut all = options.iter().rev().filter_map(|each| each.split_once('='));
+        all.find(|(key, _)| key.trim() == name)
+            .map(|(_, value)| value.trim())
+    };
+    let main =
+        option("config_file").map_or_else(|| data_dir.join("postgresql.conf"), PathBuf::from);
+    let in_file = |path: &Path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        text.lines().rev().find_map(setting_of_slot)
+    };
+    option("primary_slot_name")
+        .map(str::to_owned)
+        .or_else(|| in_file(&data_dir.join("postgresql.auto.conf")))
+        .or_else(|| in_file(&main))
+        .filter(|slot| !slot.is_empty())
+}
+
+/// The value of `primary_slot_name` in a line of a file of settings.
+fn setting_of_slot(line: &str) -> Option<String> {
+    let (name, rest) = line
+        .trim_start()
+        .split_at_checked("primary_slot_name".len())?;
+    if !name.eq_ignore_ascii_case("primary_slot_name") {
+        return None;
+    }
+    let value = rest.trim_start_matches([' ', '\t', '=']);
+    let value = match value.strip_prefix('\'') {
+        Some(quoted) => quoted.split('\'').next(),
+        None => value.split([' ', '\t', '#']).next(),
+    };
+    value.map(str::to_owned)
+}
+
+impl Trial {
+    async fn follow(
+        &mut self,
+        local: &Connect,
+        rehearsed: &Rehearsed,
+        peer_answers: bool,
+        within: Duration,
+    ) -> Result<(), EffectError> {
+        if let Some(was) = &rehearsed.replaced {
+            tracing::info!("the standby runs with the `primary_conninfo` of the agent's file now");
+            let streamed = rehearsed.streamed && !was.expose().is_empty();
+            self.replaced = streamed.then(|| was.clone());
+            return Ok(());
+        }
+        if rehearsed.streamed {
+            self.replaced = None;
+        }
+        let Some(was) = self.replaced.take_if(|_| peer_answers) else {
+            return Ok(());
+        };
+        postgres::reconnect(local, &was, within).await?;
+        let why = "with the agent's `primary_conninfo` the standby did not stream: the former one was put back";
+        tracing::error!("{why}");
+        self.refused = Some(why.to_owned());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slot_is_read_as_postgresql_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let slot = |options: &[&str]| {
+            let options: Vec<String> = options.iter().map(|each| (*each).to_owned()).collect();
+            slot_in_files(dir.path(), &options)
+        };
+        assert_eq!(slot(&[]), None);
+        at(
+            "postgresql.conf",
+            "# primary_slot_name = 'no'\nprimary_slot_name=main # ours\n",
+        );
+        assert_eq!(slot(&[]).as_deref(), Some("main"));
+        at("other.conf", "Primary_Slot_Name = 'other'\n");
+        let other = format!("config_file={}", dir.path().join("other.conf").display());
+        assert_eq!(slot(&[&other]).as_deref(), Some("other"));
+        let auto = "primary_slot_name = 'first'\nprimary_slot_name = 'auto'\n";
+        at("postgresql.auto.conf", auto);
+        assert_eq!(slot(&[&other]).as_deref(), Some("auto"));
+        assert_eq!(slot(&["primary_slot_name=line"]).as_deref(), Some("line"));
+        at("postgresql.auto.conf", "primary_slot_name = ''\n");
+        assert_eq!(slot(&[]), None, "taken away by `ALTER SYSTEM`");
+    }
+}
