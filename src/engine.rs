@@ -29,6 +29,7 @@ pub mod waits;
 pub mod sqlstate;
 pub mod detector;
 pub mod lease;
+pub mod claims;
 pub mod synchrony;
 pub mod rehearsal;
 pub mod skew;

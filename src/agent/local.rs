@@ -9,8 +9,8 @@ use super::guard_link::{GuardLink, GuardLinkError};
 use super::guard_protocol::{GuardStatus, Right, StartAs, StopTimes};
 use super::receiver;
 use super::recovery;
-use super::standby::{self, StandbySettings};
-use crate::adapters::postgres::{self, Connect, Secret};
+use super::standby::StandbySettings;
+use crate::adapters::postgres::{self, Connect};
 use crate::engine::observation::ProbeFailure;
 use crate::engine::policy::FenceStages;
 use crate::engine::situation::Rehearsal;
@@ -31,14 +31,10 @@ pub struct GuardedDatabase {
     pub local: Connect,
     /// PGDATA.
     pub data_dir: PathBuf,
-    /// How this site's standby connects to the other site's primary.
-    pub primary_conninfo: Secret,
     /// The site.
     pub site: SiteName,
     /// The role that controller and agents look with.
     pub watcher: Option<String>,
-    /// What PostgreSQL gets on its command line, `name=value` each.
-    pub options: Vec<String>,
     /// What a standby here runs with.
     pub standby: StandbySettings,
 }
@@ -179,9 +175,7 @@ impl LocalDatabase for GuardedDatabase {
     }
 
     async fn reconnect(&self, within: Duration) -> Result<(), EffectError> {
-        postgres::reconnect(&self.local, &self.primary_conninfo, within).await?;
-        self.standby.connected();
-        Ok(())
+        self.standby.reconnect(&self.local, within).await
     }
 
     async fn rehearse(
@@ -190,14 +184,13 @@ impl LocalDatabase for GuardedDatabase {
         peer_answers: bool,
         within: Duration,
     ) -> Result<Option<Rehearsal>, EffectError> {
-        let (local, ours) = (&self.local, &self.primary_conninfo);
         self.standby
-            .rehearse(local, ours, fresh, peer_answers, within)
+            .rehearse(&self.local, fresh, peer_answers, within)
             .await
     }
 
     fn asks_for_slot(&self) -> Option<String> {
-        standby::slot_in_files(&self.data_dir, &self.options)
+        self.standby.slot(&self.data_dir)
     }
 
     async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError> {

@@ -25,7 +25,7 @@ use super::workloads::CommandWorkloads;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::http::{HttpProber, serve_plain};
 use crate::adapters::order_keys::ObeyedKeys;
-use crate::adapters::postgres::{Connect, Secret};
+use crate::adapters::postgres::Connect;
 use crate::adapters::reread::CredentialBook;
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{
@@ -88,10 +88,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         guard,
         local: local_connect(&config)?,
         data_dir: config.postgres.data_dir.clone(),
-        primary_conninfo: Secret::new(config.postgres.primary_conninfo.clone()),
         site: config.site.clone(),
-        options: config.postgres.options.clone(),
-        standby: StandbySettings::default(),
+        standby: StandbySettings::new(&config.postgres),
         // Both databases have the same roles, because one is a copy of the other.
         watcher: config.peer.database.role(),
     };

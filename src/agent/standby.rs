@@ -7,13 +7,18 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::config::Postgres;
 use crate::adapters::postgres::{self, Connect, Rehearsed, Secret};
 use crate::engine::situation::Rehearsal;
 use crate::ports::EffectError;
 
 /// The settings of a standby, as far as they are ours.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct StandbySettings {
+    /// How this site's standby connects to the other site's primary.
+    ours: Secret,
+    /// What PostgreSQL gets on its command line, `name=value` each.
+    options: Vec<String>,
     /// Whether it was severed by this process: then no rehearsal begins any more.
     severed: AtomicBool,
     held: Mutex<Trial>,
@@ -29,6 +34,33 @@ struct Trial {
 }
 
 impl StandbySettings {
+    /// Those that the agent's file says.
+    pub fn new(postgres: &Postgres) -> Self {
+        Self {
+            ours: Secret::new(postgres.primary_conninfo.clone()),
+            options: postgres.options.clone(),
+            severed: AtomicBool::new(false),
+            held: Mutex::default(),
+        }
+    }
+
+    /// The slot that a standby here asks for, as its files say.
+    pub(super) fn slot(&self, data_dir: &Path) -> Option<String> {
+        slot_in_files(data_dir, &self.options)
+    }
+
+    /// The undo of a sever.
+    pub(super) async fn reconnect(
+        &self,
+        local: &Connect,
+        within: Duration,
+    ) -> Result<(), EffectError> {
+        let _alone = self.alone(within).await?;
+        postgres::reconnect(local, &self.ours, within).await?;
+        self.connected();
+        Ok(())
+    }
+
     /// Nothing but a sever may change the settings from here on, until [`connected`](Self::connected).
     pub(super) async fn severing(&self, within: Duration) -> Result<impl Drop + '_, EffectError> {
         self.severed.store(true, Ordering::SeqCst);
@@ -47,13 +79,12 @@ impl StandbySettings {
         })
     }
 
-    /// Rehearses, and sees to it that the standby runs with `ours`. Where that takes the place of a
+    /// Rehearses, and sees to it that the standby runs with what is ours. Where that takes the place of a
     /// `primary_conninfo` that streamed, and does not stream although the other site answers, the former one is
     /// put back: its undo of a sever would not work, and nobody is served by less than there was.
     pub(super) async fn rehearse(
         &self,
         local: &Connect,
-        ours: &Secret,
         fresh: bool,
         peer_answers: bool,
         within: Duration,
@@ -62,7 +93,7 @@ impl StandbySettings {
         if self.severed.load(Ordering::SeqCst) {
             return Err(EffectError::Failed("it was severed".to_owned()));
         }
-        let wanted = trial.refused.is_none().then_some(ours);
+        let wanted = trial.refused.is_none().then_some(&self.ours);
         let Some(rehearsed) = postgres::rehearse(local, wanted, fresh, within).await? else {
             return Ok(None);
         };
@@ -78,7 +109,7 @@ impl StandbySettings {
 
 /// `primary_slot_name` as PostgreSQL would read it at a start: from the command line, else from the file that
 /// `ALTER SYSTEM` writes, else from the main file. Files that those include are not read.
-pub(super) fn slot_in_files(data_dir: &Path, options: &[String]) -> Option<String> {
+fn slot_in_files(data_dir: &Path, options: &[String]) -> Option<String> {
     let option = |name: &str| {
         let mut all = options.iter().rev().filter_map(|each| each.split_once('='));
         all.find(|(key, _)| key.trim() == name)

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::engine::claims::Claims;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::detector::Detector;
 use crate::engine::lease::{LastRight, LeaseBook, can_wait_out};
@@ -50,6 +51,7 @@ pub struct Brain {
     standby: Option<StandbyReading>,
     replay: ReplayWatch,
     waits: Waits,
+    claims: Claims,
     databases: BTreeMap<SiteName, (MonoTime, DatabaseFacts)>,
     agents: BTreeMap<SiteName, (MonoTime, AgentFacts)>,
     marks: Marks,
@@ -94,6 +96,7 @@ impl Brain {
             standby: None,
             replay: ReplayWatch::default(),
             waits: Waits::default(),
+            claims: Claims::default(),
             databases: BTreeMap::new(),
             agents: BTreeMap::new(),
             marks: Marks::default(),
@@ -219,7 +222,12 @@ impl Brain {
                 self.readings.add(sample);
                 self.waits.seen(observation.began, &facts.commits_waiting);
             }
-            Role::Standby if !active => self.standby_read(observation.began, facts),
+            Role::Standby if !active => {
+                // The longest way that it can have had: its word must not seem later than it is.
+                let since = observation.began.minus(way);
+                self.claims.said(since, facts.position);
+                self.standby_read(observation.began, facts);
+            }
             Role::Primary | Role::Standby => {}
         }
     }
@@ -265,6 +273,7 @@ impl Brain {
             self.standby = None;
             self.replay = ReplayWatch::default();
             self.waits = Waits::default();
+            self.claims = Claims::default();
         }
     }
 
@@ -293,7 +302,8 @@ impl Brain {
         now: MonoTime,
         wall: WallTime,
     ) -> DeclaredLoss {
-        if group.window == RpoWindow::Closed {
+        // What somebody else of its name confirmed, and it does not have, is lost all the same.
+        if group.window == RpoWindow::Closed && self.claims.covered_by(position) {
             return DeclaredLoss {
                 from_lsn: position,
                 from: Some(wall),
@@ -376,6 +386,11 @@ impl Brain {
             replication: Replication {
                 replay: self.replay.known(),
                 commits_wait: self.waits.longest(),
+                contradicted: self
+                    .claims
+                    .contradicted()
+                    .filter(|_| group.window.is_closed())
+                    .map(|it| it.claimed.bytes_since(it.had)),
                 ..Replication::at(now, &self.readings, standby, advanced)
             },
             window: group.window,

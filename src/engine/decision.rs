@@ -828,6 +828,7 @@ mod tests {
                     site.agent.as_mut().unwrap().fact.synchrony = Some(SyncFacts {
                         closed: None,
                         waiting: true,
+                        confirmed: None,
                         stalled: seconds(stalled),
                         obstacle: None,
                     });

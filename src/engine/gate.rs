@@ -485,14 +485,15 @@ pub struct LossEstimate {
 impl LossEstimate {
     /// What a promotion at this moment would lose.
     pub fn of(situation: &Situation) -> Self {
-        if situation.window.is_closed() {
+        let contradicted = situation.replication.contradicted;
+        if situation.window.is_closed() && contradicted.is_none() {
             return Self {
                 bytes: Some(Bytes(0)),
                 window: Some(Duration::ZERO),
             };
         }
         Self {
-            bytes: situation.replication.loss_estimate(),
+            bytes: situation.replication.loss_estimate().max(contradicted),
             window: situation.replication.covered,
         }
     }

@@ -212,6 +212,13 @@ impl AgentFacts {
         {
             clip(obstacle);
         }
+        let rehearsal = self.rehearsal.as_mut();
+        if let Some(obstacle) = rehearsal.and_then(|it| it.obstacle.as_mut()) {
+            clip(obstacle);
+        }
+        if let Some(slot) = &mut self.slot {
+            clip(slot);
+        }
         self
     }
 }
@@ -281,6 +288,10 @@ pub struct Replication {
     /// How far the standby has replayed what it has; `None`: it was never seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
+    /// While commits wait for the standby: what a stream of its name has confirmed and it does not have, by its
+    /// own later word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contradicted: Option<Bytes>,
     /// For how long a commit of a user was seen to wait for a standby, as of the last look.
     #[serde(default, rename = "commits_wait_ms", with = "millis")]
     pub commits_wait: Duration,
@@ -309,6 +320,7 @@ impl Replication {
             advanced: advanced.map(|moment| now.since(moment)),
             rate: primary.rate(),
             replay: None,
+            contradicted: None,
             commits_wait: Duration::ZERO,
         }
     }
@@ -514,6 +526,7 @@ pub(crate) mod samples {
                 advanced: Some(seconds(0)),
                 rate: Bytes(100),
                 replay: None,
+                contradicted: None,
                 commits_wait: Duration::ZERO,
             },
             window: RpoWindow::Open { entry: 1 },

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::claims::Contradiction;
 use super::observation::{PositionHistory, PositionSample};
 use super::policy::{Data, Durability, OnStall};
 use super::units::{Lsn, MonoTime, exact, millis};
@@ -77,6 +78,9 @@ pub struct SyncFacts {
     pub closed: Option<ClosedWindow>,
     /// Whether commits wait for the standby, as far as settings say.
     pub waiting: bool,
+    /// How far a stream of the standby's name had confirmed at the last look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Lsn>,
     /// For how long the standby has not had what was written then, while the database runs.
     #[serde(rename = "stalled_ms", with = "millis")]
     pub stalled: Duration,
@@ -94,6 +98,15 @@ pub struct ClosedWindow {
     pub from: Lsn,
 }
 
+/// What the standby says itself, beside what its primary says of a stream of its name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StandbyWord {
+    /// How far it has written what it received, where it lately said that it streams from this primary.
+    pub position: Option<Lsn>,
+    /// Its word against the stream's.
+    pub contradiction: Option<Contradiction>,
+}
+
 /// What the controller is to write about the window when the active site's agent has reported and
 /// no plan is open; `None` where nothing changes.
 ///
@@ -101,6 +114,7 @@ pub struct ClosedWindow {
 pub fn window_change(
     window: RpoWindow,
     facts: Option<&SyncFacts>,
+    standby: StandbyWord,
     data: &Data,
 ) -> Option<WindowChange> {
     let opened = |why: String| Some(WindowChange::Opened { why });
@@ -110,11 +124,21 @@ pub fn window_change(
             opened("the policy says `durability = \"async\"`".to_owned())
         }
         (Durability::Sync, RpoWindow::Open { entry }) => {
-            let facts = facts.filter(|facts| facts.waiting)?;
+            let facts = facts?;
             let closed = facts.closed.filter(|closed| closed.entry == entry)?;
-            Some(WindowChange::Closed {
-                entry,
-                from: closed.from,
+            // Zero loss is claimed for a system, not for a name.
+            let has_it = standby.position >= Some(closed.from) && standby.contradiction.is_none();
+            if facts.waiting && has_it {
+                return Some(WindowChange::Closed {
+                    entry,
+                    from: closed.from,
+                });
+            }
+            // The agent has made its permission void by closing: users would wait for ever.
+            let why =
+                "commits wait, and the standby does not say itself that it has what they wait for";
+            stalls(facts, data).then(|| WindowChange::Opened {
+                why: why.to_owned(),
             })
         }
         (Durability::Sync, RpoWindow::Closed) => {
@@ -123,14 +147,27 @@ pub fn window_change(
                 let why = facts.obstacle.clone();
                 return opened(why.unwrap_or_else(|| "commits do not wait any more".to_owned()));
             }
-            match data.on_stall {
-                OnStall::ReleaseAfter { after } if facts.stalled >= after => opened(format!(
+            if let Some(Contradiction { claimed, had }) = standby.contradiction {
+                return opened(format!(
+                    "a stream of the standby's name confirmed {claimed}, and the standby itself had {had} later: somebody else bears its name"
+                ));
+            }
+            if stalls(facts, data) {
+                return opened(format!(
                     "the standby has stalled for {} ms",
                     super::units::as_millis(facts.stalled)
-                )),
-                OnStall::ReleaseAfter { .. } | OnStall::Block => None,
+                ));
             }
+            None
         }
+    }
+}
+
+/// Whether commits may go on without a standby that has stalled for so long.
+fn stalls(facts: &SyncFacts, data: &Data) -> bool {
+    match data.on_stall {
+        OnStall::ReleaseAfter { after } => facts.stalled >= after,
+        OnStall::Block => false,
     }
 }
 
@@ -299,6 +336,7 @@ impl Synchrony {
         Some(SyncFacts {
             closed,
             waiting: last.named && last.obstacle.is_none(),
+            confirmed: last.flushed,
             stalled: self.stalled(now),
             obstacle: last.obstacle.clone().or_else(|| {
                 let unnamed = || "`synchronous_standby_names` does not name the standby".to_owned();
@@ -331,6 +369,7 @@ mod tests {
                 from: Lsn(100),
             }),
             waiting: true,
+            confirmed: None,
             stalled: Duration::from_millis(stalled),
             obstacle: None,
         }
@@ -363,11 +402,46 @@ mod tests {
             ("asynchronous from the start", OPEN, None, &none, ""),
         ];
         for (name, window, facts, data, said) in table {
-            let change = window_change(window, facts.as_ref(), data);
+            let word = StandbyWord {
+                position: Some(Lsn(100)),
+                contradiction: None,
+            };
+            let change = window_change(window, facts.as_ref(), word, data);
             let found = change.map(|change| change.to_string()).unwrap_or_default();
             assert!(found.starts_with(said), "{name}: {found}");
             assert_eq!(found.is_empty(), said.is_empty(), "{name}: {found}");
         }
+    }
+
+    #[test]
+    fn a_window_closes_on_the_standbys_own_word_and_opens_on_a_contradiction() {
+        let after = Duration::from_secs(5);
+        let release = data(Durability::Sync, OnStall::ReleaseAfter { after });
+        let block = data(Durability::Sync, OnStall::Block);
+        let said = |window, stalled, position: Option<u64>, claimed: Option<u64>, data: &Data| {
+            let had = Lsn(position.unwrap_or_default());
+            let word = StandbyWord {
+                position: position.map(Lsn),
+                contradiction: claimed.map(|claimed| Contradiction {
+                    claimed: Lsn(claimed),
+                    had,
+                }),
+            };
+            let change = window_change(window, Some(&facts(Some(7), stalled)), word, data);
+            change.map(|change| change.to_string()).unwrap_or_default()
+        };
+        assert!(said(OPEN, 0, Some(100), None, &release).starts_with("rpo-window-closed"));
+        assert_eq!(said(OPEN, 0, Some(99), None, &release), "", "it lacks some");
+        assert_eq!(said(OPEN, 0, None, None, &release), "", "it says nothing");
+        assert_eq!(said(OPEN, 0, Some(100), Some(200), &release), "");
+        let anew = said(OPEN, 5000, Some(99), None, &release);
+        assert!(
+            anew.starts_with("rpo-window-opened: commits wait"),
+            "{anew}"
+        );
+        assert_eq!(said(OPEN, 5000, Some(99), None, &block), "");
+        let opened = said(RpoWindow::Closed, 0, Some(100), Some(200), &block);
+        assert!(opened.contains("somebody else bears its name"), "{opened}");
     }
 
     fn at(ms: u64) -> MonoTime {

@@ -38,4 +38,5 @@ mod observers;
 mod outside;
 mod partitions;
 mod replay;
+mod impostor;
 mod rehearsal;

@@ -24,8 +24,9 @@ fn only(standby: &SiteName) -> String {
     format!("ANY 1 (\"{standby}\")")
 }
 
-/// Where several of one name stream, they must be one host: a sender whose line is dead lingers
-/// for `wal_sender_timeout` beside the one that took its place.
+/// Where several of one name stream, and have been heard lately, somebody else confirms commits beside the
+/// standby. A sender whose line is dead lingers for `wal_sender_timeout` beside the one that took its place, and
+/// is not heard any more.
 ///
 /// A default of `synchronous_commit` below `on`, of the server or of a role or database, lets
 /// commits go on whatever the names say. What a session sets for itself nobody sees
@@ -38,6 +39,10 @@ SELECT json_build_object(
   'flushed', (
     SELECT CASE WHEN count(DISTINCT client_addr) <= 1 THEN max(flush_lsn) END
     FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming'),
+  'streams', (
+    SELECT count(*) FROM pg_stat_replication
+    WHERE application_name = $1 AND state IN ('streaming', 'catchup')
+      AND clock_timestamp() - COALESCE(reply_time, backend_start) < interval '15 s'),
   'waiting', (SELECT COALESCE(json_agg(statement), '[]'::json) FROM (
     SELECT pid || '/' || extract(epoch FROM query_start) AS statement
     FROM pg_stat_activity WHERE wait_event = 'SyncRep' ORDER BY query_start LIMIT 16) AS waiting),
@@ -58,6 +63,7 @@ struct Look {
     names: String,
     position: Lsn,
     flushed: Option<Lsn>,
+    streams: u32,
     waiting: Vec<String>,
     below: Option<String>,
 }
@@ -74,13 +80,15 @@ pub async fn look_at_standby(
     let look: Look = database
         .read(LOOK, &[(&name, Type::TEXT)], deadline.left())
         .await?;
+    let several =
+        (look.streams > 1).then(|| format!("{} streams bear the name `{standby}`", look.streams));
     Ok(SyncLook {
         // Whoever was interrupted in `wait_for_standby` left commits that wait for nobody.
         named: look.names == only(standby) || look.names == NOBODY,
         position: look.position,
         flushed: look.flushed,
         waiting: look.waiting,
-        obstacle: look.below,
+        obstacle: several.or(look.below),
     })
 }
 

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::Brain;
-use crate::engine::observation::{Facts, Finding, Observation};
+use crate::engine::claims::Claims;
+use crate::engine::observation::{Facts, Finding, Observation, ReceiverFacts};
 use crate::engine::policy::Durability;
 use crate::engine::saga::GroupState;
 use crate::engine::situation::AgentFacts;
 use crate::engine::skew::Skew;
-use crate::engine::synchrony::{RpoWindow, WindowChange, window_change};
-use crate::engine::topology::{SiteName, Target, TargetKind, Vantage};
+use crate::engine::synchrony::{RpoWindow, StandbyWord, WindowChange, window_change};
+use crate::engine::topology::{Role, SiteName, Target, TargetKind, Vantage};
 use crate::engine::units::{MonoTime, WallTime};
 use crate::wire::{
     Grant, Heard, ObserverAnswer, ObserverReport, Postmark, Receipt, Report, ReportAnswer, Rhythm,
@@ -29,7 +30,33 @@ impl Brain {
             return None;
         }
         let facts = report.facts.synchrony.as_ref();
-        window_change(group.window, facts, &self.policy.data)
+        let standby = self.word_of_standby(group, now);
+        window_change(group.window, facts, standby, &self.policy.data)
+    }
+
+    /// What the standby says itself, where it lately said that it streams, from a primary of the same system and
+    /// timeline.
+    fn word_of_standby(&self, group: &GroupState, now: MonoTime) -> StandbyWord {
+        let limit = self.policy.detect.stale_after;
+        let of = |site: &SiteName| {
+            let (read, facts) = self.databases.get(site)?;
+            (now.since(*read) <= limit).then_some(facts)
+        };
+        let (standby, primary) = (of(self.topology.peer(&group.active)), of(&group.active));
+        let follows = standby.filter(|standby| {
+            let streams = standby
+                .receiver
+                .as_ref()
+                .is_some_and(ReceiverFacts::is_streaming);
+            let same = primary.is_none_or(|primary| {
+                (primary.system_id, primary.timeline) == (standby.system_id, standby.timeline)
+            });
+            streams && same && standby.role == Role::Standby
+        });
+        StandbyWord {
+            position: follows.map(|standby| standby.position),
+            contradiction: self.claims.contradicted(),
+        }
     }
 
     /// Takes in an agent's report and answers it: the only place where the right to take writes is
@@ -41,6 +68,8 @@ impl Brain {
         now: MonoTime,
         wall: WallTime,
     ) -> ReportAnswer {
+        let confirmed = report.facts.synchrony.as_ref();
+        let confirmed = confirmed.and_then(|facts| facts.confirmed);
         let site = report.site;
         self.credentials(Vantage::Agent(site.clone()), report.credentials);
         let way = self.way(report.heard.as_ref(), now);
@@ -52,6 +81,11 @@ impl Brain {
             self.reported(&site, facts, report.observations, now, way);
         }
         self.follow(group);
+        if !group.window.is_closed() {
+            self.claims = Claims::default();
+        } else if let Some(position) = confirmed.filter(|_| site == group.active) {
+            self.claims.claimed(now, position);
+        }
         let grant = report.asks.then(|| {
             let epoch = report.epoch;
             self.book.grant(&site, epoch, now).map(|()| Grant { epoch })
