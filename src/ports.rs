@@ -11,7 +11,7 @@ use crate::engine::answer::Answer;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::observation::Finding;
 use crate::engine::policy::{FenceStages, LeaseTimers};
-use crate::engine::situation::Rehearsal;
+use crate::engine::situation::SeverRehearsal;
 use crate::engine::synchrony::{ClosedWindow, SyncLook};
 use crate::engine::topology::{Role, SiteName, Target, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
@@ -302,7 +302,7 @@ pub trait LocalDatabase: Send + Sync + fmt::Debug {
         fresh: bool,
         peer_answers: bool,
         within: Duration,
-    ) -> Result<Option<Rehearsal>, EffectError>;
+    ) -> Result<Option<SeverRehearsal>, EffectError>;
     /// The replication slot of its primary that a standby asks for, as its files say: one that never was
     /// consistent takes no question.
     fn asks_for_slot(&self) -> Option<String> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine::lease::Holder;
-use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState, Rehearsal};
+use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState, SeverRehearsal};
 use crate::engine::skew::Skew;
 use crate::engine::synchrony::Synchrony;
 use crate::engine::topology::{GroupName, Role, SiteName};
@@ -64,7 +64,7 @@ pub enum News {
     /// What came of writing this epoch into the database.
     Marked(Epoch, Marked),
     /// What came of a rehearsal of the sever that began at this moment.
-    Rehearsed(MonoTime, Result<Option<Rehearsal>, EffectError>),
+    Rehearsed(MonoTime, Result<Option<SeverRehearsal>, EffectError>),
     /// What came of looking after the slot that the other site's standby asks for.
     SlotKept(Result<(), EffectError>),
     /// What came of a step to keep the standby synchronous.

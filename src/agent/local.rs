@@ -13,7 +13,7 @@ use super::standby::StandbySettings;
 use crate::adapters::postgres::{self, Connect};
 use crate::engine::observation::ProbeFailure;
 use crate::engine::policy::FenceStages;
-use crate::engine::situation::Rehearsal;
+use crate::engine::situation::SeverRehearsal;
 use crate::engine::synchrony::SyncLook;
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, as_millis};
@@ -183,7 +183,7 @@ impl LocalDatabase for GuardedDatabase {
         fresh: bool,
         peer_answers: bool,
         within: Duration,
-    ) -> Result<Option<Rehearsal>, EffectError> {
+    ) -> Result<Option<SeverRehearsal>, EffectError> {
         self.standby
             .rehearse(&self.local, fresh, peer_answers, within)
             .await

@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::config::Postgres;
 use crate::adapters::postgres::{self, Connect, Rehearsed, Secret};
-use crate::engine::situation::Rehearsal;
+use crate::engine::situation::SeverRehearsal;
 use crate::ports::EffectError;
 
 /// The settings of a standby, as far as they are ours.
@@ -88,7 +88,7 @@ impl StandbySettings {
         fresh: bool,
         peer_answers: bool,
         within: Duration,
-    ) -> Result<Option<Rehearsal>, EffectError> {
+    ) -> Result<Option<SeverRehearsal>, EffectError> {
         let mut trial = self.alone(within).await?;
         if self.severed.load(Ordering::SeqCst) {
             return Err(EffectError::Failed("it was severed".to_owned()));
@@ -100,7 +100,7 @@ impl StandbySettings {
         trial
             .follow(local, &rehearsed, peer_answers, within)
             .await?;
-        Ok(Some(Rehearsal {
+        Ok(Some(SeverRehearsal {
             ago: Duration::ZERO,
             obstacle: rehearsed.obstacle.or_else(|| trial.refused.clone()),
         }))

@@ -181,7 +181,7 @@ pub struct AgentFacts {
     pub epoch_written: Option<Epoch>,
     /// Of a standby: what came of asking it beforehand for what a sever and its undo need.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rehearsal: Option<Rehearsal>,
+    pub rehearsal: Option<SeverRehearsal>,
     /// Of a standby: the replication slot of its primary that it asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
@@ -190,7 +190,7 @@ pub struct AgentFacts {
 /// What came of asking a standby beforehand for what a sever and its undo need: the same settings are written,
 /// with the values that they have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rehearsal {
+pub struct SeverRehearsal {
     /// How long ago.
     #[serde(rename = "ago_ms", with = "millis")]
     pub ago: Duration,
@@ -483,7 +483,7 @@ pub(crate) mod samples {
                     peer_clock: None,
                     synchrony: None,
                     epoch_written: None,
-                    rehearsal: (role == Role::Standby).then(|| Rehearsal {
+                    rehearsal: (role == Role::Standby).then(|| SeverRehearsal {
                         ago: seconds(1),
                         obstacle: None,
                     }),

@@ -10,7 +10,7 @@ use super::machine::{Truth, Written};
 use super::network::host;
 use super::site_ports::Place;
 use super::world::{Node, World};
-use crate::engine::situation::Rehearsal;
+use crate::engine::situation::SeverRehearsal;
 use crate::engine::synchrony::SyncLook;
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline};
@@ -207,14 +207,14 @@ impl LocalDatabase for SimDatabase {
         _fresh: bool,
         _peer_answers: bool,
         _within: Duration,
-    ) -> Result<Option<Rehearsal>, EffectError> {
+    ) -> Result<Option<SeverRehearsal>, EffectError> {
         self.0.work(1, 20).await;
         self.0.world.with(|state, now| {
             let machine = state.machine(self.0.node);
             if !machine.running || now < machine.ready {
                 return failed("connection refused");
             }
-            Ok((machine.role == Role::Standby).then_some(Rehearsal {
+            Ok((machine.role == Role::Standby).then_some(SeverRehearsal {
                 ago: Duration::ZERO,
                 obstacle: None,
             }))

@@ -10,7 +10,7 @@ use failover::adapters::keys::SigningKey;
 use failover::agent::keeper::{Keeper, News, Parts, Shown};
 use failover::engine::policy::Policy;
 use failover::engine::situation::LocalDatabase as Said;
-use failover::engine::situation::Rehearsal;
+use failover::engine::situation::SeverRehearsal;
 use failover::engine::synchrony::{ClosedWindow, RpoWindow, SyncLook};
 use failover::engine::topology::{Role, SiteName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline};
@@ -106,7 +106,7 @@ impl LocalDatabase for Database {
         _fresh: bool,
         _peer_answers: bool,
         _within: Duration,
-    ) -> Result<Option<Rehearsal>, EffectError> {
+    ) -> Result<Option<SeverRehearsal>, EffectError> {
         Ok(None)
     }
     async fn keep_slot(&self, _name: &str, _within: Duration) -> Result<(), EffectError> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use failover::engine::answer::Answer;
 use failover::engine::policy::Policy;
-use failover::engine::situation::Rehearsal;
+use failover::engine::situation::SeverRehearsal;
 use failover::engine::synchrony::SyncLook;
 use failover::engine::topology::{SiteName, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
@@ -92,7 +92,7 @@ impl LocalDatabase for Guard {
         fresh: bool,
         peer_answers: bool,
         within: Duration,
-    ) -> Result<Option<Rehearsal>, EffectError> {
+    ) -> Result<Option<SeverRehearsal>, EffectError> {
         self.of.rehearse(fresh, peer_answers, within).await
     }
     async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Keeper, News, SQL};
-use crate::engine::situation::Rehearsal;
+use crate::engine::situation::SeverRehearsal;
 use crate::engine::topology::Role;
 use crate::engine::units::MonoTime;
 use crate::ports::EffectError;
@@ -23,7 +23,7 @@ const PEER_ANSWERS: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Rehearsing {
     /// What came of the last one that the server answered, and when it began.
-    last: Option<(MonoTime, Rehearsal)>,
+    last: Option<(MonoTime, SeverRehearsal)>,
     next: MonoTime,
     running: bool,
     /// Whether the standby was only just started, by us.
@@ -63,7 +63,7 @@ impl Keeper {
     pub(super) fn rehearsed(
         &mut self,
         began: MonoTime,
-        rehearsed: Result<Option<Rehearsal>, EffectError>,
+        rehearsed: Result<Option<SeverRehearsal>, EffectError>,
     ) {
         self.rehearsing.running = false;
         let now = self.clock.now();
@@ -93,9 +93,9 @@ impl Keeper {
     }
 
     /// What is reported of it.
-    pub(super) fn shown_rehearsal(&self, now: MonoTime) -> Option<Rehearsal> {
+    pub(super) fn shown_rehearsal(&self, now: MonoTime) -> Option<SeverRehearsal> {
         let (began, came) = self.rehearsing.last.as_ref()?;
-        Some(Rehearsal {
+        Some(SeverRehearsal {
             ago: now.since(*began),
             ..came.clone()
         })

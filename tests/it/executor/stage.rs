@@ -20,7 +20,7 @@ use failover::engine::observation::{
 };
 use failover::engine::policy::Policy;
 use failover::engine::saga::GroupState;
-use failover::engine::situation::{AgentFacts, LocalDatabase, Rehearsal};
+use failover::engine::situation::{AgentFacts, LocalDatabase, SeverRehearsal};
 use failover::engine::topology::{
     Role, SiteName, Target, TargetKind, TargetName, Topology, Vantage,
 };
@@ -316,7 +316,7 @@ impl Earth {
             facts: AgentFacts {
                 synchrony: None,
                 epoch_written: state.primary.then_some(state.epoch),
-                rehearsal: (!state.primary).then_some(Rehearsal {
+                rehearsal: (!state.primary).then_some(SeverRehearsal {
                     ago: Duration::ZERO,
                     obstacle: None,
                 }),
