@@ -9,6 +9,7 @@ pub mod local;
 mod receiver;
 pub mod standby;
 pub mod store;
+pub mod installation;
 pub mod workloads;
 pub mod keeper;
 pub mod reporter;

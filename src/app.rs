@@ -9,5 +9,6 @@ pub mod executor;
 pub mod steps;
 pub mod prober;
 pub mod rehearser;
+pub mod notes;
 pub mod api;
 pub mod run;

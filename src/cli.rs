@@ -85,6 +85,10 @@ enum Verb {
     Hold(operate::HoldArgs),
     /// Let automation act again: end a hold, re-arm after a failover
     Release(operate::ReleaseArgs),
+    /// Go on from how the world stands, where the decision log is behind it
+    Adopt(operate::AdoptArgs),
+    /// Let a second instance of a site's agent have its right to take writes
+    AdoptInstance(operate::AdoptInstanceArgs),
     /// Read or verify the decision log
     #[command(subcommand)]
     Log(log::LogVerb),
@@ -170,6 +174,8 @@ fn ran() -> ExitCode {
         Verb::Promote(args) => operate::promote(&args, &output),
         Verb::Hold(args) => operate::hold(&args, &output),
         Verb::Release(args) => operate::release(&args, &output),
+        Verb::Adopt(args) => operate::adopt(&args, &output),
+        Verb::AdoptInstance(args) => operate::adopt_instance(&args, &output),
         Verb::Log(verb) => log::run(&verb, &output),
         Verb::Policy(verb) => policy::run(&verb, &output),
         Verb::Certificates(args) => setup::certificates(&args, &output),

@@ -10,4 +10,5 @@ pub mod client;
 pub mod layout;
 pub mod standing;
 pub mod supervisor;
+pub mod second_agent;
 pub mod scenario;

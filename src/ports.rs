@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::answer::Answer;
+use crate::engine::chain::LogMark;
 use crate::engine::credential::CredentialFacts;
+use crate::engine::instance::Instance;
 use crate::engine::observation::Finding;
 use crate::engine::policy::{FenceStages, LeaseTimers};
 use crate::engine::situation::SeverRehearsal;
@@ -437,6 +439,14 @@ pub struct AgentMemory {
     pub timers: Option<LeaseTimers>,
     /// The RPO window that it closed last: a permission no newer than that is void.
     pub closed: Option<ClosedWindow>,
+    /// The instance of the other site that it deals with: the one that the controller named last,
+    /// or the first that it heard of.
+    #[serde(default)]
+    pub peer: Option<Instance>,
+    /// How far the controller's log went when it last kept that. Not kept with each answer: what
+    /// it heard since is in memory only.
+    #[serde(default)]
+    pub log: Option<LogMark>,
 }
 
 #[cfg(test)]

@@ -5,21 +5,26 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::chain::LogMark;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::decision::Decision;
+use crate::engine::instance::Instance;
 use crate::engine::lease::Refusal;
 use crate::engine::observation::{Finding, Observation};
 use crate::engine::policy::LeaseTimers;
 use crate::engine::readiness::{self, Check, CheckState};
 use crate::engine::saga::{GroupState, OpenSaga};
-use crate::engine::situation::{AgentFacts, Request, Situation};
+use crate::engine::situation::{AgentFacts, Situation};
 use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::{GroupName, ObserverName, SiteName, Target, Vantage};
-use crate::engine::units::{Bytes, Epoch, MonoTime, WallTime, millis};
+use crate::engine::units::{Epoch, MonoTime, WallTime, millis};
 
 mod orders;
 pub mod sealed;
 pub mod unsent;
+mod asks;
+
+pub use self::asks::{AdoptAsk, AdoptInstanceAsk, HoldAsk, PromoteAnswer, PromoteAsk, ReleaseAsk};
 
 pub use orders::{Came, Order, OrderAnswer, RelayAnswer, Relayed, What};
 
@@ -121,6 +126,15 @@ pub struct Report {
     pub epoch: Epoch,
     /// Whether it asks for the right to take writes in that epoch.
     pub asks: bool,
+    /// Which installation of the site's agent it is; `None` from an older program.
+    #[serde(default)]
+    pub instance: Option<Instance>,
+    /// Whether the right that it holds in that epoch has not ended since it was granted.
+    #[serde(default)]
+    pub holds: bool,
+    /// How far the controller's log went when it last heard of it.
+    #[serde(default)]
+    pub log: Option<LogMark>,
     /// What it says of itself.
     pub facts: AgentFacts,
     /// What it saw since its last report: [`OBSERVATIONS`] at most.
@@ -153,6 +167,13 @@ pub struct ReportAnswer {
     pub holder: Option<SiteName>,
     /// The right, if it was asked for and granted; or why not.
     pub grant: Option<Result<Grant, Refusal>>,
+    /// The instance of the other site whose questions and answers count; `None` where the
+    /// controller names none.
+    #[serde(default)]
+    pub peer: Option<Instance>,
+    /// How far the controller's log goes; `None` while it may be the wrong one.
+    #[serde(default)]
+    pub log: Option<LogMark>,
     /// Whether commits must wait for the standby: an open window is the permission to go on
     /// without. `None`: nothing is asked. A site that is not active is permitted nothing.
     pub window: Option<RpoWindow>,
@@ -212,6 +233,9 @@ pub struct PeerQuestion {
     pub epoch: Epoch,
     /// When it asked, by its own clock.
     pub mark: Postmark,
+    /// Which installation of the agent asks.
+    #[serde(default)]
+    pub instance: Option<Instance>,
 }
 
 /// The answer.
@@ -219,6 +243,13 @@ pub struct PeerQuestion {
 pub struct PeerAnswer {
     /// The asker's right is over. Not an answer that holds a right, in any case.
     pub superseded: bool,
+    /// Whether the asker is the instance of its site whose right this agent lets stand. Otherwise
+    /// the answer holds nothing.
+    #[serde(default = "yes")]
+    pub vouches: bool,
+    /// Which installation of the agent answers.
+    #[serde(default)]
+    pub instance: Option<Instance>,
     /// The controller's order by which that is so, a sever or a promotion: with it the answer is an
     /// order to fence, without it nobody obeys.
     #[serde(default)]
@@ -227,6 +258,11 @@ pub struct PeerAnswer {
     pub epoch: Epoch,
     /// Its wall clock: to be compared, and for nothing else.
     pub wall: WallTime,
+}
+
+/// What an answer of an older program means by saying nothing.
+fn yes() -> bool {
+    true
 }
 
 /// What the controller shows: `failover status`.
@@ -315,66 +351,6 @@ impl PlanStatus {
             stuck: saga.stuck.clone(),
         })
     }
-}
-
-/// A person asks for a site to become active.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PromoteAsk {
-    /// Which.
-    pub to: SiteName,
-    /// Why.
-    pub reason: String,
-    /// The loss they accept instead of the policy's limits.
-    pub accept_data_loss: Option<Bytes>,
-    /// Whether they vouch that the old primary cannot write.
-    pub override_fence: bool,
-    /// Whether they accept that the standby replays for longer than the policy allows.
-    #[serde(default)]
-    pub accept_replay: bool,
-    /// Only say what would be done.
-    pub dry_run: bool,
-}
-
-impl PromoteAsk {
-    /// The request as the engine sees it.
-    pub fn request(&self, operator: &str) -> Request {
-        Request {
-            operator: operator.to_owned(),
-            reason: self.reason.clone(),
-            to: self.to.clone(),
-            accept_data_loss: self.accept_data_loss,
-            override_fence: self.override_fence,
-            accept_replay: self.accept_replay,
-        }
-    }
-}
-
-/// What became of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PromoteAnswer {
-    /// The decision, with every gate.
-    pub decision: Decision,
-    /// The plan's steps.
-    pub steps: Vec<String>,
-    /// The plan's number, if it was opened.
-    pub plan: Option<u64>,
-}
-
-/// A person stops automation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HoldAsk {
-    /// Why.
-    pub reason: String,
-    /// For how long.
-    #[serde(rename = "for_ms", with = "millis")]
-    pub lasting: Duration,
-}
-
-/// A person lets automation act again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReleaseAsk {
-    /// Why.
-    pub reason: String,
 }
 
 /// A part of the decision log: the lines as they stand in the file.

@@ -278,6 +278,7 @@ mod tests {
             plan: 7,
             group: "shop".parse().unwrap(),
             site: "gcp".parse().unwrap(),
+            instance: None,
             epoch: Epoch(epoch),
             mark: Postmark {
                 life: 1,

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::engine::lease::Holder;
+use crate::engine::chain::LogMark;
+use crate::engine::instance::Instance;
+use crate::engine::lease::{Holder, Refusal};
 use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState, SeverRehearsal};
 use crate::engine::skew::Skew;
 use crate::engine::synchrony::Synchrony;
@@ -24,8 +26,12 @@ mod durability;
 mod marking;
 mod rehearsing;
 mod orders;
+mod peer;
 mod right;
+mod shown;
 mod starting;
+
+pub use self::shown::Shown;
 
 use self::durability::{Step, Told};
 pub use self::marking::Marked;
@@ -73,25 +79,6 @@ pub enum News {
     Reconnected(Epoch, Result<(), EffectError>),
 }
 
-/// What the rest of the agent sees of the keeper.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
-    /// The highest epoch it knows.
-    pub epoch: Epoch,
-    /// Whether it asks for the right to take writes.
-    pub asks: bool,
-    /// Until when it holds that right, if it does; `Some(None)` is for ever.
-    pub right: Option<Option<MonoTime>>,
-    /// Whether the database runs as a primary.
-    pub primary: bool,
-    /// For the report. Ages in it count from `at`.
-    pub facts: AgentFacts,
-    /// The other agent's newest mark, and when it came.
-    pub peer_mark: Option<(Postmark, MonoTime)>,
-    /// When this was so.
-    pub at: MonoTime,
-}
-
 /// The keeper.
 #[derive(Debug)]
 pub struct Keeper {
@@ -101,6 +88,7 @@ pub struct Keeper {
     controller: Arc<dyn Verifier>,
     group: GroupName,
     site: SiteName,
+    instance: Instance,
     peer: SiteName,
     database: Arc<dyn LocalDatabase>,
     workloads: Option<Arc<dyn Workloads>>,
@@ -123,6 +111,14 @@ pub struct Keeper {
     peer_mark: Option<(Postmark, MonoTime)>,
     /// Why the other agent's word that we are superseded was not believed, when it last was not.
     disbelieved: Option<String>,
+    /// When it last let a right of the other site stand; its own start where it did not since.
+    vouched: MonoTime,
+    /// How far the controller's log goes, as it last heard.
+    log: Option<LogMark>,
+    /// When that was last kept.
+    log_kept: MonoTime,
+    /// Why the controller last refused the right.
+    refused: Option<Refusal>,
     /// Who waits for the promotion that runs beside.
     promoting: Option<Promoting>,
     marking: Marking,
@@ -153,6 +149,8 @@ pub struct Parts {
     pub group: GroupName,
     /// Its site.
     pub site: SiteName,
+    /// Which installation of the site's agent this is.
+    pub instance: Instance,
     /// The other one, whose database is the standby where ours is the primary.
     pub peer: SiteName,
     /// Its database.
@@ -180,12 +178,17 @@ impl Keeper {
             controller: parts.controller,
             group: parts.group,
             site: parts.site,
+            instance: parts.instance,
             peer: parts.peer,
             database: parts.database,
             workloads: parts.workloads,
             store: parts.store,
             clock: parts.clock,
             holder: adopt(&memory, &look, now),
+            log: memory.log,
+            log_kept: now,
+            vouched: now,
+            refused: None,
             memory,
             guarded: true,
             down: None,
@@ -211,6 +214,8 @@ impl Keeper {
                 epoch: Epoch(0),
                 asks: false,
                 right: None,
+                right_in: None,
+                log: None,
                 primary: false,
                 facts: AgentFacts {
                     database: DatabaseState::Up,
@@ -223,6 +228,8 @@ impl Keeper {
                     epoch_written: None,
                     rehearsal: None,
                     slot: None,
+                    vouched: None,
+                    deals_with: None,
                 },
                 peer_mark: None,
                 at: now,
@@ -278,7 +285,7 @@ impl Keeper {
             News::PeerAsks(question, answer) => {
                 self.peer_mark = Some((question.mark, self.clock.now()));
                 // An asker that is gone needs no answer.
-                drop(answer.send(self.answer_peer(&question)));
+                drop(answer.send(self.answer_peer(&question).await));
             }
             News::Ordered(order, answer) => self.ordered(*order, answer).await,
             News::Look => self.look().await,
@@ -340,6 +347,7 @@ impl Keeper {
         self.keep_in_step().await;
         let now = self.clock.now();
         self.start_again(now).await;
+        self.keep_log_mark(now).await;
         self.mark(now);
         self.rehearse(now);
         self.keep_slot(now);
@@ -378,10 +386,11 @@ impl Keeper {
     }
 
     /// Keeps something; what cannot be kept was not done.
-    async fn remember(&mut self, memory: AgentMemory) -> bool {
+    async fn remember(&mut self, mut memory: AgentMemory) -> bool {
         if memory == self.memory {
             return true;
         }
+        memory.log = self.log;
         match self.store.save(&memory).await {
             Ok(()) => {
                 self.memory = memory;
@@ -408,48 +417,6 @@ impl Keeper {
         tracing::warn!(epoch = epoch.0, cause, %said, "fenced");
         self.refresh().await;
         Ok(said)
-    }
-
-    fn show(&self) {
-        let now = self.clock.now();
-        let recovering = self.recovery.as_ref();
-        let database = match &self.down {
-            None => recovering.map_or(DatabaseState::Up, |recovery| recovery.shown(now)),
-            Some((since, _)) if self.waits_for_right() => DatabaseState::Waiting {
-                since: now.since(*since),
-            },
-            Some((since, why)) => DatabaseState::Down {
-                since: now.since(*since),
-                why: why.clone(),
-            },
-        };
-        let primary = self.look.set_up_as == Role::Primary;
-        let facts = AgentFacts {
-            database,
-            fenced: self
-                .memory
-                .fenced
-                .max(self.look.fenced.as_ref().map(|(epoch, _)| *epoch)),
-            severed: self.memory.severed,
-            guarded: self.guarded,
-            peer: self.peer_answered.map(|asked| now.since(asked)),
-            peer_clock: self.peer_clock,
-            synchrony: self.shown_synchrony(now),
-            epoch_written: self.epoch_written.filter(|_| primary && self.look.running),
-            rehearsal: self.shown_rehearsal(now),
-            slot: (!primary).then(|| self.database.asks_for_slot()).flatten(),
-        };
-        let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
-        let asks = promoting || (primary && self.memory.fenced.is_none());
-        self.shown.send_replace(Shown {
-            epoch: self.memory.epoch,
-            asks,
-            right: self.holder.as_ref().map(Holder::deadline),
-            primary: primary && self.look.running,
-            facts,
-            peer_mark: self.peer_mark,
-            at: now,
-        });
     }
 }
 

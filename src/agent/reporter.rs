@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::keeper::{News, Shown};
+use crate::engine::instance::Instance;
 use crate::engine::situation::{AgentFacts, LocalDatabase};
 use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::MonoTime;
@@ -30,6 +31,8 @@ pub struct Reporter {
     pub group: GroupName,
     /// The site.
     pub site: SiteName,
+    /// Which installation of the site's agent this is.
+    pub instance: Instance,
     /// The ways out.
     pub links: Arc<dyn AgentLinks>,
     /// The clock.
@@ -140,6 +143,9 @@ impl Reporter {
             site: self.site.clone(),
             epoch: shown.epoch,
             asks: shown.asks,
+            instance: Some(self.instance),
+            holds: shown.holds(now),
+            log: shown.log,
             facts: aged(shown.facts, age),
             observations,
             credentials: self.credentials.facts(),
@@ -167,6 +173,7 @@ impl Reporter {
                 site: self.site.clone(),
                 epoch: self.shown.borrow().epoch,
                 mark: self.mark(asked),
+                instance: Some(self.instance),
             };
             let every = self.pace.borrow().peer_every;
             match self
@@ -194,6 +201,9 @@ impl Reporter {
 
 fn aged(mut facts: AgentFacts, age: Duration) -> AgentFacts {
     facts.peer = facts.peer.map(|peer| peer.saturating_add(age));
+    if let Some(vouched) = &mut facts.vouched {
+        vouched.age = vouched.age.saturating_add(age);
+    }
     if let Some(synchrony) = &mut facts.synchrony {
         synchrony.stalled = synchrony.stalled.saturating_add(age);
     }

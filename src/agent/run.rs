@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use async_trait::async_trait;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::api::{self, Api};
@@ -77,13 +77,14 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     std::fs::create_dir_all(&config.state_dir).context("create `state_dir`")?;
+    let instance = super::installation::of(&config.state_dir)?;
     let listener = listen_at(config.listen).await?;
     let (material, book) = TlsMaterial::with_book(&config.tls)?;
     let http = prober(config.probe_ca.as_deref(), &clock, &book)?;
 
     let guard =
         GuardLink::connect_or_spawn(guard_config(&config), std::env::current_exe()?).await?;
-    let mut events = guard.events();
+    let events = guard.events();
     let database = GuardedDatabase {
         guard,
         local: local_connect(&config)?,
@@ -101,6 +102,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         controller: Arc::clone(&controller_key),
         group: config.group.clone(),
         site: config.site.clone(),
+        instance,
         peer: config.peer.site.clone(),
         database: Arc::new(database),
         workloads: workloads_of(&config, &http),
@@ -117,25 +119,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
 
     let urgent = Arc::new(Notify::new());
     let (to_keeper, ring) = (news.clone(), Arc::clone(&urgent));
-    tasks.spawn(async move {
-        loop {
-            match events.recv().await {
-                Ok(
-                    GuardEvent::Exited(_)
-                    | GuardEvent::Fenced(_)
-                    | GuardEvent::Unproven { .. }
-                    | GuardEvent::Lost {},
-                )
-                | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => {
-                    return ("guard events", Ok(()));
-                }
-            }
-            if to_keeper.send(News::Look).await.is_err() {
-                return ("guard events", Ok(()));
-            }
-        }
-    });
+    tasks.spawn(tell_of_guard(events, to_keeper));
     tasks.spawn(ring_on_change(shown.clone(), ring));
 
     let (pace, paced) = watch::channel(Pace::default());
@@ -160,6 +144,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         group: config.group.clone(),
         site: config.site.clone(),
         links: Arc::new(links),
+        instance,
         clock: Arc::clone(&clock),
         shown: shown.clone(),
         news: news.clone(),
@@ -202,7 +187,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         serve(listener, router, stopping).await;
         ("API", Ok(()))
     });
-    tracing::info!(site = %config.site, listen = %config.listen, "agent runs");
+    tracing::info!(site = %config.site, %instance, listen = %config.listen, "agent runs");
     let ended = until_stopped(&mut tasks).await;
     stop.send_replace(true);
     ended
@@ -230,6 +215,29 @@ fn links(config: &Config, material: &TlsMaterial) -> anyhow::Result<TlsLinks> {
 async fn listen_at(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address).await;
     listener.with_context(|| format!("listen at {address}"))
+}
+
+/// Has the keeper look whenever the guard has news.
+async fn tell_of_guard(
+    mut events: broadcast::Receiver<GuardEvent>,
+    keeper: mpsc::Sender<News>,
+) -> (&'static str, anyhow::Result<()>) {
+    loop {
+        match events.recv().await {
+            Ok(
+                GuardEvent::Exited(_)
+                | GuardEvent::Fenced(_)
+                | GuardEvent::Unproven { .. }
+                | GuardEvent::Lost {},
+            )
+            | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => break,
+        }
+        if keeper.send(News::Look).await.is_err() {
+            break;
+        }
+    }
+    ("guard events", Ok(()))
 }
 
 fn workloads_of(config: &Config, http: &HttpProber) -> Option<Arc<dyn Workloads>> {

@@ -27,10 +27,11 @@ use crate::engine::topology::{GroupName, ObserverName};
 use crate::engine::units::as_millis;
 use crate::ports::Clock;
 use crate::wire::{
-    HoldAsk, LogPart, MESSAGE_LIMIT, OBSERVED_LIMIT, OBSERVED_PATH, ObserverAnswer, ObserverReport,
-    PromoteAsk, REPORT_LIMIT, REPORT_PATH, Readiness, ReleaseAsk, Report, ReportAnswer, Status,
-    check_count,
+    LogPart, MESSAGE_LIMIT, OBSERVED_LIMIT, OBSERVED_PATH, ObserverAnswer, ObserverReport,
+    PromoteAsk, REPORT_LIMIT, REPORT_PATH, Readiness, Report, ReportAnswer, Status, check_count,
 };
+
+mod orders;
 
 /// How many entries one answer holds at most.
 const LOG_PART: usize = 200;
@@ -98,8 +99,10 @@ pub fn router(api: Api) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/check", get(check))
         .route("/v1/promote", post(promote))
-        .route("/v1/hold", post(hold))
-        .route("/v1/release", post(release))
+        .route("/v1/hold", post(orders::hold))
+        .route("/v1/release", post(orders::release))
+        .route("/v1/adopt", post(orders::adopt))
+        .route("/v1/adopt-instance", post(orders::adopt_instance))
         .route("/v1/log", get(log))
         // What a route says itself comes first.
         .layer(DefaultBodyLimit::max(MESSAGE_LIMIT))
@@ -123,6 +126,8 @@ enum Verb {
     Promote,
     Hold,
     Release,
+    /// To say how the world stands, or which instance counts.
+    Adopt,
 }
 
 /// How often one person may command. A script that repeats itself must not fill the log.
@@ -169,8 +174,8 @@ fn person(api: &Api, peer: &PeerIdentity, verb: Verb) -> Result<String, Problem>
     }
     match (verb, role) {
         (Verb::Read, _) => return Ok(name.clone()),
-        (Verb::Promote | Verb::Hold | Verb::Release, OperatorRole::Operator) => {}
-        (Verb::Promote | Verb::Hold | Verb::Release, OperatorRole::Reader) => {
+        (Verb::Promote | Verb::Hold | Verb::Release | Verb::Adopt, OperatorRole::Operator) => {}
+        (Verb::Promote | Verb::Hold | Verb::Release | Verb::Adopt, OperatorRole::Reader) => {
             let text = format!(
                 "`{}` may look and change nothing: ask an operator of `{}`, or for a certificate of one (see runbooks/agent-rejected.md)",
                 peer.identity, api.group
@@ -293,36 +298,6 @@ async fn promote(
     let done = api
         .control
         .ask(|answer| Input::Promote(name, ask, answer))
-        .await?;
-    done.map(Json)
-        .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
-}
-
-async fn hold(
-    State(api): State<Api>,
-    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(mut ask): Json<HoldAsk>,
-) -> Answer<()> {
-    let name = person(&api, &peer, Verb::Hold)?;
-    ask.reason = reason(&ask.reason)?;
-    let done = api
-        .control
-        .ask(|answer| Input::Hold(name, ask, answer))
-        .await?;
-    done.map(Json)
-        .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
-}
-
-async fn release(
-    State(api): State<Api>,
-    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(mut ask): Json<ReleaseAsk>,
-) -> Answer<()> {
-    let name = person(&api, &peer, Verb::Release)?;
-    ask.reason = reason(&ask.reason)?;
-    let done = api
-        .control
-        .ask(|answer| Input::Release(name, ask, answer))
         .await?;
     done.map(Json)
         .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::engine::chain::Recent;
 use crate::engine::claims::Claims;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::detector::Detector;
+use crate::engine::instance::Instance;
 use crate::engine::lease::{LastRight, LeaseBook, can_wait_out};
 use crate::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, PositionHistory, PositionSample,
@@ -17,7 +19,7 @@ use crate::engine::replay::ReplayWatch;
 use crate::engine::saga::{GroupState, Moment};
 use crate::engine::situation::{
     Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, ObserverFacts, OpenPlan,
-    Replication, Request, SiteFacts, Situation,
+    Replication, Request, SecondInstance, SiteFacts, Situation,
 };
 use crate::engine::skew::Skew;
 use crate::engine::step::{DeclaredLoss, Step};
@@ -27,9 +29,14 @@ use crate::engine::topology::{
 };
 use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
 use crate::engine::waits::Waits;
+use crate::engine::witness::{Log, Testimony};
 
+mod instances;
 mod marks;
 mod reports;
+mod witnesses;
+
+use self::witnesses::Said;
 
 use self::marks::Marks;
 
@@ -61,6 +68,16 @@ pub struct Brain {
     observers: BTreeMap<ObserverName, Option<MonoTime>>,
     /// When a look of the controller itself last got an answer from a site.
     reached: BTreeMap<SiteName, MonoTime>,
+    /// When the instance of each site's agent that counts last reported, however late.
+    counted: BTreeMap<SiteName, MonoTime>,
+    /// The last instance of each site's agent that reported and does not count.
+    seconds: BTreeMap<SiteName, (MonoTime, SecondInstance)>,
+    /// What each instance of a site's agent last said of the right to take writes.
+    said: BTreeMap<(SiteName, Option<Instance>), Said>,
+    /// What others remember, held against the log.
+    heard: Testimony,
+    /// The last entries of the log.
+    recent: Recent,
     anchors: (u32, u32),
     /// What each process says of its certificates and secrets.
     credentials: BTreeMap<Vantage, CredentialFacts>,
@@ -103,6 +120,11 @@ impl Brain {
             clocks: BTreeMap::new(),
             observers: BTreeMap::new(),
             reached: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            seconds: BTreeMap::new(),
+            said: BTreeMap::new(),
+            heard: Testimony::default(),
+            recent: Recent::default(),
             anchors: (0, 0),
             credentials: BTreeMap::new(),
             rehearsals: Rehearsals::default(),
@@ -204,6 +226,13 @@ impl Brain {
         facts: &DatabaseFacts,
         way: Duration,
     ) {
+        let own = match &observation.vantage {
+            Vantage::Controller => true,
+            Vantage::Agent(from) => from == site,
+            Vantage::Observer(_) => false,
+        };
+        let standby = own && facts.role == Role::Standby;
+        self.heard.database(site, facts.epoch, standby);
         let newest = self.databases.get(site).map(|(began, _)| *began);
         if newest.is_some_and(|newest| newest > observation.began) {
             return;
@@ -397,6 +426,10 @@ impl Brain {
             can_wait_out: planned
                 || (last.site == group.active && can_wait_out(&self.policy.lease, &last)),
             request,
+            log: self.heard.facts(Log {
+                state: group,
+                recent: &self.recent,
+            }),
         }
     }
 
@@ -424,6 +457,7 @@ impl Brain {
             database: aged(&self.databases, site, now),
             agent: aged(&self.agents, site, now),
             clock: self.clocks.get(site).copied(),
+            second: aged(&self.seconds, site, now),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::brain::Brain;
 use super::executor::{Executor, World};
 use super::journal::{Journal, JournalError};
 use super::rehearser::Rehearser;
+use crate::engine::answer::Answer;
 use crate::engine::chain::Body;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::decision::{Decision, Verdict, decide};
@@ -19,15 +20,15 @@ use crate::engine::plan::Plan;
 use crate::engine::rate::Budget;
 use crate::engine::reason::Code;
 use crate::engine::rehearsal::Found;
-use crate::engine::saga::Command;
-use crate::engine::situation::{Request, Situation};
+use crate::engine::saga::{Command, GroupState};
+use crate::engine::situation::{LogBehind, Request, Situation};
 use crate::engine::step::DeclaredLoss;
-use crate::engine::topology::{Role, SiteName};
+use crate::engine::topology::{Role, SiteName, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use crate::ports::Clock;
 use crate::wire::{
-    HoldAsk, ObserverAnswer, ObserverReport, PlanStatus, Postmark, PromoteAnswer, PromoteAsk,
-    ReleaseAsk, Report, ReportAnswer, Status,
+    AdoptAsk, AdoptInstanceAsk, HoldAsk, ObserverAnswer, ObserverReport, PlanStatus, Postmark,
+    PromoteAnswer, PromoteAsk, ReleaseAsk, Report, ReportAnswer, Status,
 };
 
 mod handle;
@@ -66,10 +67,20 @@ pub enum Input {
     Hold(String, HoldAsk, oneshot::Sender<Result<(), String>>),
     /// A person lets automation act again.
     Release(String, ReleaseAsk, oneshot::Sender<Result<(), String>>),
+    /// A person says how the world stands, where the log is behind it.
+    Adopt(String, AdoptAsk, oneshot::Sender<Result<(), String>>),
+    /// A person lets another instance of a site's agent have its right and its word.
+    AdoptInstance(
+        String,
+        AdoptInstanceAsk,
+        oneshot::Sender<Result<(), String>>,
+    ),
+    /// What a traffic target answers, read once after the start.
+    TrafficSays(TargetName, Answer),
     /// The executor: grant nobody anything any more, the epoch is raised.
     Raise(Epoch, oneshot::Sender<LastRight>),
-    /// The executor: let a site hold the right.
-    PassTo(SiteName, oneshot::Sender<()>),
+    /// The executor: let a site hold the right. Refused while the log is behind the world.
+    PassTo(SiteName, oneshot::Sender<Result<(), String>>),
     /// The executor: what is the situation, under this request?
     Look(Option<Request>, oneshot::Sender<Situation>),
     /// The executor: by which mark, and how long after it, is an order to this site void that is to last
@@ -224,10 +235,25 @@ impl Control {
                     .await?;
                 drop(answer.send(Ok(())));
             }
+            Input::Adopt(operator, ask, answer) => {
+                let done = self.adopt(&operator, &ask).await?;
+                drop(answer.send(done));
+            }
+            Input::AdoptInstance(operator, ask, answer) => {
+                let done = self.adopt_instance(&operator, ask).await?;
+                drop(answer.send(done));
+            }
+            Input::TrafficSays(target, answer) => self.brain.traffic_says(target, answer),
             Input::Raise(epoch, answer) => drop(answer.send(self.brain.raise(epoch))),
             Input::PassTo(site, answer) => {
-                self.brain.pass_to(site);
-                answer.send(()).unwrap_or_default();
+                let behind = self.brain.behind(&self.journal.state());
+                if behind.is_none() {
+                    self.brain.pass_to(site);
+                }
+                let refused = |it: LogBehind| {
+                    format!("{}: {} knows {}", Code::LogBehind, it.witness, it.knows)
+                };
+                drop(answer.send(behind.map_or(Ok(()), |behind| Err(refused(behind)))));
             }
             Input::Look(request, answer) => drop(answer.send(self.situation(request))),
             Input::OrderUntil(site, within, answer) => {
@@ -243,13 +269,30 @@ impl Control {
         Ok(())
     }
 
+    /// The state of the group; the brain is told where the log ends.
+    fn group(&mut self) -> GroupState {
+        let view = self.journal.view();
+        let view = view.borrow();
+        self.brain.log_ends(view.recent.clone());
+        view.state.clone()
+    }
+
+    /// Answers an agent. What must be durable before is written first.
     async fn reported(
         &mut self,
         report: Report,
         now: MonoTime,
     ) -> Result<ReportAnswer, JournalError> {
         self.tell_of_foreign(&report);
-        let group = self.journal.state();
+        let group = self.group();
+        self.brain.remembers(&report, &group, now);
+        if let Some(change) = self.brain.instance_change(&report, &group, now) {
+            tracing::warn!(%change, "instance");
+            self.journal
+                .append("controller", Body::Instance { change })
+                .await?;
+        }
+        let group = self.group();
         let change = self.brain.window_change(&report, &group, now);
         if let Some(change) = change.filter(|change| self.may_change(change, now)) {
             tracing::warn!(%change, "durability");
@@ -257,12 +300,12 @@ impl Control {
                 .append("controller", Body::Window { change })
                 .await?;
         }
-        let group = self.journal.state();
+        let group = self.group();
         Ok(self.brain.report(report, &group, now, self.clock.wall()))
     }
 
     fn situation(&mut self, request: Option<Request>) -> Situation {
-        let group = self.journal.state();
+        let group = self.group();
         let (now, wall) = (self.clock.now(), self.clock.wall());
         self.brain
             .situation(&group, self.executor.is_some(), request, now, wall)
@@ -303,6 +346,7 @@ impl Control {
     async fn rearm(&mut self, situation: &Situation) -> Result<(), JournalError> {
         let automation = &situation.automation;
         let quiet = situation.plan.is_none() && automation.hold.is_none();
+        let quiet = quiet && situation.log.is_sound();
         if automation.disarmed && quiet && follows(situation, self.brain.policy()) {
             let reason = "reverse replication streams".to_owned();
             let command = Command::Release { reason };

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::noise::{Told, Unsaid};
 use super::leadership::NotLeading;
-use crate::engine::chain::{Body, Broken, Chain, Digest, Entry};
+use crate::engine::chain::{Body, Broken, Chain, Digest, Entry, Recent};
 use crate::engine::saga::GroupState;
 use crate::engine::topology::Topology;
 use crate::engine::units::{MonoTime, as_millis};
@@ -54,6 +54,8 @@ pub struct View {
     pub entries: u64,
     /// Its digest.
     pub head: Digest,
+    /// The digests of the last entries.
+    pub recent: Recent,
 }
 
 /// A way to the journal; as many as are needed.
@@ -105,6 +107,7 @@ impl Journal {
             state,
             entries: 0,
             head: Digest::ZERO,
+            recent: Recent::default(),
         });
         let (sender, queue) = mpsc::channel(WAITING);
         let (noise_sender, noise) = mpsc::channel(NOISE_WAITING);
@@ -284,6 +287,7 @@ impl Writer {
                 state,
                 entries: self.chain.entries,
                 head: self.chain.head,
+                recent: self.chain.recent.clone(),
             });
         }
     }

@@ -19,6 +19,7 @@ use super::control::{Control, Handle, Input};
 use super::executor::{CrashDrill, World};
 use super::journal::{Journal, Noise, Stamp};
 use super::leadership::Leadership;
+use super::notes::read_notes;
 use super::prober::look_for_ever;
 use crate::adapters::agents::SignedOrders;
 use crate::adapters::clock::SystemClock;
@@ -33,9 +34,9 @@ use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{
     Identity, Peer, PeerClient, RejectedPeer, TlsListener, TlsMaterial, serve,
 };
-use crate::engine::chain::{Digest, canonical};
+use crate::engine::chain::{Chain, Digest, canonical};
 use crate::engine::policy::Policy;
-use crate::engine::topology::{Target, Vantage};
+use crate::engine::topology::{Target, Topology, Vantage};
 use crate::engine::units::MonoTime;
 use crate::ports::{Clock, Credentials, FrontDoor, Probe, Traffic};
 use crate::wire::Rhythm;
@@ -62,19 +63,8 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     let topology = config.topology();
 
     let opened = FileLog::open(&config.log, &holder(clock.as_ref(), path))?;
-    if let Some((about, _)) = &opened.chain.about
-        && (about.group != topology.group
-            || about.first != topology.first
-            || about.second != topology.second)
-    {
-        anyhow::bail!(
-            "the decision log `{}` is about group `{}` with sites `{}` and `{}`, the configuration about another\n\nhint: give each group a log of its own, and keep the names and `first_active` of a group that has one",
-            config.log.display(),
-            about.group,
-            about.first,
-            about.second
-        );
-    }
+    check_about(&opened.chain, &topology, &config.log)?;
+    let began_empty = opened.chain.entries == 0;
     let stamp = Stamp {
         boot: boot_id()?,
         settings: settings_digest(path, &policy)?,
@@ -98,13 +88,16 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         leadership: Leadership::alone(Arc::clone(&clock)),
         crash,
     };
-    let brain = make_brain(&config, &policy, &journal, clock.now())?.booted(boot);
+    let brain = make_brain(&config, &policy, &journal, clock.now())?
+        .booted(boot)
+        .holding_against(began_empty, topology.traffic.iter().cloned());
+    let world = Arc::new(world);
     let (handle, inputs) = Handle::new();
     let (control, status) = Control::new(
         brain,
         journal.clone(),
         Arc::clone(&clock),
-        Arc::new(world),
+        Arc::clone(&world),
         (handle.clone(), inputs),
         policy_name(&config),
     );
@@ -121,6 +114,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     tasks.spawn(control.rehearser().run());
     tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
 
+    tokio::spawn(read_notes(world, Arc::clone(&clock), handle.clone()));
     let targets = topology.sites().into_iter().flat_map(Target::looked_at);
     let (seen, observations) = mpsc::channel(WAITING);
     let rhythm = Rhythm {
@@ -222,6 +216,24 @@ pub(crate) fn first_tasks(material: &TlsMaterial) -> JoinSet<(&'static str, anyh
 fn policy_name(config: &Config) -> String {
     let name = config.policy.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
+}
+
+/// A log of another group, or with other sites, is not this controller's.
+fn check_about(chain: &Chain, topology: &Topology, log: &Path) -> anyhow::Result<()> {
+    if let Some((about, _)) = &chain.about
+        && (about.group != topology.group
+            || about.first != topology.first
+            || about.second != topology.second)
+    {
+        anyhow::bail!(
+            "the decision log `{}` is about group `{}` with sites `{}` and `{}`, the configuration about another\n\nhint: give each group a log of its own, and keep the names and `first_active` of a group that has one",
+            log.display(),
+            about.group,
+            about.first,
+            about.second
+        );
+    }
+    Ok(())
 }
 
 fn boot_id() -> anyhow::Result<String> {

@@ -171,10 +171,8 @@ impl Steps {
 
     async fn pass_to(&self, site: &SiteName) -> Result<(), EffectError> {
         let site = site.clone();
-        Ok(self
-            .control
-            .ask(|answer| Input::PassTo(site, answer))
-            .await?)
+        let passed = self.control.ask(|answer| Input::PassTo(site, answer));
+        passed.await?.map_err(EffectError::Failed)
     }
 
     /// An order to one agent, void after a time by a mark of that agent.
@@ -213,6 +211,7 @@ impl Steps {
             plan: saga.id,
             group: self.topology.group.clone(),
             site: site.clone(),
+            instance: self.journal.state().instances.get(site).copied(),
             epoch: saga.plan.route.epoch,
             mark,
             valid_for,

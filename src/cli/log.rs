@@ -166,6 +166,7 @@ pub fn one_line(entry: &Entry) -> String {
             }
         },
         Body::Window { change } => change.to_string(),
+        Body::Instance { change } => change.to_string(),
         Body::Note { code, text } => format!("note {code}: {text}"),
     };
     let line = format!("{:>5} {} e{} {what}", entry.seq, entry.at, entry.epoch);
@@ -177,6 +178,17 @@ fn command_line(command: &Command) -> String {
         Command::Promote { request } => format!("promote {} ({})", request.to, request.reason),
         Command::Hold { reason, until } => format!("hold until {until} ({reason})"),
         Command::Release { reason } => format!("release ({reason})"),
+        Command::Adopt {
+            epoch,
+            active,
+            reason,
+            ..
+        } => format!("adopt epoch {epoch} with {active} active ({reason})"),
+        Command::AdoptInstance {
+            site,
+            instance,
+            reason,
+        } => format!("adopt instance {instance} of {site} ({reason})"),
     }
 }
 

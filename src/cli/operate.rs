@@ -1,4 +1,4 @@
-//! What a person can order: promote, hold, release.
+//! What a person can order: promote, hold, release, adopt.
 
 use std::time::Duration;
 
@@ -11,11 +11,14 @@ use super::output::{Mood, Output};
 use super::status::rough;
 use crate::engine::chain::{Body, Entry, read_line};
 use crate::engine::decision::Verdict;
+use crate::engine::instance::Instance;
 use crate::engine::saga::Ending;
 use crate::engine::text::typed;
 use crate::engine::topology::{GroupName, SiteName};
-use crate::engine::units::Bytes;
-use crate::wire::{HoldAsk, LogPart, PromoteAnswer, PromoteAsk, ReleaseAsk, Status};
+use crate::engine::units::{Bytes, Epoch};
+use crate::wire::{
+    AdoptAsk, AdoptInstanceAsk, HoldAsk, LogPart, PromoteAnswer, PromoteAsk, ReleaseAsk, Status,
+};
 
 /// `failover promote`.
 #[derive(Debug, Args)]
@@ -74,6 +77,42 @@ pub struct ReleaseArgs {
     reason: String,
 }
 
+/// `failover adopt`.
+#[derive(Debug, Args)]
+pub struct AdoptArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// The group
+    group: GroupName,
+    /// The epoch that the world is in
+    #[arg(long)]
+    epoch: Epoch,
+    /// The site that is active in it
+    #[arg(long, value_name = "SITE")]
+    active: SiteName,
+    /// Why, for the decision log
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
+/// `failover adopt-instance`.
+#[derive(Debug, Args)]
+pub struct AdoptInstanceArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// The group
+    group: GroupName,
+    /// The site
+    site: SiteName,
+    /// The instance that is to count, as `failover status` names it: you vouch that the one before
+    /// it cannot write
+    #[arg(long, value_name = "ID@PLACE")]
+    instance: Instance,
+    /// Why, for the decision log
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
 fn check_group(client: &Client, group: &GroupName) -> anyhow::Result<Status> {
     let status: Status = client.get("/v1/status")?;
     let known = &status.situation.group;
@@ -115,6 +154,40 @@ pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
     output.say(format!(
         "automation of `{}` is released and armed",
         args.group
+    ));
+    Ok(Exit::Done)
+}
+
+/// Has the log go on from how the world stands.
+pub fn adopt(args: &AdoptArgs, output: &Output) -> anyhow::Result<Exit> {
+    let client = Client::new(&args.reach)?;
+    check_group(&client, &args.group)?;
+    let ask = AdoptAsk {
+        epoch: args.epoch,
+        active: args.active.clone(),
+        reason: args.reason.clone(),
+    };
+    client.post::<_, ()>("/v1/adopt", &ask)?;
+    output.say(format!(
+        "`{}` goes on in epoch {} with `{}` active; automation is disarmed until reverse replication streams, or `failover release`",
+        args.group, args.epoch, args.active
+    ));
+    Ok(Exit::Done)
+}
+
+/// Lets another instance of a site count.
+pub fn adopt_instance(args: &AdoptInstanceArgs, output: &Output) -> anyhow::Result<Exit> {
+    let client = Client::new(&args.reach)?;
+    check_group(&client, &args.group)?;
+    let ask = AdoptInstanceAsk {
+        site: args.site.clone(),
+        instance: args.instance,
+        reason: args.reason.clone(),
+    };
+    client.post::<_, ()>("/v1/adopt-instance", &ask)?;
+    output.say(format!(
+        "site `{}` of `{}` is instance {}",
+        args.site, args.group, args.instance
     ));
     Ok(Exit::Done)
 }
@@ -242,6 +315,7 @@ fn ended(entry: &Entry, plan: u64) -> Option<Exit> {
         | Body::Plan { .. }
         | Body::Step { .. }
         | Body::Window { .. }
+        | Body::Instance { .. }
         | Body::Note { .. } => None,
     }
 }

@@ -78,6 +78,9 @@ fn exit_of(status: &Status) -> Exit {
     {
         return Exit::Stuck;
     }
+    if situation.log.behind.is_some() {
+        return Exit::No;
+    }
     let healthy = situation
         .active_site()
         .is_some_and(|site| site.state(TargetKind::Database) == State::Healthy);

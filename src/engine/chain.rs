@@ -4,13 +4,16 @@
 //! JSON. The digits are the SHA-256 of exactly the JSON's bytes; the JSON names the digest of the
 //! line before. So an auditor checks a log with a few lines of any language.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::decision::Decision;
+use super::instance::InstanceChange;
 use super::plan::Plan;
 use super::saga::{Command, Ending, GroupState, Happening, Moment, SagaError};
 use super::situation::Situation;
@@ -141,6 +144,11 @@ pub enum Body {
         /// Which.
         change: WindowChange,
     },
+    /// From here on a site's right, and its agent's word, are those of one instance of its agent.
+    Instance {
+        /// Which.
+        change: InstanceChange,
+    },
     /// Something that people should find here later.
     Note {
         /// A stable word.
@@ -172,7 +180,8 @@ impl Body {
             Body::Opened { .. }
             | Body::Command { .. }
             | Body::Decision { .. }
-            | Body::Plan { .. } => {}
+            | Body::Plan { .. }
+            | Body::Instance { .. } => {}
         }
         self
     }
@@ -193,6 +202,7 @@ impl Body {
                 event,
             }),
             Body::Window { change } => Some(Happening::Windowed(change)),
+            Body::Instance { change } => Some(Happening::Named(change)),
             Body::Outcome { plan, ending } => Some(Happening::Ended {
                 plan: *plan,
                 ending,
@@ -242,6 +252,72 @@ pub enum Broken {
     Saga(#[from] SagaError),
 }
 
+/// How far a log went when somebody last saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogMark {
+    /// The number of its last entry.
+    pub entries: u64,
+    /// The digest of that entry.
+    pub head: Digest,
+}
+
+/// How many digests are kept to compare marks with: agents hear of a new end every second or so.
+const RECENT: usize = 1024;
+
+/// The digests of a log's last entries.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recent {
+    entries: u64,
+    digests: Arc<VecDeque<Digest>>,
+}
+
+/// How a mark that somebody remembers compares with a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// The log holds that entry.
+    Same,
+    /// Too far back to compare.
+    TooOld,
+    /// The log is shorter.
+    Longer,
+    /// The log holds another entry there.
+    Other,
+}
+
+impl Recent {
+    fn push(&mut self, digest: Digest) {
+        self.entries = self.entries.saturating_add(1);
+        let digests = Arc::make_mut(&mut self.digests);
+        if digests.len() >= RECENT {
+            digests.pop_front();
+        }
+        digests.push_back(digest);
+    }
+
+    /// The end of the log; `None` where it has no entry.
+    pub fn end(&self) -> Option<LogMark> {
+        let entries = self.entries;
+        self.digests.back().map(|head| LogMark {
+            entries,
+            head: *head,
+        })
+    }
+
+    /// Compares a mark with the log.
+    pub fn fits(&self, mark: &LogMark) -> Fit {
+        let Some(back) = self.entries.checked_sub(mark.entries) else {
+            return Fit::Longer;
+        };
+        let from_end = usize::try_from(back).ok();
+        let kept = from_end.and_then(|back| self.digests.iter().rev().nth(back));
+        match kept {
+            None => Fit::TooOld,
+            Some(digest) if *digest == mark.head => Fit::Same,
+            Some(_) => Fit::Other,
+        }
+    }
+}
+
 /// The end of a chain, and what the chain amounts to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
@@ -249,6 +325,8 @@ pub struct Chain {
     pub entries: u64,
     /// The digest of the last; zeros where there is none.
     pub head: Digest,
+    /// The digests of the last ones.
+    pub recent: Recent,
     /// What the log is about, and the state of the group; `None` before the first entry.
     pub about: Option<(Topology, GroupState)>,
 }
@@ -259,6 +337,7 @@ impl Default for Chain {
         Self {
             entries: 0,
             head: Digest::ZERO,
+            recent: Recent::default(),
             about: None,
         }
     }
@@ -317,6 +396,7 @@ impl Chain {
         }
         self.entries = expected;
         self.head = digest;
+        self.recent.push(digest);
         Ok(())
     }
 }

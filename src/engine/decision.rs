@@ -9,6 +9,7 @@ use super::credential;
 use super::detector::{State, Vote, VoteKind};
 use super::gate::{self, Gate, LossEstimate};
 use super::policy::{ApiFailure, Durability, Policy};
+use super::provenance;
 use super::reason::{Code, Reason};
 use super::rehearsed::rehearsal_warnings;
 use super::situation::Situation;
@@ -77,7 +78,12 @@ pub struct Decision {
 /// Decides. Pure: the same situation under the same policy always leads to the same decision.
 pub fn decide(situation: &Situation, policy: &Policy) -> Decision {
     let gates = gate::failover_gates(situation, policy);
-    let (verdict, reasons) = judge(situation, policy, &gates);
+    let (verdict, mut reasons) = judge(situation, policy, &gates);
+    let beside = beside(situation, policy);
+    if !beside.is_empty() {
+        reasons.retain(|reason| reason.code != Code::Healthy);
+        reasons.extend(beside);
+    }
     Decision {
         verdict,
         reasons,
@@ -87,7 +93,21 @@ pub fn decide(situation: &Situation, policy: &Policy) -> Decision {
     }
 }
 
+/// What a person should know whatever else is, and what hides nothing else.
+fn beside(situation: &Situation, policy: &Policy) -> Vec<Reason> {
+    let mut reasons = provenance::second_instances(situation, policy);
+    let log = &situation.log;
+    if log.behind.is_none() && log.unwitnessed {
+        let reason = Reason::word(Code::LogUnwitnessed, "nobody", "one other witness");
+        reasons.push(reason.at(&situation.active));
+    }
+    reasons
+}
+
 fn judge(situation: &Situation, policy: &Policy, gates: &[Gate]) -> (Verdict, Vec<Reason>) {
+    if let Some(behind) = &situation.log.behind {
+        return (Verdict::Escalate, vec![provenance::behind_by(behind)]);
+    }
     if let Some(plan) = &situation.plan {
         let word = format!("plan {} to {}", plan.id, plan.to);
         return if plan.stuck {

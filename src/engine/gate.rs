@@ -9,6 +9,7 @@ pub use super::condition::Gate;
 use super::condition::{at_most_a_day, gate};
 use super::detector::{State, Vote};
 use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
+use super::provenance;
 use super::reason::{Code, Reason};
 use super::rehearsed::rehearsal_gates;
 use super::situation::{AgentFacts, LocalDatabase, Situation};
@@ -24,6 +25,7 @@ use super::vantages;
 /// data it does not, except where the request says so itself.
 pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let mut gates = Vec::new();
+    gates.extend(provenance::gate_of(situation));
     if situation.request.is_none() {
         gates.extend(automation_gates(situation, policy));
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::instance::Instance;
 use super::policy::{FenceOn, LeaseTimers, OnTotalIsolation};
 use super::topology::SiteName;
 use super::units::{Epoch, MonoTime, millis};
@@ -46,6 +47,38 @@ pub enum Refusal {
         /// The one asked for.
         asked: Epoch,
     },
+    /// Another instance of the asker's site has the right, or may still have it.
+    #[error("{}", other_instance(.counts.as_ref(), .why))]
+    OtherInstance {
+        /// The one that counts, where one is known.
+        counts: Option<Instance>,
+        /// Why the right of that one is not certainly over.
+        why: String,
+    },
+    /// The controller's log is behind the world: it grants nothing that did not stand before.
+    #[error("the controller's decision log is behind: {witness} knows {knows}")]
+    LogBehind {
+        /// Who knows more.
+        witness: String,
+        /// What they know.
+        knows: String,
+    },
+    /// Nobody has shown yet that the controller's log is not behind the world.
+    #[error(
+        "nobody but this site has shown since the controller started that its decision log is not behind"
+    )]
+    LogUnwitnessed,
+}
+
+fn other_instance(counts: Option<&Instance>, why: &str) -> String {
+    match counts {
+        Some(counts) => {
+            format!(
+                "another instance of this site counts, {counts}: {why} (see runbooks/second-instance.md)"
+            )
+        }
+        None => format!("another instance of this site may have the right: {why}"),
+    }
 }
 
 /// What is known about the last right of the old holder: the evidence for waiting it out.
@@ -70,6 +103,17 @@ impl LeaseBook {
             last_grant: now,
             alive_at_last_grant: false,
         }
+    }
+
+    /// When this site may last have been granted the right; `None` where another one held it since.
+    pub fn granted_to(&self, site: &SiteName) -> Option<MonoTime> {
+        (self.last_holder == *site).then_some(self.last_grant)
+    }
+
+    /// The last grant shows no longer that the holder's right can be waited out: its agent counts
+    /// answers of another instance of the other site than the one that would be severed.
+    pub fn cannot_wait_out(&mut self) {
+        self.alive_at_last_grant = false;
     }
 
     /// Grants the right to a site that asks for it in an epoch.

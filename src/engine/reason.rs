@@ -85,6 +85,9 @@ codes! {
     FrontDoorUnready = "front-door-unready": "The check at the front door fails at the active site, so that it could not show a failover's success either.",
     StandbyConnections = "standby-connections": "The standby has few or no connections left for the role that sees it take writes.",
     ClockSkew = "clock-skew": "Two wall clocks are so far apart that keys and signatures of others will fail by it.",
+    LogBehind = "log-behind": "Somebody knows of more than stands in the decision log: it is an old one, or another.",
+    LogUnwitnessed = "log-unwitnessed": "Nobody has shown since the controller started that its decision log is not an old one.",
+    SecondInstance = "second-instance": "Two installations of one site's agent report: one is a copy.",
     ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",
 }
 

@@ -2,12 +2,14 @@
 //! open plan. Folding the entries is the only way to this state, so a restart finds what the
 //! process before it knew.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::command::Command;
+use super::instance::{Instance, InstanceChange};
 use super::plan::Plan;
-use super::situation::Request;
 use super::step::{Event, Fact, IllegalTransition, Kind, Step, StepState};
 use super::synchrony::{RpoWindow, WindowChange};
 use super::topology::{SiteName, Topology};
@@ -35,29 +37,6 @@ impl Moment {
             now.wall.since(self.wall)
         }
     }
-}
-
-/// What a person asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "command")]
-pub enum Command {
-    /// Make a site active.
-    Promote {
-        /// All of it.
-        request: Request,
-    },
-    /// Stop automation.
-    Hold {
-        /// Why.
-        reason: String,
-        /// Until when.
-        until: WallTime,
-    },
-    /// Let automation act again: ends a hold and re-arms after a failover.
-    Release {
-        /// Why.
-        reason: String,
-    },
 }
 
 /// How a plan ended.
@@ -102,6 +81,8 @@ pub enum Happening<'e> {
     },
     /// The RPO window opened or closed.
     Windowed(&'e WindowChange),
+    /// A site's right and word are those of one instance.
+    Named(&'e InstanceChange),
     /// It ended.
     Ended {
         /// The plan.
@@ -135,6 +116,9 @@ pub enum SagaError {
     /// The plan's epoch does not follow on the group's.
     #[error("the plan's epoch is {0}, but the group is in {1}")]
     EpochGap(Epoch, Epoch),
+    /// An epoch only grows.
+    #[error("epoch {0} is adopted, but the group is in {1}")]
+    EpochBack(Epoch, Epoch),
 }
 
 /// A stop of automation.
@@ -177,6 +161,12 @@ pub struct GroupState {
     pub last_plan: Option<Moment>,
     /// Whether the active site may acknowledge what its standby does not have.
     pub window: RpoWindow,
+    /// The instance of each site's agent that counts; a site whose agent never named one is not
+    /// here.
+    pub instances: BTreeMap<SiteName, Instance>,
+    /// How many entries of a log that was lost anybody remembers, as a person said: nothing that
+    /// is remembered of it counts.
+    pub lost: u64,
 }
 
 /// An open plan and where its steps stand.
@@ -228,6 +218,8 @@ impl GroupState {
             disarmed: false,
             last_plan: None,
             window: RpoWindow::Open { entry: 1 },
+            instances: BTreeMap::new(),
+            lost: 0,
         }
     }
 
@@ -240,17 +232,26 @@ impl GroupState {
     ) -> Result<(), SagaError> {
         match happening {
             Happening::Commanded { operator, command } => {
-                self.command(operator, command, at);
-                Ok(())
+                self.command(number, operator, command, at)
             }
             Happening::Planned(plan) => self.open(number, at, plan),
             Happening::Stepped { plan, index, event } => self.step(number, *plan, *index, event),
             Happening::Windowed(change) => self.windowed(number, change),
+            Happening::Named(change) => {
+                self.instances.insert(change.site.clone(), change.instance);
+                Ok(())
+            }
             Happening::Ended { plan, ending } => self.end(*plan, at, ending),
         }
     }
 
-    fn command(&mut self, operator: &str, command: &Command, at: &Moment) {
+    fn command(
+        &mut self,
+        number: u64,
+        operator: &str,
+        command: &Command,
+        at: &Moment,
+    ) -> Result<(), SagaError> {
         match command {
             Command::Promote { .. } => {
                 // Asking again for what is stuck is asking to try again.
@@ -271,7 +272,33 @@ impl GroupState {
                 self.hold = None;
                 self.disarmed = false;
             }
+            Command::Adopt { epoch, .. } if *epoch < self.epoch => {
+                return Err(SagaError::EpochBack(*epoch, self.epoch));
+            }
+            Command::Adopt {
+                epoch,
+                active,
+                instance,
+                lost,
+                ..
+            } => {
+                self.epoch = *epoch;
+                self.active = active.clone();
+                self.instances = instance
+                    .map(|held| (active.clone(), held))
+                    .into_iter()
+                    .collect();
+                self.lost = self.lost.max(*lost);
+                // What became of a plan, and of the window, stands in what was lost.
+                self.open = None;
+                self.disarmed = true;
+                self.window = RpoWindow::Open { entry: number };
+            }
+            Command::AdoptInstance { site, instance, .. } => {
+                self.instances.insert(site.clone(), *instance);
+            }
         }
+        Ok(())
     }
 
     fn open(&mut self, id: u64, opened: &Moment, plan: &Plan) -> Result<(), SagaError> {
@@ -774,6 +801,46 @@ mod tests {
         assert_eq!(log.0.window, RpoWindow::Closed);
         log.event(PROMOTE, &Event::Started);
         assert_eq!(log.0.window, RpoWindow::Open { entry: 8 });
+    }
+
+    fn adopt(epoch: u64) -> Command {
+        Command::Adopt {
+            epoch: Epoch(epoch),
+            active: gcp(),
+            instance: Some(Instance { id: 1, place: 2 }),
+            lost: 90,
+            reason: "the log is from yesterday".into(),
+        }
+    }
+
+    #[test]
+    fn what_is_adopted_ends_plan_and_window_and_an_epoch_only_grows() {
+        let mut log = Log::opened();
+        log.done(0).done(1);
+        let say = |log: &mut Log, command: &Command| {
+            let operator = "alice";
+            let happening = Happening::Commanded { operator, command };
+            log.0.apply(30, &at(0), &happening)
+        };
+        let back = say(&mut log, &adopt(1));
+        assert_eq!(back, Err(SagaError::EpochBack(Epoch(1), Epoch(2))));
+        assert!(log.0.open.is_some(), "nothing changes when it is refused");
+        say(&mut log, &adopt(5)).unwrap();
+        assert_eq!((log.0.epoch, &log.0.active), (Epoch(5), &gcp()));
+        assert_eq!(log.0.open, None);
+        assert!(log.0.disarmed);
+        assert_eq!(log.0.window, RpoWindow::Open { entry: 30 });
+        assert_eq!(log.0.lost, 90);
+        let held = Instance { id: 1, place: 2 };
+        assert_eq!(log.0.instances, [(gcp(), held)].into());
+        let other = Instance { id: 1, place: 3 };
+        let command = Command::AdoptInstance {
+            site: gcp(),
+            instance: other,
+            reason: "it moved".into(),
+        };
+        say(&mut log, &command).unwrap();
+        assert_eq!(log.0.instances, [(gcp(), other)].into());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::credential::CertificateFacts;
 use super::detector::{Health, State};
+use super::instance::{Instance, Vouched};
 use super::observation::{DatabaseFacts, PositionHistory};
 use super::rehearsal::Rehearsal;
 use super::replay::Replay;
@@ -56,6 +57,36 @@ pub struct Situation {
     pub can_wait_out: bool,
     /// What a person asked for.
     pub request: Option<Request>,
+    /// Whether the decision log can be gone by.
+    #[serde(default, skip_serializing_if = "LogFacts::is_sound")]
+    pub log: LogFacts,
+}
+
+/// Whether the decision log can be gone by: it may be an old one, or another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogFacts {
+    /// Who knows of more than stands in it, and what.
+    pub behind: Option<LogBehind>,
+    /// Whether nobody has shown since this controller started that it is not behind.
+    pub unwitnessed: bool,
+}
+
+impl LogFacts {
+    /// Whether there is nothing to say.
+    pub fn is_sound(&self) -> bool {
+        self.behind.is_none() && !self.unwitnessed
+    }
+}
+
+/// Somebody knows of more than stands in the decision log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogBehind {
+    /// Who.
+    pub witness: String,
+    /// What they know.
+    pub knows: String,
+    /// What stands in the log.
+    pub holds: String,
 }
 
 /// About the controller itself.
@@ -123,6 +154,20 @@ pub struct SiteFacts {
     /// How far its wall clock was from the controller's at that report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Skew>,
+    /// Another instance of its agent that reports beside the one that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<Aged<SecondInstance>>,
+}
+
+/// An instance of a site's agent whose word does not count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecondInstance {
+    /// Which; `None` where it names none.
+    pub instance: Option<Instance>,
+    /// The one that counts.
+    pub counts: Option<Instance>,
+    /// Why it does not count, for people.
+    pub why: String,
 }
 
 impl SiteFacts {
@@ -185,6 +230,12 @@ pub struct AgentFacts {
     /// Of a standby: the replication slot of its primary that it asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
+    /// For which instance of the other site it last let a right stand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vouched: Option<Vouched>,
+    /// The instance of the other site whose questions and answers it counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deals_with: Option<Instance>,
 }
 
 /// What came of asking a standby beforehand for what a sever and its undo need: the same settings are written,
@@ -488,9 +539,12 @@ pub(crate) mod samples {
                         obstacle: None,
                     }),
                     slot: None,
+                    vouched: None,
+                    deals_with: None,
                 },
             }),
             clock: None,
+            second: None,
         }
     }
 
@@ -532,6 +586,7 @@ pub(crate) mod samples {
             window: RpoWindow::Open { entry: 1 },
             can_wait_out: true,
             request: None,
+            log: LogFacts::default(),
         }
     }
 

@@ -154,6 +154,15 @@ impl fmt::Display for Epoch {
     }
 }
 
+impl FromStr for Epoch {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let wrong = || UnitError::new(text, "an epoch", "7");
+        text.parse().map(Epoch).map_err(|_cause| wrong())
+    }
+}
+
 /// A PostgreSQL timeline. Not an identity: two sites can both reach timeline 2 on their own
 /// (POSTGRES.md row 15).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -242,6 +242,7 @@ impl Watch<'_> {
             | Body::Plan { .. }
             | Body::Step { .. }
             | Body::Window { .. }
+            | Body::Instance { .. }
             | Body::Note { .. } => {}
         }
     }

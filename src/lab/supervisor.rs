@@ -38,7 +38,7 @@ const CATCH_UP_WITHIN: Duration = Duration::from_secs(15);
 pub struct Supervisor {
     /// What it consists of.
     pub layout: Layout,
-    processes: Processes,
+    pub(super) processes: Processes,
     _name_server: NameServer,
     /// The way to the controller, as an operator.
     pub controller: PeerClient,

@@ -13,12 +13,14 @@ use crate::engine::chain::{Body, Chain, Digest, Entry};
 use crate::engine::decision::decide;
 use crate::engine::lease::FenceProof;
 use crate::engine::policy::{GUARD_TICK, Policy};
-use crate::engine::saga::{Command, Ending};
+use crate::engine::saga::Ending;
 use crate::engine::step::{DeclaredLoss, Event, Fact, Step};
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::Epoch;
 use crate::wire::{Order, What};
 
+mod restored;
+mod shown;
 mod words;
 
 /// A write that a client was told is safe.
@@ -331,12 +333,10 @@ impl Checks {
                     self.open = None;
                 }
             }
-            Body::Command {
-                command: Command::Release { .. },
-            } => self.disarmed = false,
+            Body::Command { command } => self.commanded(command),
             Body::Opened { .. }
-            | Body::Command { .. }
             | Body::Window { .. }
+            | Body::Instance { .. }
             | Body::Note { .. } => {}
         }
         entries::fails_over(&entry.body)
@@ -443,31 +443,6 @@ impl Checks {
             let what = "an entry that was durable is gone".to_owned();
             self.violated(Invariant::LogVerifies, at, what);
         }
-    }
-
-    /// The last events, for people.
-    pub fn last_events(&self, count: usize) -> Vec<String> {
-        let skip = self.events.len().saturating_sub(count);
-        let shown = self.events.iter().skip(skip);
-        shown
-            .map(|(at, text)| format!("{:>10.3} s  {text}", at.as_secs_f64()))
-            .collect()
-    }
-
-    /// The site that the log has as active.
-    pub fn active(&self) -> Option<SiteName> {
-        self.chain.state().map(|state| state.active.clone())
-    }
-
-    /// Where the open plan leads.
-    pub fn going_to(&self) -> Option<SiteName> {
-        let open = self.chain.state()?.open.as_ref()?;
-        Some(open.plan.route.to.clone())
-    }
-
-    /// The chain as far as it is durable.
-    pub fn chain(&self) -> Chain {
-        self.chain.clone()
     }
 }
 

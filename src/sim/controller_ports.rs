@@ -287,6 +287,7 @@ impl LogStore for SimLog {
 /// A line becomes durable, and is watched.
 pub fn log(state: &mut State, now: Truth, line: &[u8]) {
     state.log.push(line.to_vec());
+    state.logged.push(now);
     let active = state.checks.active();
     let node = active.map_or(Node::First, |site| state.node(&site));
     let going = state.checks.going_to();

@@ -32,7 +32,10 @@ impl SimDatabase {
         let started = self.0.world.with(|state, now| {
             let (least, most) = START;
             let took = state.chance.millis(least, most);
-            let machine = state.machine(self.0.node);
+            if role == Role::Primary {
+                state.share_storage(now, self.0.node, self.0.copy);
+            }
+            let machine = state.host(self.0.node, self.0.copy);
             if machine.running {
                 return Ok(false);
             }
@@ -62,7 +65,7 @@ impl SimDatabase {
         self.0.world.with(|state, now| {
             let skew = state.skew(self.0.node);
             let until = right.until.map(|until| skew.truth(until));
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             machine.stages = right.fence;
             let armed = machine.arm(now, right.epoch, until);
             armed.map_err(EffectError::Refused)
@@ -76,7 +79,7 @@ impl LocalDatabase for SimDatabase {
         self.0.work(0, 1).await;
         Ok(self.0.world.with(|state, _| {
             let skew = state.skew(self.0.node);
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             let never = MonoTime(Duration::from_nanos(u64::MAX));
             LocalLook {
                 set_up_as: machine.role,
@@ -110,7 +113,7 @@ impl LocalDatabase for SimDatabase {
     async fn release_right(&self) -> Result<(), EffectError> {
         self.0.work(0, 1).await;
         self.0.world.with(|state, _| {
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             if machine.running && machine.role == Role::Primary {
                 return Err(EffectError::Refused("a primary runs".to_owned()));
             }
@@ -122,7 +125,7 @@ impl LocalDatabase for SimDatabase {
     async fn fence(&self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
         self.0.work(0, 1).await;
         let ends = self.0.world.with(|state, now| {
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             if epoch < machine.epoch {
                 return Err(EffectError::Refused(
                     "an order to fence that is old".to_owned(),
@@ -138,7 +141,7 @@ impl LocalDatabase for SimDatabase {
         tokio::time::sleep(ends).await;
         self.0.work(0, 1).await;
         let running = self.0.world.with(|state, _| {
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             machine.running && machine.role == Role::Primary
         });
         if running {
@@ -151,7 +154,7 @@ impl LocalDatabase for SimDatabase {
     async fn unfence(&self, epoch: Epoch) -> Result<(), EffectError> {
         self.0.work(0, 1).await;
         self.0.world.with(|state, _| {
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             if machine.fence.is_some() {
                 return Err(EffectError::Refused("a fence is under way".to_owned()));
             }
@@ -169,7 +172,7 @@ impl LocalDatabase for SimDatabase {
             if state.deaf == Some(self.0.node) {
                 return failed("no setting can be written");
             }
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             if !machine.running || now < machine.ready {
                 return failed("connection refused");
             }
@@ -191,7 +194,7 @@ impl LocalDatabase for SimDatabase {
             if state.deaf == Some(self.0.node) {
                 return failed("no setting can be written");
             }
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             if !machine.running || now < machine.ready {
                 return failed("connection refused");
             }
@@ -228,7 +231,7 @@ impl LocalDatabase for SimDatabase {
     async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
         self.0.work(1, 5).await;
         self.0.world.with(|state, now| {
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             if !machine.running || now < machine.ready {
                 return failed("connection refused");
             }
@@ -241,17 +244,23 @@ impl LocalDatabase for SimDatabase {
         if let Some(already) = self.is_primary(within).await? {
             return Ok(already);
         }
-        let (world, node) = (Arc::clone(&self.0.world), self.0.node);
+        let (world, node, copy) = (Arc::clone(&self.0.world), self.0.node, self.0.copy);
         let (took, life) = world.with(|state, _| {
             let most = state.slow_promote;
-            (state.chance.millis(20, most), state.machine(node).ready)
+            let took = state.chance.millis(20, most);
+            (took, state.host(node, copy).ready)
         });
         let (done, promoted) = oneshot::channel();
         // PostgreSQL goes on promoting, whoever waits for it, and forgets it with its end.
         tokio::spawn(async move {
             tokio::time::sleep(took).await;
             if host(&world, node).await {
-                done.send(promote(&world, node, life)).unwrap_or_default();
+                let promoted = if copy {
+                    None
+                } else {
+                    promote(&world, node, life)
+                };
+                done.send(promoted).unwrap_or_default();
             }
         });
         let promoted = tokio::time::timeout(within, promoted).await;
@@ -293,7 +302,7 @@ impl LocalDatabase for SimDatabase {
     ) -> Result<Lsn, EffectError> {
         self.0.work(5, 40).await;
         let from = self.0.world.with(|state, now| {
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             if !machine.could_write(now) {
                 return failed("connection refused");
             }
@@ -308,7 +317,7 @@ impl LocalDatabase for SimDatabase {
     async fn go_on_alone(&self, _within: Duration) -> Result<(), EffectError> {
         self.0.work(1, 20).await;
         self.0.world.with(|state, now| {
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             if !machine.could_write(now) {
                 return failed("connection refused");
             }
@@ -323,7 +332,7 @@ impl LocalDatabase for SimDatabase {
     async fn write_epoch(&self, epoch: Epoch, _within: Duration) -> Result<(), EffectError> {
         self.0.work(1, 10).await;
         self.0.world.with(|state, now| {
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             match machine.commit(now, Written::Epoch(epoch)) {
                 Some(_) => Ok(()),
                 None => failed("cannot write"),
@@ -347,8 +356,12 @@ fn promote(world: &World, node: Node, life: Truth) -> Option<(Timeline, Lsn)> {
         let timeline = machine.timeline;
         machine.commit(now, Written::Timeline(timeline));
         let position = machine.position();
+        let copied = state.copy.clone();
         let ([new, old], checks) = state.watched(node);
         checks.promoted(now, new, old, neutral);
+        if let Some(copied) = copied.filter(|copied| copied.machine.site == old.site) {
+            checks.promoted_beside(now, new, &copied.machine);
+        }
         Some((Timeline(timeline), Lsn(position)))
     })
 }

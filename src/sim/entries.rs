@@ -18,6 +18,7 @@ pub fn fails_over(body: &Body) -> Option<bool> {
         | Body::Step { .. }
         | Body::Outcome { .. }
         | Body::Window { .. }
+        | Body::Instance { .. }
         | Body::Note { .. } => None,
     }
 }
@@ -64,6 +65,7 @@ pub(super) fn shown(entry: &Entry) -> String {
         },
         Body::Outcome { ending, .. } => format!("outcome {ending:?}"),
         Body::Window { change } => change.to_string(),
+        Body::Instance { change } => change.to_string(),
         Body::Note { code, text } => format!("note {code}: {text}"),
     };
     format!("log {:>4} e{}  {what}", entry.seq, entry.epoch)

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::copies::copied;
 use super::machine::{KeptOut, Written};
+use super::processes::Plant;
+use super::restored::log_restored;
 use super::world::{Life, Node, State, World};
 use crate::app::control::{Handle, Input};
 use crate::engine::topology::Role;
@@ -19,6 +22,8 @@ pub struct Kill {
     pub controllers: [mpsc::UnboundedSender<Duration>; 2],
     /// Ends an agent for a while.
     pub agents: [mpsc::UnboundedSender<Duration>; 2],
+    /// What is planted in a copy, as in everything else.
+    pub plant: Arc<dyn Plant>,
 }
 
 /// Something that goes wrong.
@@ -58,6 +63,10 @@ pub enum Fault {
     Settings,
     /// A wall clock is set, by hours forward or back.
     ClockSteps,
+    /// A host is copied, and both run.
+    Copied,
+    /// The decision log is restored from a backup.
+    LogRestored,
 }
 
 impl Fault {
@@ -87,6 +96,8 @@ impl Fault {
         Fault::Settings,
         Fault::Settings,
         Fault::ClockSteps,
+        Fault::Copied,
+        Fault::LogRestored,
     ];
 }
 
@@ -179,6 +190,8 @@ pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
         Fault::Rebuild => rebuild(&world, node),
         Fault::ClockSteps => clock_steps(&world),
         Fault::Settings => settings(&world, node, lasts),
+        Fault::Copied => copied(&world, &kill.plant, node, lasts).await,
+        Fault::LogRestored => log_restored(&world, &kill, lasts).await,
     }
 }
 
@@ -453,6 +466,26 @@ pub async fn clients(world: Arc<World>) {
                     None => {}
                 }
             }
+            write_at_copy(state, now, &mut number);
         });
+    }
+}
+
+/// A client that stays at the copy of a host.
+fn write_at_copy(state: &mut State, now: Duration, number: &mut u64) {
+    let Some(copied) = &mut state.copy else {
+        return;
+    };
+    let of = copied.of;
+    *number = number.saturating_add(1);
+    let row = *number;
+    let (committed, waits) = {
+        let machine = &mut copied.machine;
+        let committed = machine.commit(now, Written::Row(row));
+        (committed, machine.synchronous)
+    };
+    let reaches = state.link(Node::Clients, of).up && state.link(of, Node::Clients).up;
+    if committed.is_some() && reaches && !waits {
+        state.acknowledge_at_copy(now, row);
     }
 }

@@ -38,6 +38,7 @@ pub(super) fn about(world: &World, via: Node, order: &SignedOrder) -> Option<Rel
 
 /// What it answers to its peer instead of what it should.
 pub(super) fn answer(world: &World, node: Node, true_answer: PeerAnswer) -> PeerAnswer {
+    let instance = true_answer.instance;
     let epoch = true_answer.epoch;
     let wall = true_answer.wall;
     let (lie, key, replayed) = world.with(|state, _| {
@@ -49,6 +50,8 @@ pub(super) fn answer(world: &World, node: Node, true_answer: PeerAnswer) -> Peer
         (lie, SimKey::of(world, &site), replayed)
     });
     let superseded = |order, epoch| PeerAnswer {
+        vouches: true,
+        instance,
         superseded: true,
         order,
         epoch,
@@ -60,6 +63,8 @@ pub(super) fn answer(world: &World, node: Node, true_answer: PeerAnswer) -> Peer
         Some(2) => superseded(replayed, ABSURD),
         // That the right stands, after a sever: no more than a word, where a grant is needed too.
         Some(_) if world.policy.lease.fence_on == FenceOn::LeaseLost => PeerAnswer {
+            vouches: true,
+            instance,
             superseded: false,
             order: None,
             epoch,
@@ -73,6 +78,7 @@ pub(super) fn answer(world: &World, node: Node, true_answer: PeerAnswer) -> Peer
 fn forged(world: &World, node: Node, epoch: Epoch, key: &SimKey) -> Option<Sealed> {
     let site = world.with(|state, _| state.machine(node).site.clone());
     let order = Order {
+        instance: None,
         plan: 1,
         group: world.topology.group.clone(),
         site,

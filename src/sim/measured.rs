@@ -122,6 +122,7 @@ impl Seen {
             | Body::Step { .. }
             | Body::Outcome { .. }
             | Body::Window { .. }
+            | Body::Instance { .. }
             | Body::Note { .. } => {}
         }
     }

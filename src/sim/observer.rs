@@ -51,6 +51,7 @@ impl ObserverLink for SimLink {
 fn start(world: &Arc<World>, name: &ObserverName) -> Process {
     let life = Arc::new(Life::default());
     let place = Place {
+        copy: false,
         world: Arc::clone(world),
         node: Node::Clients,
         life: Arc::clone(&life),

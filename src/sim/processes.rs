@@ -23,9 +23,11 @@ use crate::app::control::{Control, Handle};
 use crate::app::executor::World as Outside;
 use crate::app::journal::{Journal, Stamp};
 use crate::app::leadership::{self, Leadership};
+use crate::app::notes::read_notes;
 use crate::app::prober::look_for_ever;
 use crate::app::run::{forward, watch_anchors};
 use crate::engine::chain::{Chain, Digest};
+use crate::engine::instance::Instance;
 use crate::engine::policy::Policy;
 use crate::engine::topology::{Target, Vantage};
 use crate::engine::units::MonoTime;
@@ -134,9 +136,37 @@ impl Process {
     }
 }
 
-fn place(world: &Arc<World>, node: Node, life: &Arc<Life>) -> Place {
+fn place(world: &Arc<World>, seat: Seat, life: &Arc<Life>) -> Place {
     let (world, life) = (Arc::clone(world), Arc::clone(life));
-    Place { world, node, life }
+    Place {
+        world,
+        node: seat.node,
+        copy: seat.copy.is_some(),
+        life,
+    }
+}
+
+/// Where an agent runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Seat {
+    /// At which site.
+    pub node: Node,
+    /// On which copy of the host there; `None`: on that host.
+    pub copy: Option<u64>,
+}
+
+impl Seat {
+    /// On a host itself.
+    pub fn on_host(node: Node) -> Self {
+        Self { node, copy: None }
+    }
+
+    /// Which installation of the agent it is: a copy has the id, and another place.
+    fn instance(self) -> Instance {
+        let own = self.node.instance();
+        let place = own.place.saturating_add(self.copy.unwrap_or(0));
+        Instance { place, ..own }
+    }
 }
 
 fn clock(world: &Arc<World>, node: Node, life: &Arc<Life>, plant: &dyn Plant) -> Arc<dyn Clock> {
@@ -156,14 +186,16 @@ async fn named(
 /// Starts the agent of a site.
 pub async fn start_agent(
     world: &Arc<World>,
-    node: Node,
+    seat: Seat,
     plant: &Arc<dyn Plant>,
 ) -> anyhow::Result<Process> {
+    let node = seat.node;
     let life = Arc::new(Life::default());
     let clock = clock(world, node, &life, plant.as_ref());
-    let place = place(world, node, &life);
+    let place = place(world, seat, &life);
     let site = world.with(|state, _| state.machine(node).site.clone());
     let peer = world.topology.peer(&site).clone();
+    let instance = seat.instance();
     let database = plant.database(Arc::new(SimDatabase(place.clone())), world, node);
     let agent_life = world.with(|state, _| state.a_life());
     let parts = Parts {
@@ -171,6 +203,7 @@ pub async fn start_agent(
         controller: plant.verifier(Arc::new(SimKeys)),
         group: world.topology.group.clone(),
         site: site.clone(),
+        instance,
         peer: peer.clone(),
         database,
         workloads: Some(Arc::new(SimWorkloads(place.clone()))),
@@ -198,6 +231,7 @@ pub async fn start_agent(
         life: agent_life,
         group: world.topology.group.clone(),
         site,
+        instance,
         links: plant.links(Arc::new(SimLinks(place)), world),
         clock,
         shown,
@@ -215,11 +249,11 @@ pub async fn start_agent(
         asking.ask_peer().await;
         ("questions to the other agent", Ok(()))
     });
-    let door = Door {
-        life: Arc::clone(&life),
-        to: news,
-    };
-    world.with(|state, _| *state.agent(node) = Some(door));
+    // Nobody knows the address of a copy.
+    if seat.copy.is_none() {
+        let life = Arc::clone(&life);
+        world.with(|state, _| *state.agent(node) = Some(Door { life, to: news }));
+    }
     world.trace(|| format!("{node}  agent starts"));
     Ok(Process { life, tasks })
 }
@@ -254,13 +288,38 @@ fn outside(
 /// The machine of the controllers, which is never started anew.
 const BOOT: &str = "simulated";
 
-fn brain(world: &World, plant: &dyn Plant, journal: &Journal, now: MonoTime) -> Brain {
-    let policy = plant.policy(world.policy.clone());
+fn stamp() -> Stamp {
+    Stamp {
+        boot: BOOT.to_owned(),
+        settings: Digest::ZERO,
+    }
+}
+
+/// Reads what the traffic targets answer, and ends with the process.
+async fn notes(
+    outside: Arc<Outside>,
+    clock: Arc<dyn Clock>,
+    control: Handle,
+) -> (&'static str, anyhow::Result<()>) {
+    read_notes(outside, clock, control).await;
+    std::future::pending().await
+}
+
+/// What a controller knows that takes over.
+fn brain(
+    world: &World,
+    policy: Policy,
+    journal: &Journal,
+    now: MonoTime,
+    began_empty: bool,
+) -> Brain {
     let life = world.with(|state, _| state.a_life());
-    let brain = Brain::new(world.topology.clone(), policy, &journal.state(), now, life);
-    brain
+    let topology = world.topology.clone();
+    let targets = topology.traffic.clone();
+    Brain::new(topology, policy, &journal.state(), now, life)
         .booted(BOOT.to_owned())
         .observed_by(world.observer.clone())
+        .holding_against(began_empty, targets)
 }
 
 /// Starts the controller: what it knows it reads from the log. `crash_after` is at which moment of
@@ -274,7 +333,7 @@ pub async fn start_controller(
 ) -> anyhow::Result<Process> {
     let life = Arc::new(Life::default());
     let clock = clock(world, Node::Neutral, &life, plant.as_ref());
-    let place = place(world, Node::Neutral, &life);
+    let place = place(world, Seat::on_host(Node::Neutral), &life);
     let store: Arc<dyn LeaseStore> = Arc::new(SimLead {
         place: place.clone(),
         which,
@@ -282,17 +341,14 @@ pub async fn start_controller(
     let timers = world.policy.lease.clone();
     let (leadership, keeping) = leadership::seek(store, Arc::clone(&clock), timers).await;
     let chain = plant.remembered(world.with(|state, _| state.read_log())?);
+    let began_empty = chain.entries == 0;
     let topology = world.topology.clone();
-    let stamp = Stamp {
-        boot: BOOT.to_owned(),
-        settings: Digest::ZERO,
-    };
     let store = plant.log(Box::new(SimLog {
         place: place.clone(),
         lines: chain.entries,
     }));
     let (journal, writer) =
-        Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp).await?;
+        Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp()).await?;
     let probe = plant.probe(Arc::new(SimProbe(place.clone())));
     let crash = SimCrash {
         world: Arc::clone(world),
@@ -300,14 +356,15 @@ pub async fn start_controller(
         after: AtomicU64::new(crash_after),
         killed,
     };
-    let outside = outside(&place, plant.as_ref(), &probe, leadership, crash);
-    let brain = brain(world, plant.as_ref(), &journal, clock.now());
+    let outside = Arc::new(outside(&place, plant.as_ref(), &probe, leadership, crash));
+    let policy = plant.policy(world.policy.clone());
+    let brain = brain(world, policy, &journal, clock.now(), began_empty);
     let (handle, inputs) = Handle::new();
     let (control, _status) = Control::new(
         brain,
         journal.clone(),
         Arc::clone(&clock),
-        Arc::new(outside),
+        Arc::clone(&outside),
         (handle.clone(), inputs),
         "simulated".to_owned(),
     );
@@ -315,6 +372,7 @@ pub async fn start_controller(
     tasks.spawn(async { ("lead", Err(keeping.run().await.into())) });
     tasks.spawn(async { ("decision log", writer.run().await.map_err(Into::into)) });
     tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
+    tasks.spawn(notes(outside, Arc::clone(&clock), handle.clone()));
     let targets = topology.sites().into_iter().flat_map(Target::looked_at);
     let (seen, observations) = mpsc::channel(WAITING);
     let rhythm = Rhythm {

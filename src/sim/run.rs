@@ -13,7 +13,7 @@ use super::liar;
 use super::machine::Truth;
 use super::observer;
 use super::partitions::{self, Row};
-use super::processes::{Honest, Plant, RESTART, start_agent, start_controller};
+use super::processes::{Honest, Plant, RESTART, Seat, start_agent, start_controller};
 use super::world::{Clocks, Node, World};
 use crate::engine::policy::Policy;
 use crate::engine::topology::Topology;
@@ -183,6 +183,7 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
     let kill = Kill {
         controllers: [lead, other],
         agents: [first, second],
+        plant: Arc::clone(&setup.plant),
     };
     let plant = &setup.plant;
     let crashes = setup.course == Course::Faults;
@@ -302,7 +303,7 @@ async fn keep_agent(
         let starting = tokio::select! {
             biased;
             () = world.until(|state| !state.machine(node).up) => continue,
-            started = start_agent(&world, node, &plant) => started,
+            started = start_agent(&world, Seat::on_host(node), &plant) => started,
         };
         let mut wait = RESTART;
         match starting {

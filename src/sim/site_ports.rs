@@ -44,6 +44,8 @@ pub struct Place {
     pub world: Arc<World>,
     /// Where.
     pub node: Node,
+    /// Whether on the copy of the host there.
+    pub copy: bool,
     /// Whose life it is.
     pub life: Arc<Life>,
 }
@@ -73,15 +75,17 @@ impl AgentStore for SimStore {
         Ok(self
             .0
             .world
-            .with(|state, _| state.memory(self.0.node).clone()))
+            .with(|state, _| state.disk(self.0.node, self.0.copy).clone()))
     }
 
     async fn save(&self, memory: &AgentMemory) -> Result<(), StoreError> {
         self.0.work(0, 3).await;
         self.0.world.with(|state, now| {
             let site = state.machine(self.0.node).site.clone();
-            state.checks.agent_epoch(now, &site, memory.epoch);
-            *state.memory(self.0.node) = Some(memory.clone());
+            if !self.0.copy {
+                state.checks.agent_epoch(now, &site, memory.epoch);
+            }
+            *state.disk(self.0.node, self.0.copy) = Some(memory.clone());
         });
         // Durable, and killed before it knows, is possible too.
         self.0.work(0, 2).await;
@@ -99,7 +103,7 @@ impl Workloads for SimWorkloads {
         self.0.work(1, 50).await;
         self.0.world.with(|state, now| {
             let took = state.chance.millis(100, 3000);
-            let machine = state.machine(self.0.node);
+            let machine = state.host(self.0.node, self.0.copy);
             machine.workloads = Some(now.saturating_add(took));
         });
         Ok(())
@@ -109,7 +113,7 @@ impl Workloads for SimWorkloads {
         self.0.work(1, 50).await;
         self.0
             .world
-            .with(|state, _| state.machine(self.0.node).workloads = None);
+            .with(|state, _| state.host(self.0.node, self.0.copy).workloads = None);
         Ok(())
     }
 
@@ -119,7 +123,7 @@ impl Workloads for SimWorkloads {
         Ok(self
             .0
             .world
-            .with(|state, now| ready(state.machine(self.0.node).workloads, now)))
+            .with(|state, now| ready(state.host(self.0.node, self.0.copy).workloads, now)))
     }
 }
 

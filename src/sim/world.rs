@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -18,11 +17,16 @@ use crate::agent::keeper::News;
 use crate::app::control::Handle;
 use crate::engine::answer::Answer;
 use crate::engine::chain::{Broken, Chain};
+use crate::engine::instance::Instance;
 use crate::engine::policy::Policy;
 use crate::engine::topology::{ObserverName, Role, SiteName, Topology};
-use crate::engine::units::{Epoch, MonoTime, WallTime};
-use crate::ports::{AgentMemory, Clock};
+use crate::engine::units::Epoch;
+use crate::ports::AgentMemory;
 use crate::wire::sealed::Sealed;
+
+mod clocks;
+
+pub use self::clocks::{Clocks, SimClock};
 
 /// A place with a clock and links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +54,12 @@ impl Node {
             Node::Second => Node::First,
             Node::Neutral | Node::Clients => self,
         }
+    }
+
+    /// The installation of the agent there.
+    pub fn instance(self) -> Instance {
+        let id = u128::try_from(self.index()).unwrap_or_default();
+        Instance { id, place: 1 }
     }
 
     fn index(self) -> usize {
@@ -112,6 +122,18 @@ pub struct Link {
     pub since: Truth,
 }
 
+/// A host that was copied, disk and certificate and all. Both stand in one place and share their
+/// storage; nobody addresses the copy.
+#[derive(Debug, Clone)]
+pub struct Copied {
+    /// Of which host.
+    pub of: Node,
+    /// Its machine.
+    pub machine: Machine,
+    /// Its agent's disk.
+    pub memory: Option<AgentMemory>,
+}
+
 /// Everything that can change.
 #[derive(Debug)]
 pub struct State {
@@ -124,8 +146,14 @@ pub struct State {
     pub memories: [Option<AgentMemory>; 2],
     /// The traffic target's answer and its version.
     pub traffic: (Answer, u64),
+    /// The copy of a host that was made last, if one was.
+    pub copy: Option<Copied>,
+    /// How many copies were made.
+    pub copies: u64,
     /// The decision log, line by line.
     pub log: Vec<Vec<u8>>,
+    /// When each line was written.
+    pub logged: Vec<Truth>,
     /// The log as far as a controller that started has read it: no line is read twice.
     read: Chain,
     /// The log's disk takes nothing until then.
@@ -191,6 +219,30 @@ impl State {
         &mut self.machines[usize::from(node == Node::Second)]
     }
 
+    /// A host, or its copy.
+    pub fn host(&mut self, node: Node, copy: bool) -> &mut Machine {
+        match &mut self.copy {
+            Some(copied) if copy => &mut copied.machine,
+            Some(_) | None => &mut self.machines[usize::from(node == Node::Second)],
+        }
+    }
+
+    /// The disk of the agent on a host, or on its copy.
+    pub fn disk(&mut self, node: Node, copy: bool) -> &mut Option<AgentMemory> {
+        match &mut self.copy {
+            Some(copied) if copy => &mut copied.memory,
+            Some(_) | None => &mut self.memories[usize::from(node == Node::Second)],
+        }
+    }
+
+    /// The log becomes what it was once: only so many lines are left of it.
+    pub fn restore_log(&mut self, now: Truth, left: usize) {
+        self.log.truncate(left);
+        self.logged.truncate(left);
+        self.read = Chain::default();
+        self.checks.restored(now, &self.log);
+    }
+
     /// A host's agent's disk.
     pub fn memory(&mut self, node: Node) -> &mut Option<AgentMemory> {
         &mut self.memories[usize::from(node == Node::Second)]
@@ -246,6 +298,14 @@ impl State {
         if there.up && back.up {
             stream(first, second, now, [there.way, back.way]);
             stream(second, first, now, [back.way, there.way]);
+            if let Some(copied) = &mut self.copy {
+                copied.machine.settle(now);
+                let standby = match copied.of {
+                    Node::Second => first,
+                    Node::First | Node::Neutral | Node::Clients => second,
+                };
+                stream(&mut copied.machine, standby, now, [there.way, back.way]);
+            }
         }
         for node in Node::SITES {
             let reaches = self.link(node, Node::Clients).up;
@@ -259,8 +319,22 @@ impl State {
 
     /// A client hears that its row is committed.
     pub fn acknowledge(&mut self, now: Truth, node: Node, row: u64) {
+        let copied = self.copy.clone().filter(|copied| copied.of == node);
         let ([machine, other], checks) = self.watched(node);
         checks.acknowledged(now, machine, other, row);
+        if let Some(copied) = copied {
+            checks.wrote_beside(now, machine, &copied.machine, row);
+        }
+    }
+
+    /// The same at the copy of a host.
+    pub fn acknowledge_at_copy(&mut self, now: Truth, row: u64) {
+        let Some(copied) = self.copy.clone() else {
+            return;
+        };
+        let ([first, other], checks) = self.watched(copied.of);
+        checks.acknowledged(now, &copied.machine, other, row);
+        checks.wrote_beside(now, &copied.machine, first, row);
     }
 
     /// Puts a link up or down. What is on its way is lost.
@@ -312,15 +386,6 @@ pub struct World {
     pub observer: Option<ObserverName>,
 }
 
-/// How far clocks are apart.
-#[derive(Debug, Clone, Copy)]
-pub struct Clocks {
-    /// The most that one clock runs faster than another, in millionths.
-    pub drift_ppm: u64,
-    /// The most that a wall clock is wrong, in milliseconds.
-    pub wall_ms: u64,
-}
-
 impl World {
     /// A healthy pair.
     pub fn new(
@@ -360,7 +425,10 @@ impl World {
             machines,
             memories: [None, None],
             traffic: (answer, 1),
+            copy: None,
+            copies: 0,
             log: Vec::new(),
+            logged: Vec::new(),
             read: Chain::default(),
             disk_full: Duration::ZERO,
             slow_disk: 4,
@@ -432,36 +500,5 @@ impl World {
     /// Remembers an event for whoever looks for the cause.
     pub fn trace(&self, text: impl FnOnce() -> String) {
         self.with(|state, now| state.checks.trace(now, text()));
-    }
-}
-
-/// The clock of one process.
-#[derive(Debug)]
-pub struct SimClock {
-    /// The world.
-    pub world: Arc<World>,
-    /// Where.
-    pub node: Node,
-    /// Whose.
-    pub life: Arc<Life>,
-}
-
-#[async_trait]
-impl Clock for SimClock {
-    fn now(&self) -> MonoTime {
-        self.world
-            .with(|state, now| state.skew(self.node).mono(now))
-    }
-
-    fn wall(&self) -> WallTime {
-        self.world
-            .with(|state, now| state.skew(self.node).wall(now))
-    }
-
-    async fn sleep(&self, wait: Duration) {
-        let skew = self.world.with(|state, _| state.skew(self.node));
-        self.world.alive(&self.life).await;
-        tokio::time::sleep(skew.lasting(wait)).await;
-        self.world.alive(&self.life).await;
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Postmark;
 use super::sealed::Sealed;
+use crate::engine::instance::Instance;
 use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::{Epoch, Lsn, Timeline, exact, millis};
 use crate::ports::EffectError;
@@ -35,6 +36,9 @@ pub struct Order {
     pub group: GroupName,
     /// The site it is for.
     pub site: SiteName,
+    /// The instance of that site's agent that it is for; `None` where none is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Instance>,
     /// The epoch of the plan. An agent that knows a higher one refuses.
     pub epoch: Epoch,
     /// The newest mark of that agent that the controller knows. An agent after it obeys nothing of

@@ -114,6 +114,7 @@ fn example(word: &str) -> Option<&'static str> {
         "FILE" | "LOG" | "FOLDER" | "POLICY" | "DIR" => "some/file",
         "NAME" => "alice",
         "NUMBER" | "N" => "7",
+        "INSTANCE" => "0123456789abcdef0123456789abcdef@0123456789abcdef",
         "DURATION" => "30m",
         "SIZE" => "64MiB",
         "HOST:PORT" => "127.0.0.1:7400",

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use failover::adapters::clock::SystemClock;
 use failover::adapters::keys::SigningKey;
 use failover::agent::keeper::{Keeper, News, Parts, Shown};
+use failover::engine::instance::Instance;
 use failover::engine::policy::Policy;
 use failover::engine::situation::LocalDatabase as Said;
 use failover::engine::situation::SeverRehearsal;
@@ -206,12 +207,16 @@ impl AgentStore for Memory {
     }
 }
 
+/// The installation that is tested.
+const OWN: Instance = Instance { id: 1, place: 1 };
+
 fn parts(database: &Arc<Database>, memory: &Arc<Memory>) -> Parts {
     Parts {
         life: LIFE,
         controller: Arc::new(orders_key().verifying_key()),
         group: "shop".parse().unwrap(),
         site: "aws".parse().unwrap(),
+        instance: OWN,
         peer: "gcp".parse().unwrap(),
         database: Arc::clone(database) as Arc<dyn LocalDatabase>,
         workloads: None,
@@ -255,6 +260,8 @@ fn granted(epoch: u64) -> ReportAnswer {
         grant: Some(Ok(Grant {
             epoch: Epoch(epoch),
         })),
+        peer: None,
+        log: None,
         timers: policy.lease,
         probe_every: policy.detect.probe_every,
         probe_timeout: policy.detect.probe_timeout,
@@ -398,6 +405,7 @@ async fn order_or_check(
         plan: 7,
         group: "shop".parse().unwrap(),
         site: "aws".parse().unwrap(),
+        instance: Some(OWN),
         epoch: Epoch(epoch),
         mark: mark(SystemClock.now()),
         valid_for: Duration::from_secs(60),
@@ -424,6 +432,7 @@ async fn taken_in(news: &mpsc::Sender<News>) {
         site: "gcp".parse().unwrap(),
         epoch: Epoch(1),
         mark: mark(SystemClock.now()),
+        instance: None,
     };
     news.send(News::PeerAsks(question, sender)).await.unwrap();
     answer.await.unwrap();
@@ -615,6 +624,7 @@ fn to_the_peer(what: What, epoch: u64) -> Order {
         plan: 7,
         group: "shop".parse().unwrap(),
         site: "gcp".parse().unwrap(),
+        instance: None,
         epoch: Epoch(epoch),
         mark: mark(MonoTime::default()),
         valid_for: Duration::ZERO,
@@ -631,6 +641,8 @@ fn sealed(order: Order) -> Sealed {
 /// The other agent's word that this site is superseded.
 async fn superseded(news: &mpsc::Sender<News>, order: Option<Sealed>, epoch: u64) {
     let answer = PeerAnswer {
+        vouches: true,
+        instance: None,
         superseded: true,
         order,
         epoch: Epoch(epoch),
@@ -704,6 +716,7 @@ async fn a_promotion_that_was_ordered_ends_the_right_of_the_other_as_well() {
 async fn asked(news: &mpsc::Sender<News>, epoch: u64) -> PeerAnswer {
     let (sender, answer) = oneshot::channel();
     let question = PeerQuestion {
+        instance: None,
         site: "gcp".parse().unwrap(),
         epoch: Epoch(epoch),
         mark: mark(SystemClock.now()),

@@ -25,6 +25,7 @@ fn order(what: What, plan: u64) -> Order {
         plan,
         group: "shop".parse().unwrap(),
         site: "aws".parse().unwrap(),
+        instance: None,
         epoch: Epoch(2),
         mark: MARK,
         valid_for: SOON,

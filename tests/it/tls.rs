@@ -211,11 +211,15 @@ pub(crate) fn agent_api(
         epoch_written: None,
         rehearsal: None,
         slot: None,
+        vouched: None,
+        deals_with: None,
     };
     let shown = Shown {
         epoch: Epoch(1),
         asks: true,
         right: None,
+        right_in: None,
+        log: None,
         primary: true,
         facts,
         peer_mark: None,
@@ -251,6 +255,7 @@ async fn an_agent_takes_nothing_from_an_observer() {
         plan: 3,
         group: "shop".parse().unwrap(),
         site: "aws".parse().unwrap(),
+        instance: None,
         epoch: Epoch(2),
         mark: MARK,
         valid_for: SOON,
@@ -264,6 +269,7 @@ async fn an_agent_takes_nothing_from_an_observer() {
         site: "gcp".parse().unwrap(),
         epoch: Epoch(1),
         mark: MARK,
+        instance: None,
     };
     let relayed = Relayed {
         order: order.sealed().clone(),

@@ -227,7 +227,12 @@ pub(crate) fn report(name: &str) -> Report {
         site: site(name),
         epoch: Epoch(1),
         asks: true,
+        instance: None,
+        holds: true,
+        log: None,
         facts: AgentFacts {
+            vouched: None,
+            deals_with: None,
             synchrony: None,
             epoch_written: None,
             rehearsal: None,

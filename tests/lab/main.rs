@@ -35,6 +35,8 @@ mod knocking;
 mod log_file;
 mod outsiders;
 mod observers;
+mod instances;
+mod log_behind;
 mod outside;
 mod partitions;
 mod replay;

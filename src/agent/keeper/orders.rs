@@ -93,6 +93,11 @@ impl Keeper {
                 "the order is for `{}` of `{}`",
                 order.site, order.group
             ))
+        } else if let Some(other) = order.instance.filter(|wanted| *wanted != self.instance) {
+            refuse(format!(
+                "the order is for instance {other} of this site, and this is {}",
+                self.instance
+            ))
         } else if order.what == What::Promote && self.memory.desisted >= Some(order.plan) {
             refuse(format!("plan {} was given up here", order.plan))
         } else if order.what == What::Fence && self.holds_right_of(order.epoch) {

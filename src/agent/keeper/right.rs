@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use super::durability::Told;
 use super::{Keeper, News, SQL};
-use crate::engine::lease::{Holder, is_superseded};
+use crate::engine::lease::Holder;
 use crate::engine::policy::FenceStages;
-use crate::engine::skew::Skew;
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
 use crate::ports::{AgentMemory, EffectError, LocalLook, LocalRight};
 use crate::wire::sealed::SignedOrder;
-use crate::wire::{PeerAnswer, PeerQuestion, ReportAnswer, What};
+use crate::wire::{PeerAnswer, ReportAnswer, What};
 
 /// The stages of a fence before a policy was ever heard of: those of `standard.toml`.
 const STAGES_UNTIL_TOLD: FenceStages = FenceStages {
@@ -43,7 +42,7 @@ impl Keeper {
         }
     }
 
-    async fn push_right(&mut self) {
+    pub(super) async fn push_right(&mut self) {
         let Some(holder) = &self.holder else { return };
         let right = self.right_of(holder);
         if let Err(error) = self.database.hold_right(&right).await {
@@ -56,8 +55,11 @@ impl Keeper {
         self.restart_grace = answer.restart_grace;
         self.told = Some(Told(answer.window));
         self.slot.name.clone_from(&answer.standby_slot);
+        self.log = answer.log.or(self.log);
+        self.tell_refusal(answer.grant.as_ref());
         let mut memory = self.memory.clone();
         memory.timers = Some(answer.timers.clone());
+        memory.peer = answer.peer.or(memory.peer);
         let ours = answer.holder.as_ref() == Some(&self.site);
         if ours {
             memory.epoch = memory.epoch.max(answer.epoch);
@@ -125,19 +127,6 @@ impl Keeper {
         }
     }
 
-    pub(super) async fn peer_answered(&mut self, asked: MonoTime, answer: PeerAnswer) {
-        self.peer_answered = self.peer_answered.max(Some(asked));
-        let way = self.clock.now().since(asked);
-        self.peer_clock = Some(Skew::measured(answer.wall, self.clock.wall(), way));
-        if answer.superseded {
-            return self.told_superseded(&answer).await;
-        }
-        if let Some(holder) = &mut self.holder {
-            holder.peer_answered(asked);
-            self.push_right().await;
-        }
-    }
-
     /// A standby needs no right, and must not be fenced for the lack of one.
     pub(super) async fn renounce(&mut self) {
         self.holder = None;
@@ -148,7 +137,7 @@ impl Keeper {
 
     /// The other agent says that our right is over. Its own word moves nothing: it ends production
     /// only with the controller's order. Nor does it hold the right any longer.
-    async fn told_superseded(&mut self, answer: &PeerAnswer) {
+    pub(super) async fn told_superseded(&mut self, answer: &PeerAnswer) {
         match self.shown_order(answer) {
             Ok(epoch) => {
                 self.disbelieved = None;
@@ -188,24 +177,13 @@ impl Keeper {
     }
 
     /// Another site holds the right in a later epoch, or is about to.
-    async fn superseded(&mut self, epoch: Epoch) {
+    pub(super) async fn superseded(&mut self, epoch: Epoch) {
         if self.memory.fenced >= Some(epoch) || self.look.set_up_as == Role::Standby {
             return;
         }
         tracing::warn!(epoch = epoch.0, "superseded");
         if let Err(error) = self.fence(epoch, "superseded").await {
             tracing::error!(%error, "the fence is not proven");
-        }
-    }
-
-    pub(super) fn answer_peer(&self, question: &PeerQuestion) -> PeerAnswer {
-        let AgentMemory { epoch, severed, .. } = self.memory;
-        let superseded = is_superseded(question.epoch, severed, epoch);
-        PeerAnswer {
-            superseded,
-            order: self.memory.obeyed.clone().filter(|_| superseded),
-            epoch: epoch.max(severed.unwrap_or_default()),
-            wall: self.clock.wall(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Brain;
 use crate::engine::claims::Claims;
+use crate::engine::lease::Refusal;
 use crate::engine::observation::{Facts, Finding, Observation, ReceiverFacts};
 use crate::engine::policy::Durability;
 use crate::engine::saga::GroupState;
@@ -17,6 +18,16 @@ use crate::wire::{
     SentObservation,
 };
 
+/// What a report has a claim to.
+struct Standing {
+    /// The right, if it was asked for and granted; or why not.
+    grant: Option<Result<Grant, Refusal>>,
+    /// Whether it is of the instance of its site that counts.
+    counts: bool,
+    /// Whether nobody knows of more than the log holds.
+    sound: bool,
+}
+
 impl Brain {
     /// What is to be written about the RPO window, now that an agent reports; before it is answered.
     pub fn window_change(
@@ -26,7 +37,8 @@ impl Brain {
         now: MonoTime,
     ) -> Option<WindowChange> {
         self.way(report.heard.as_ref(), now)?;
-        if group.open.is_some() || report.site != group.active {
+        let other = report.site != group.active || !Self::counts(report, group);
+        if group.open.is_some() || other || self.behind(group).is_some() {
             return None;
         }
         let facts = report.facts.synchrony.as_ref();
@@ -68,47 +80,55 @@ impl Brain {
         now: MonoTime,
         wall: WallTime,
     ) -> ReportAnswer {
+        let credentials = report.credentials.clone();
+        self.credentials(Vantage::Agent(report.site.clone()), credentials);
+        self.follow(group);
+        self.remembers(&report, group, now);
+        let way = self.way(report.heard.as_ref(), now);
+        let Standing {
+            grant,
+            counts,
+            sound,
+        } = self.standing(&report, group, now);
+        let active = report.site == group.active && counts && sound;
         let confirmed = report.facts.synchrony.as_ref();
         let confirmed = confirmed.and_then(|facts| facts.confirmed);
-        let site = report.site;
-        self.credentials(Vantage::Agent(site.clone()), report.credentials);
-        let way = self.way(report.heard.as_ref(), now);
-        if let Some(way) = way {
-            self.marked(&site, report.mark, report.peer_mark, now);
+        let peer = self.topology.peer(&report.site);
+        let peer = group.instances.get(peer).copied();
+        let log = self.log_mark(group);
+        if counts && let Some(way) = way {
+            self.marked(&report.site, report.mark, report.peer_mark, now);
             let skew = Skew::measured(report.wall, wall, way);
-            self.clocks.insert(site.clone(), skew);
+            self.clocks.insert(report.site.clone(), skew);
             let facts = report.facts.clipped();
-            self.reported(&site, facts, report.observations, now, way);
+            self.reported(&report.site, facts, report.observations, now, way);
         }
-        self.follow(group);
         if !group.window.is_closed() {
             self.claims = Claims::default();
-        } else if let Some(position) = confirmed.filter(|_| site == group.active) {
+        } else if let Some(position) = confirmed.filter(|_| active) {
             self.claims.claimed(now, position);
         }
-        let grant = report.asks.then(|| {
-            let epoch = report.epoch;
-            self.book.grant(&site, epoch, now).map(|()| Grant { epoch })
-        });
         // Nothing is asked of an agent only once the log says that the window is open.
         let asks_nothing =
             self.policy.data.durability == Durability::Async && !group.window.is_closed();
         // A site that was left must not go on without the new primary, whatever that one may do.
-        let permitted = if site == group.active {
+        let permitted = if active {
             group.window
         } else {
             RpoWindow::Closed
         };
-        let standby_slot = (site == group.active)
-            .then(|| self.slot_asked_for(group, now))
-            .flatten();
+        let standby_slot = active.then(|| self.slot_asked_for(group, now)).flatten();
         ReportAnswer {
             standby_slot,
             receipt: self.receipt(way, now),
             window: (!asks_nothing).then_some(permitted),
             epoch: self.book.epoch,
-            holder: self.book.holder.clone(),
+            // By a log that may be the wrong one nobody is told that the right is theirs, nor is
+            // an instance whose right it is not.
+            holder: self.book.holder.clone().filter(|_| sound && counts),
             grant,
+            peer: peer.filter(|_| sound),
+            log,
             timers: self.policy.lease.clone(),
             probe_every: self.policy.detect.probe_every,
             probe_timeout: self.policy.detect.probe_timeout,
@@ -135,6 +155,63 @@ impl Brain {
         let valid = (1..=63).contains(&slot.len()) && slot.chars().all(plain);
         let fresh = now.since(*made) <= self.policy.detect.stale_after;
         (valid && fresh).then(|| slot.clone())
+    }
+
+    /// What a report has a claim to.
+    fn standing(&mut self, report: &Report, group: &GroupState, now: MonoTime) -> Standing {
+        if let Some(behind) = self.behind(group) {
+            // Nobody was promoted past a right that never ended, whatever is known of it here.
+            let epoch = report.epoch;
+            let goes_on = report.holds.then_some(Grant { epoch });
+            let (witness, knows) = (behind.witness, behind.knows);
+            let refused = Refusal::LogBehind { witness, knows };
+            let grant = report.asks.then(|| goes_on.ok_or(refused));
+            return Standing {
+                grant,
+                counts: true,
+                sound: false,
+            };
+        }
+        let counts = Self::counts(report, group);
+        let grant = if counts {
+            self.counts_now(report, now);
+            report.asks.then(|| self.grant(report, group, now))
+        } else {
+            let refused = self.second(report, group, now);
+            report.asks.then_some(Err(refused))
+        };
+        Standing {
+            grant,
+            counts,
+            sound: true,
+        }
+    }
+
+    /// Grants the right to the instance of a site that counts, or says why not.
+    fn grant(
+        &mut self,
+        report: &Report,
+        group: &GroupState,
+        now: MonoTime,
+    ) -> Result<Grant, Refusal> {
+        let (site, epoch) = (&report.site, report.epoch);
+        let holds = self.book.epoch == epoch && self.book.holder.as_ref() == Some(site);
+        if holds && !report.holds && !self.is_witnessed(site, group) {
+            return Err(Refusal::LogUnwitnessed);
+        }
+        if holds && report.instance.is_some() && !group.instances.contains_key(site) {
+            // None is named while a plan is open, nor before the one before is certainly over.
+            if group.open.is_none() {
+                return Err(self.second(report, group, now));
+            }
+        }
+        self.book.grant(site, epoch, now)?;
+        let severed = group.instances.get(self.topology.peer(site));
+        let counted = report.facts.deals_with.as_ref();
+        if counted.is_some() && severed.is_some() && counted != severed {
+            self.book.cannot_wait_out();
+        }
+        Ok(Grant { epoch })
     }
 
     fn reported(
@@ -372,6 +449,9 @@ mod tests {
             site: "aws".parse().unwrap(),
             epoch: Epoch(1),
             asks: true,
+            instance: None,
+            holds: true,
+            log: None,
             facts: AgentFacts {
                 database: LocalDatabase::Up,
                 fenced: None,
@@ -383,6 +463,8 @@ mod tests {
                 epoch_written: None,
                 rehearsal: None,
                 slot: None,
+                vouched: None,
+                deals_with: None,
             },
             observations: vec![saw("aws", TargetKind::Database, primary(), Duration::ZERO)],
             heard,

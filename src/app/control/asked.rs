@@ -1,4 +1,4 @@
-//! What people ask of the control loop.
+//! What people ask of the control loop: to promote, to hold, and to go on from how the world stands.
 
 use std::time::Duration;
 
@@ -10,10 +10,13 @@ use crate::engine::plan::Plan;
 use crate::engine::saga::Command;
 use crate::engine::situation::Request;
 use crate::engine::units::{WallTime, as_millis};
-use crate::wire::{HoldAsk, PlanStatus, PromoteAnswer, PromoteAsk};
+use crate::wire::{AdoptAsk, AdoptInstanceAsk, HoldAsk, PlanStatus, PromoteAnswer, PromoteAsk};
 
 /// The longest that a person may stop automation for.
 const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
+
+/// What a person is answered: done, or why not.
+type Answered = Result<Result<(), String>, JournalError>;
 
 impl Control {
     pub(super) async fn hold(
@@ -29,6 +32,49 @@ impl Control {
         let command = Command::Hold {
             reason: ask.reason,
             until: WallTime(until),
+        };
+        self.journal
+            .append(operator, Body::Command { command })
+            .await?;
+        Ok(Ok(()))
+    }
+
+    /// A person says how the world stands, where the log is behind it. Refused where what is seen
+    /// says otherwise.
+    pub(super) async fn adopt(&mut self, operator: &str, ask: &AdoptAsk) -> Answered {
+        let group = self.group();
+        let command = match self.brain.adopt(ask, &group, self.clock.now()) {
+            Ok(command) => command,
+            Err(why) => return Ok(Err(why)),
+        };
+        // What a plan of a log that is behind was about to do is done no more.
+        if let Some(executor) = self.executor.take() {
+            executor.abort();
+        }
+        self.journal
+            .append(operator, Body::Command { command })
+            .await?;
+        let group = self.group();
+        self.brain.adopted(&group, self.clock.now());
+        Ok(Ok(()))
+    }
+
+    /// A person lets another instance of a site's agent have its right and its word.
+    pub(super) async fn adopt_instance(
+        &mut self,
+        operator: &str,
+        ask: AdoptInstanceAsk,
+    ) -> Answered {
+        if !self.brain.is_second(&ask.site, ask.instance) {
+            return Ok(Err(format!(
+                "no second instance {} of site `{}` has reported: `failover status` names those that do",
+                ask.instance, ask.site
+            )));
+        }
+        let command = Command::AdoptInstance {
+            site: ask.site,
+            instance: ask.instance,
+            reason: ask.reason,
         };
         self.journal
             .append(operator, Body::Command { command })

@@ -313,7 +313,12 @@ impl Earth {
             site: site.clone(),
             epoch: state.epoch,
             asks: state.asks && state.primary && !state.fenced,
+            instance: None,
+            holds: false,
+            log: None,
             facts: AgentFacts {
+                vouched: None,
+                deals_with: None,
                 synchrony: None,
                 epoch_written: state.primary.then_some(state.epoch),
                 rehearsal: (!state.primary).then_some(SeverRehearsal {
@@ -534,6 +539,7 @@ impl Stage {
             | Body::Decision { .. }
             | Body::Plan { .. }
             | Body::Window { .. }
+            | Body::Instance { .. }
             | Body::Note { .. } => None,
         };
         self.entries().iter().filter_map(tell).collect()

@@ -575,6 +575,7 @@ fn the_key_of_orders_changes_with_overlap_and_a_lost_one_is_revoked() {
     let controller = OrdersKey::from_file(&desk.file("orders.key"), &material.book()).unwrap();
     let agent = ObeyedKeys::from_file(&desk.file("orders.pub"), &material).unwrap();
     let order = Order {
+        instance: None,
         plan: 3,
         group: "shop".parse().unwrap(),
         site: "aws".parse().unwrap(),

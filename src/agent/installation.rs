@@ -1,0 +1,130 @@
+//! Which installation of an agent this is: an id that was drawn at its first start and lies in its
+//! state folder, and the place where it lies, which no copy shares.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::engine::chain::Digest;
+use crate::engine::instance::Instance;
+
+/// The file of the id.
+const FILE: &str = "instance.id";
+
+/// What tells one machine from another, the best first: the firmware's, which a cloned disk does
+/// not bring along, the installed system's, and, where neither can be read, that of this boot.
+const MACHINE: [&str; 3] = [
+    "/sys/class/dmi/id/product_uuid",
+    "/etc/machine-id",
+    "/proc/sys/kernel/random/boot_id",
+];
+
+/// The installation whose state lies in this folder. Its first start draws an id.
+///
+/// A restart or a reboot leaves it as it is. A cloned machine, a volume restored to another machine
+/// and a copy of the folder make it another one: machine, path and file are in its place.
+pub fn of(folder: &Path) -> anyhow::Result<Instance> {
+    let path = folder.join(FILE);
+    let id = match read(&path)? {
+        Some(id) => id,
+        None => draw(folder, &path).context("keep the id of this agent")?,
+    };
+    let place = place(&path, &machine()?)?;
+    Ok(Instance { id, place })
+}
+
+fn read(path: &Path) -> anyhow::Result<Option<u128>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(cause).with_context(|| format!("read `{}`", path.display())),
+    };
+    let text = text.trim();
+    let id = u128::from_str_radix(text, 16).ok();
+    id.filter(|_| text.len() == 32).map(Some).with_context(|| {
+        format!(
+            "`{}` is not an id of 32 hexadecimal digits\n\nhint: with no agent running, remove it: the agent is then a new instance of its site",
+            path.display()
+        )
+    })
+}
+
+/// Draws an id, and returns when it is durable.
+fn draw(folder: &Path, path: &Path) -> anyhow::Result<u128> {
+    let mut random = [0; 16];
+    aws_lc_rs::rand::fill(&mut random).context("draw a random number")?;
+    let id = u128::from_ne_bytes(random);
+    let aside = folder.join(format!("{FILE}.new"));
+    let mut file = File::create(&aside)?;
+    writeln!(file, "{id:032x}")?;
+    file.sync_all()?;
+    std::fs::rename(&aside, path)?;
+    File::open(folder)?.sync_all()?;
+    Ok(id)
+}
+
+fn machine() -> anyhow::Result<String> {
+    let texts = MACHINE.iter().filter_map(|path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        (!text.trim().is_empty()).then_some(text)
+    });
+    texts
+        .into_iter()
+        .next()
+        .context("nothing tells this machine from another")
+}
+
+fn place(path: &Path, machine: &str) -> anyhow::Result<u64> {
+    let path = std::fs::canonicalize(path).context("find the id of this agent")?;
+    let inode = std::fs::metadata(&path)?.ino();
+    let shown = format!("{}\n{}\n{inode}", machine.trim(), path.display());
+    let digest = Digest::of(shown.as_bytes()).to_string();
+    let front = digest.get(..16).unwrap_or_default();
+    Ok(u64::from_str_radix(front, 16)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_is_the_same_instance_and_a_copy_another_with_the_same_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = dir.path().join("first");
+        std::fs::create_dir(&first).unwrap();
+        let instance = of(&first).unwrap();
+        assert_eq!(of(&first).unwrap(), instance);
+
+        let copy = dir.path().join("copy");
+        let mut copied = std::process::Command::new("cp");
+        let copied = copied.arg("-a").arg(&first).arg(&copy);
+        assert!(copied.status().unwrap().success());
+        let copied = of(&copy).unwrap();
+        assert_eq!(copied.id, instance.id);
+        assert_ne!(copied.place, instance.place);
+
+        // In place of the first one, at its very path.
+        std::fs::rename(&first, dir.path().join("old")).unwrap();
+        std::fs::rename(&copy, &first).unwrap();
+        assert_ne!(of(&first).unwrap().place, instance.place);
+        let elsewhere = place(&first.join(FILE), "another machine").unwrap();
+        assert_ne!(elsewhere, of(&first).unwrap().place);
+
+        let fresh = dir.path().join("fresh");
+        std::fs::create_dir(&fresh).unwrap();
+        assert_ne!(of(&fresh).unwrap().id, instance.id);
+    }
+
+    #[test]
+    fn an_id_that_was_damaged_is_refused_and_not_drawn_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["", "7\n", "not an id at all, but 32 characters"] {
+            std::fs::write(dir.path().join(FILE), text).unwrap();
+            let error = of(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("is not an id"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What the rest of the agent sees of the keeper.
+
+use super::{DatabaseState, Keeper, Postmark};
+use crate::engine::chain::LogMark;
+use crate::engine::lease::Holder;
+use crate::engine::situation::AgentFacts;
+use crate::engine::topology::Role;
+use crate::engine::units::{Epoch, MonoTime};
+
+/// What the rest of the agent sees of the keeper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The highest epoch it knows.
+    pub epoch: Epoch,
+    /// Whether it asks for the right to take writes.
+    pub asks: bool,
+    /// Until when it holds that right, if it does; `Some(None)` is for ever.
+    pub right: Option<Option<MonoTime>>,
+    /// The epoch of that right.
+    pub right_in: Option<Epoch>,
+    /// How far the controller's log went when it last heard of it.
+    pub log: Option<LogMark>,
+    /// Whether the database runs as a primary.
+    pub primary: bool,
+    /// For the report. Ages in it count from `at`.
+    pub facts: AgentFacts,
+    /// The other agent's newest mark, and when it came.
+    pub peer_mark: Option<(Postmark, MonoTime)>,
+    /// When this was so.
+    pub at: MonoTime,
+}
+
+impl Shown {
+    /// Whether the right in the highest epoch that it knows has not ended since it was granted.
+    pub fn holds(&self, now: MonoTime) -> bool {
+        let runs = self
+            .right
+            .is_some_and(|until| until.is_none_or(|until| until > now));
+        runs && self.right_in == Some(self.epoch)
+    }
+}
+
+impl Keeper {
+    pub(super) fn show(&self) {
+        let now = self.clock.now();
+        let recovering = self.recovery.as_ref();
+        let database = match &self.down {
+            None => recovering.map_or(DatabaseState::Up, |recovery| recovery.shown(now)),
+            Some((since, _)) if self.waits_for_right() => DatabaseState::Waiting {
+                since: now.since(*since),
+            },
+            Some((since, why)) => DatabaseState::Down {
+                since: now.since(*since),
+                why: why.clone(),
+            },
+        };
+        let primary = self.look.set_up_as == Role::Primary;
+        let facts = AgentFacts {
+            database,
+            fenced: self
+                .memory
+                .fenced
+                .max(self.look.fenced.as_ref().map(|(epoch, _)| *epoch)),
+            severed: self.memory.severed,
+            guarded: self.guarded,
+            peer: self.peer_answered.map(|asked| now.since(asked)),
+            peer_clock: self.peer_clock,
+            synchrony: self.shown_synchrony(now),
+            epoch_written: self.epoch_written.filter(|_| primary && self.look.running),
+            rehearsal: self.shown_rehearsal(now),
+            slot: (!primary).then(|| self.database.asks_for_slot()).flatten(),
+            vouched: Some(self.shown_vouched(now)),
+            deals_with: self.memory.peer,
+        };
+        let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
+        let asks = promoting || (primary && self.memory.fenced.is_none());
+        self.shown.send_replace(Shown {
+            epoch: self.memory.epoch,
+            asks,
+            right: self.holder.as_ref().map(Holder::deadline),
+            right_in: self.holder.as_ref().map(Holder::epoch),
+            log: self.log,
+            primary: primary && self.look.running,
+            facts,
+            peer_mark: self.peer_mark,
+            at: now,
+        });
+    }
+}

@@ -1,0 +1,64 @@
+//! What people order that is done at once: to hold, to release, and to say how the world stands.
+
+use axum::Json;
+use axum::extract::{ConnectInfo, State};
+use axum::http::StatusCode;
+
+use super::{Answer, Api, Input, PeerIdentity, Problem, Verb, person, reason};
+use crate::wire::{AdoptAsk, AdoptInstanceAsk, HoldAsk, ReleaseAsk};
+
+pub(super) async fn hold(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Json(mut ask): Json<HoldAsk>,
+) -> Answer<()> {
+    let name = person(&api, &peer, Verb::Hold)?;
+    ask.reason = reason(&ask.reason)?;
+    let done = api
+        .control
+        .ask(|answer| Input::Hold(name, ask, answer))
+        .await?;
+    done.map(Json)
+        .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
+}
+
+pub(super) async fn release(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Json(mut ask): Json<ReleaseAsk>,
+) -> Answer<()> {
+    let name = person(&api, &peer, Verb::Release)?;
+    ask.reason = reason(&ask.reason)?;
+    let done = api
+        .control
+        .ask(|answer| Input::Release(name, ask, answer))
+        .await?;
+    done.map(Json)
+        .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
+}
+
+pub(super) async fn adopt(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Json(mut ask): Json<AdoptAsk>,
+) -> Answer<()> {
+    let name = person(&api, &peer, Verb::Adopt)?;
+    ask.reason = reason(&ask.reason)?;
+    let asked = |answer| Input::Adopt(name, ask, answer);
+    let done = api.control.ask(asked).await?;
+    done.map(Json)
+        .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
+}
+
+pub(super) async fn adopt_instance(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+    Json(mut ask): Json<AdoptInstanceAsk>,
+) -> Answer<()> {
+    let name = person(&api, &peer, Verb::Adopt)?;
+    ask.reason = reason(&ask.reason)?;
+    let asked = |answer| Input::AdoptInstance(name, ask, answer);
+    let done = api.control.ask(asked).await?;
+    done.map(Json)
+        .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
+}

@@ -1,0 +1,167 @@
+//! What others remember, held against the decision log.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Brain;
+use crate::engine::answer::Answer;
+use crate::engine::chain::{LogMark, Recent};
+use crate::engine::lease::LeaseBook;
+use crate::engine::saga::{Command, GroupState};
+use crate::engine::situation::LogBehind;
+use crate::engine::topology::{Role, SiteName, TargetName};
+use crate::engine::units::{Epoch, MonoTime};
+use crate::engine::witness::{AgentWord, Log, Testimony};
+use crate::wire::{AdoptAsk, Report};
+
+/// How long what an instance said of the right is kept: until the next report, many times over.
+const SAID_KEPT: Duration = Duration::from_secs(60);
+
+/// How many instances are kept: two of each site, and room for those that take turns.
+const MOST_SAID: usize = 16;
+
+/// What an agent last said of the right to take writes.
+#[derive(Debug)]
+pub(super) struct Said {
+    at: MonoTime,
+    epoch: Epoch,
+    holds: bool,
+    asks: bool,
+}
+
+impl Brain {
+    /// The same, holding its log against what others remember. `began_empty`: this process made
+    /// the log. `targets`: the traffic targets whose notes it will be told of.
+    #[must_use]
+    pub fn holding_against(
+        mut self,
+        began_empty: bool,
+        targets: impl IntoIterator<Item = TargetName>,
+    ) -> Self {
+        self.heard = Testimony::awaited(began_empty, targets);
+        self
+    }
+
+    /// Tells it where the log ends.
+    pub fn log_ends(&mut self, recent: Recent) {
+        self.recent = recent;
+    }
+
+    /// Takes in what a traffic target answers.
+    pub fn traffic_says(&mut self, target: TargetName, answer: Answer) {
+        self.heard.traffic(target, answer);
+    }
+
+    fn log<'b>(&'b self, group: &'b GroupState) -> Log<'b> {
+        Log {
+            state: group,
+            recent: &self.recent,
+        }
+    }
+
+    /// Who knows of more than stands in the log.
+    pub fn behind(&self, group: &GroupState) -> Option<LogBehind> {
+        self.heard.behind(self.log(group))
+    }
+
+    /// Takes in what an agent remembers, however old its report is; before anything follows from it.
+    pub fn remembers(&mut self, report: &Report, group: &GroupState, now: MonoTime) {
+        let facts = &report.facts;
+        let epochs = [Some(report.epoch), facts.fenced, facts.severed];
+        let epoch = epochs.into_iter().flatten().max().unwrap_or_default();
+        let log = Log {
+            state: group,
+            recent: &self.recent,
+        };
+        let word = AgentWord {
+            site: report.site.clone(),
+            epoch,
+            log: report.log,
+            holds: report.holds,
+        };
+        // Of a copy only what contradicts the log counts.
+        let counts = Self::counts(report, group) || word.contradicts(log);
+        if counts {
+            self.heard.agent(&word, log);
+        }
+        self.said
+            .retain(|_, claim| now.since(claim.at) <= SAID_KEPT);
+        let room = self.said.len() < MOST_SAID;
+        if room && (counts || self.behind(group).is_some()) {
+            let claim = Said {
+                at: now,
+                epoch: report.epoch,
+                holds: report.holds,
+                asks: report.asks,
+            };
+            let whose = (report.site.clone(), report.instance);
+            self.said.insert(whose, claim);
+        }
+    }
+
+    /// Whether a site may be granted the right that does not hold it already.
+    pub(super) fn is_witnessed(&self, site: &SiteName, group: &GroupState) -> bool {
+        group.open.is_some() || self.heard.witnessed(site, self.log(group))
+    }
+
+    /// The end of the log, for agents to remember; `None` while it may be the wrong one.
+    pub(super) fn log_mark(&self, group: &GroupState) -> Option<LogMark> {
+        match self.behind(group) {
+            None => self.recent.end(),
+            Some(_) => None,
+        }
+    }
+
+    /// The command by which a person has the log go on from how the world stands, if that agrees
+    /// with what is seen of it.
+    pub fn adopt(
+        &self,
+        ask: &AdoptAsk,
+        group: &GroupState,
+        now: MonoTime,
+    ) -> Result<Command, String> {
+        if !self.topology.has(&ask.active) {
+            let [first, second] = self.topology.sites();
+            return Err(format!(
+                "`{}` is not a site of this group: its sites are `{first}` and `{second}`",
+                ask.active
+            ));
+        }
+        let limit = self.policy.detect.stale_after;
+        let primaries = self
+            .databases
+            .iter()
+            .filter(|(_, (seen, facts))| facts.role == Role::Primary && now.since(*seen) <= limit);
+        let primaries: BTreeSet<SiteName> = primaries.map(|(site, _)| site.clone()).collect();
+        let lately = self.said.iter();
+        let lately = lately.filter(|(_, claim)| now.since(claim.at) <= limit);
+        let lately: Vec<_> = lately.collect();
+        let stands = |claim: &Said| claim.holds || (claim.asks && claim.epoch >= ask.epoch);
+        let claimed = lately.iter().filter(|(_, claim)| stands(claim));
+        let claimed = claimed.map(|((site, _), claim)| (site.clone(), claim.epoch));
+        let holders: BTreeMap<SiteName, Epoch> = claimed.collect();
+        let adopted = (ask.epoch, &ask.active);
+        self.heard.agrees(adopted, &holders, &primaries, group)?;
+        let mut holds = lately.iter();
+        let holds = holds.find(|((site, _), claim)| *site == ask.active && claim.holds);
+        // What a log that is behind says of instances may be as old as it is.
+        let sound = self.behind(group).is_none();
+        let counted = group.instances.get(&ask.active).filter(|_| sound).copied();
+        let instance = holds.and_then(|((_, instance), _)| *instance).or(counted);
+        Ok(Command::Adopt {
+            epoch: ask.epoch,
+            active: ask.active.clone(),
+            instance,
+            lost: self.heard.lost(self.log(group)),
+            reason: ask.reason.clone(),
+        })
+    }
+
+    /// Goes on from what was adopted, as a process that takes over would.
+    pub fn adopted(&mut self, group: &GroupState, now: MonoTime) {
+        self.heard.adopted();
+        self.book = LeaseBook::taken_over(group.epoch, group.active.clone(), now);
+        self.seconds.clear();
+        self.begin_anew(now);
+    }
+}

@@ -1,0 +1,46 @@
+//! Whether the log can be gone by, and whose word counts.
+
+use std::time::Duration;
+
+use super::condition::{Gate, gate};
+use super::instance::Instance;
+use super::policy::Policy;
+use super::reason::{Code, Reason};
+use super::situation::{LogBehind, Situation};
+
+/// Nobody acts by a log that is behind the world, or may be. Only where there is something to say.
+pub fn gate_of(situation: &Situation) -> Option<Gate> {
+    let log = &situation.log;
+    let behind = log.behind.as_ref().map(behind_by);
+    let unwitnessed = || {
+        let reason = Reason::word(Code::LogUnwitnessed, "nobody", "one other witness");
+        reason.at(&situation.active)
+    };
+    let reason = behind.or_else(|| log.unwitnessed.then(unwitnessed))?;
+    Some(gate(false, reason))
+}
+
+/// Who knows of more than stands in the decision log.
+pub fn behind_by(behind: &LogBehind) -> Reason {
+    let reason = Reason::word(Code::LogBehind, &behind.holds, &behind.knows);
+    reason.because(format!("known to {}", behind.witness))
+}
+
+/// Every second instance that reports beside the one that counts.
+pub fn second_instances(situation: &Situation, policy: &Policy) -> Vec<Reason> {
+    let limit = policy.detect.stale_after.max(SECOND_SHOWN);
+    let seconds = situation.sites.iter().filter_map(|(name, site)| {
+        let second = site.second.as_ref()?.within(limit)?;
+        let word = |instance: Option<Instance>| {
+            instance.map_or("without a name".to_owned(), |instance| instance.to_string())
+        };
+        let (found, counts) = (word(second.instance), word(second.counts));
+        let reason = Reason::word(Code::SecondInstance, found, counts);
+        Some(reason.at(name).because(&second.why))
+    });
+    seconds.collect()
+}
+
+/// For how long a second instance that fell silent is still shown: longer than a copy takes that
+/// restarts again and again.
+const SECOND_SHOWN: Duration = Duration::from_secs(15);

@@ -1,0 +1,50 @@
+//! The clocks of processes, and how far those of the places are apart.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Life, Node, World};
+use crate::engine::units::{MonoTime, WallTime};
+use crate::ports::Clock;
+
+/// How far clocks are apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Clocks {
+    /// The most that one clock runs faster than another, in millionths.
+    pub drift_ppm: u64,
+    /// The most that a wall clock is wrong, in milliseconds.
+    pub wall_ms: u64,
+}
+
+/// The clock of one process.
+#[derive(Debug)]
+pub struct SimClock {
+    /// The world.
+    pub world: Arc<World>,
+    /// Where.
+    pub node: Node,
+    /// Whose.
+    pub life: Arc<Life>,
+}
+
+#[async_trait]
+impl Clock for SimClock {
+    fn now(&self) -> MonoTime {
+        self.world
+            .with(|state, now| state.skew(self.node).mono(now))
+    }
+
+    fn wall(&self) -> WallTime {
+        self.world
+            .with(|state, now| state.skew(self.node).wall(now))
+    }
+
+    async fn sleep(&self, wait: Duration) {
+        let skew = self.world.with(|state, _| state.skew(self.node));
+        self.world.alive(&self.life).await;
+        tokio::time::sleep(skew.lasting(wait)).await;
+        self.world.alive(&self.life).await;
+    }
+}
