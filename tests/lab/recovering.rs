@@ -39,7 +39,7 @@ async fn much_to_replay(lab: &Supervisor, site: &SiteLayout) {
     sql(site, "CHECKPOINT").await;
     sql(
         site,
-        "CREATE TABLE junk AS SELECT n, repeat(md5(n::text), 10) FROM generate_series(1, 600000) n",
+        "CREATE TABLE junk AS SELECT n, repeat(md5(n::text), 10) FROM generate_series(1, 100000) n",
     )
     .await;
     until_status(lab, "the standby has it", |status| {
