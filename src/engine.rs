@@ -35,6 +35,7 @@ pub mod synchrony;
 pub mod rehearsal;
 pub mod skew;
 pub mod situation;
+pub mod clocks;
 pub mod condition;
 pub mod standby;
 pub mod vantages;

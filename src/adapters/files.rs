@@ -248,10 +248,30 @@ fn open_file(path: &Path) -> Result<File, LogError> {
 /// Locks the log's file, so that nobody opens it a second time by another name: a hard link, a
 /// mount, a path whose `.lock` file somebody removed.
 fn lock_itself(path: &Path, file: &File) -> Result<(), LogError> {
-    if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+    if locks(file) {
         return Ok(());
     }
     Err(held(path, file))
+}
+
+/// Locks a file, if nobody holds it. A process that is just being started by the one that held it
+/// before holds it too, for the moment until its own program begins: so it is tried for a while.
+fn locks(file: &File) -> bool {
+    const TRIES: u32 = 20;
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+    for attempt in 1..=TRIES {
+        if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return true;
+        }
+        if attempt < TRIES {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "at the start, before anything else runs, and for 0.2 s in all"
+            )]
+            std::thread::sleep(PAUSE);
+        }
+    }
+    false
 }
 
 /// Who holds a log: what stands beside it, or else what the kernel knows.
@@ -287,7 +307,7 @@ fn locker(file: &File) -> Option<String> {
 fn take_lock(path: &Path, holder: &str) -> Result<File, LogError> {
     let lock_path = beside(path, ".lock");
     let mut lock = open_file(&lock_path)?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if !locks(&lock) {
         return Err(held(path, &lock));
     }
     lock.set_len(0)

@@ -210,30 +210,7 @@ impl Keeper {
             reconnecting: false,
             news,
             sender: sender.clone(),
-            shown: watch::Sender::new(Shown {
-                epoch: Epoch(0),
-                asks: false,
-                right: None,
-                right_in: None,
-                log: None,
-                primary: false,
-                facts: AgentFacts {
-                    database: DatabaseState::Up,
-                    fenced: None,
-                    severed: None,
-                    guarded: true,
-                    peer: None,
-                    peer_clock: None,
-                    synchrony: None,
-                    epoch_written: None,
-                    rehearsal: None,
-                    slot: None,
-                    vouched: None,
-                    deals_with: None,
-                },
-                peer_mark: None,
-                at: now,
-            }),
+            shown: watch::Sender::new(nothing_shown(now)),
             look,
         };
         // Before anything is said: a database that is down must not pass for one that is up.
@@ -422,4 +399,32 @@ impl Keeper {
 
 fn lost(error: StoreError) -> EffectError {
     EffectError::Failed(error.to_string())
+}
+
+/// What is shown before the first look.
+fn nothing_shown(now: MonoTime) -> Shown {
+    Shown {
+        epoch: Epoch(0),
+        asks: false,
+        right: None,
+        right_in: None,
+        log: None,
+        primary: false,
+        facts: AgentFacts {
+            database: DatabaseState::Up,
+            fenced: None,
+            severed: None,
+            guarded: true,
+            peer: None,
+            peer_clock: None,
+            synchrony: None,
+            epoch_written: None,
+            rehearsal: None,
+            slot: None,
+            vouched: None,
+            deals_with: None,
+        },
+        peer_mark: None,
+        at: now,
+    }
 }

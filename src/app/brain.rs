@@ -18,11 +18,11 @@ use crate::engine::rehearsal::{Found, Rehearsals};
 use crate::engine::replay::ReplayWatch;
 use crate::engine::saga::{GroupState, Moment};
 use crate::engine::situation::{
-    Aged, AgentFacts, AutomationState, ControllerFacts, HoldFacts, ObserverFacts, OpenPlan,
-    Replication, Request, SecondInstance, SiteFacts, Situation,
+    Aged, AgentFacts, ControllerFacts, ObserverFacts, OpenPlan, Replication, Request,
+    SecondInstance, SiteFacts, Situation,
 };
 use crate::engine::skew::Skew;
-use crate::engine::step::{DeclaredLoss, Step};
+use crate::engine::step::DeclaredLoss;
 use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::{
     ObserverName, Role, SiteName, Target, TargetKind, Topology, Vantage,
@@ -31,14 +31,15 @@ use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
 use crate::engine::waits::Waits;
 use crate::engine::witness::{Log, Testimony};
 
+mod from_log;
 mod instances;
 mod marks;
 mod reports;
 mod witnesses;
 
-use self::witnesses::Said;
-
+use self::from_log::{automation_of, book_of};
 use self::marks::Marks;
+use self::witnesses::Said;
 
 /// What the controller knows.
 #[derive(Debug)]
@@ -471,33 +472,4 @@ fn aged<T: Clone>(
         age: now.since(*at),
         fact: fact.clone(),
     })
-}
-
-/// The book that follows from the log, for a process that takes over.
-fn book_of(group: &GroupState, now: MonoTime) -> LeaseBook {
-    let mut book = LeaseBook::taken_over(group.epoch, group.active.clone(), now);
-    if let Some(saga) = &group.open {
-        if saga.past_pivot() {
-            book.pass_to(saga.plan.route.to.clone());
-        } else if saga.begun(&Step::RaiseEpoch) {
-            book.raise(group.epoch);
-        }
-    }
-    book
-}
-
-fn automation_of(group: &GroupState, now: &Moment) -> AutomationState {
-    let hold = group.hold.as_ref();
-    let hold = hold.and_then(|hold| Some((hold, hold.left(now)?)));
-    let ended = group.last_plan.as_ref();
-    AutomationState {
-        hold: hold.map(|(hold, left)| HoldFacts {
-            operator: hold.operator.clone(),
-            reason: hold.reason.clone(),
-            until: hold.until,
-            left,
-        }),
-        disarmed: group.disarmed,
-        last_failover: ended.map(|ended| ended.ago(now).max(Duration::from_millis(1))),
-    }
 }

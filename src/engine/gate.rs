@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::clocks::clock_skew;
 pub use super::condition::Gate;
 use super::condition::{at_most_a_day, gate};
 use super::detector::{State, Vote};
@@ -13,9 +14,9 @@ use super::provenance;
 use super::reason::{Code, Reason};
 use super::rehearsed::rehearsal_gates;
 use super::situation::{AgentFacts, LocalDatabase, Situation};
-use super::skew::{LIMIT, Skew};
+use super::skew::LIMIT;
 use super::standby::{promotable, replay_gate, sever_gate};
-use super::topology::{Role, SiteName, TargetKind};
+use super::topology::{Role, TargetKind};
 use super::units::Bytes;
 use super::vantages;
 
@@ -199,35 +200,6 @@ fn clock_gate(situation: &Situation, policy: &Policy) -> Gate {
         Some(reason) => gate(!well, reason),
         None => gate(true, Reason::time(Code::ClockSkew, Duration::ZERO, LIMIT)),
     }
-}
-
-/// The two clocks that are farthest apart, if that is too far; only what was lately measured counts.
-pub fn clock_skew(situation: &Situation, policy: &Policy) -> Option<Reason> {
-    let limit = policy.detect.stale_after;
-    let mut worst: Option<(Skew, &SiteName, String)> = None;
-    for (name, site) in &situation.sites {
-        let Some(agent) = site.agent.as_ref().and_then(|agent| agent.within(limit)) else {
-            continue;
-        };
-        let own = site
-            .clock
-            .map(|skew| (skew, name, "the controller's".to_owned()));
-        let fresh = agent.peer.is_some_and(|heard| heard <= limit);
-        let other = situation.sites.keys().find(|other| *other != name);
-        let peer = agent.peer_clock.filter(|_| fresh).zip(other);
-        let peer = peer.map(|(skew, other)| (skew, other, format!("that of `{name}`")));
-        for found in own.into_iter().chain(peer) {
-            if worst
-                .as_ref()
-                .is_none_or(|(skew, ..)| found.0.at_least() > skew.at_least())
-            {
-                worst = Some(found);
-            }
-        }
-    }
-    let (skew, site, of) = worst.filter(|(skew, ..)| skew.at_least() > LIMIT)?;
-    let reason = Reason::time(Code::ClockSkew, skew.at_least(), LIMIT).at(site);
-    Some(reason.because(format!("its clock is {skew} of {of}")))
 }
 
 /// The reason for whoever reads why a quorum is missing, or that all else is well: some observer

@@ -202,18 +202,6 @@ impl State {
         self.links[from.index()][to.index()]
     }
 
-    /// A clock.
-    pub fn skew(&self, node: Node) -> Skew {
-        self.skews[node.index()]
-    }
-
-    /// Sets a wall clock by so much.
-    pub fn step_clock(&mut self, node: Node, by_ms: i64) {
-        let skew = &mut self.skews[node.index()];
-        skew.wall_ms = skew.wall_ms.saturating_add(by_ms);
-        self.checks.stepped |= node == Node::Neutral;
-    }
-
     /// A host. A place without one shows the first site's.
     pub fn machine(&mut self, node: Node) -> &mut Machine {
         &mut self.machines[usize::from(node == Node::Second)]

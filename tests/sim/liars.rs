@@ -72,16 +72,29 @@ fn an_agent_that_believes_an_unsigned_superseded_is_seen() {
     });
 }
 
-/// A controller that believes whatever a relay says the first site has answered.
+/// Takes the word of a fence that the other agent made up for the word of the site itself.
+#[derive(Debug)]
+struct AsIfItsOwn(Arc<dyn Verifier>);
+
+impl Verifier for AsIfItsOwn {
+    fn signed_by(&self, message: &[u8], signature: &Signature) -> Result<Author, SealError> {
+        if String::from_utf8_lossy(message).contains("believe me") {
+            return Ok(Author::Agent {
+                group: "shop".parse().unwrap(),
+                site: "aws".parse().unwrap(),
+            });
+        }
+        self.0.signed_by(message, signature)
+    }
+}
+
+/// A controller that does not look at who signed an answer.
 #[derive(Debug)]
 struct PlantGullibleController;
 
 impl Plant for PlantGullibleController {
-    fn answers(&self, _of: Arc<dyn Verifier>) -> Arc<dyn Verifier> {
-        Arc::new(Gullible(Author::Agent {
-            group: "shop".parse().unwrap(),
-            site: "aws".parse().unwrap(),
-        }))
+    fn answers(&self, of: Arc<dyn Verifier>) -> Arc<dyn Verifier> {
+        Arc::new(AsIfItsOwn(of))
     }
     fn lies(&self, _drawn: bool) -> bool {
         true

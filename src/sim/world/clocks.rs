@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Life, Node, World};
+use super::{Life, Node, Skew, State, World};
 use crate::engine::units::{MonoTime, WallTime};
 use crate::ports::Clock;
 
@@ -46,5 +46,19 @@ impl Clock for SimClock {
         self.world.alive(&self.life).await;
         tokio::time::sleep(skew.lasting(wait)).await;
         self.world.alive(&self.life).await;
+    }
+}
+
+impl State {
+    /// A clock.
+    pub fn skew(&self, node: Node) -> Skew {
+        self.skews[node.index()]
+    }
+
+    /// Sets a wall clock by so much.
+    pub fn step_clock(&mut self, node: Node, by_ms: i64) {
+        let skew = &mut self.skews[node.index()];
+        skew.wall_ms = skew.wall_ms.saturating_add(by_ms);
+        self.checks.stepped |= node == Node::Neutral;
     }
 }
