@@ -55,7 +55,7 @@ async fn a_database_that_answers_with_a_megabyte_of_error_leaves_a_log_that_can_
     pair.primary.beat().await;
     pair.primary.sql(
         "CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS
-           $$BEGIN RAISE EXCEPTION 'loud %', repeat(E'\\u001b\\n\"', 500000); END$$;
+           $$BEGIN RAISE EXCEPTION 'loud %', repeat(E'\\u001b\\n\"', 300000); END$$;
          CREATE TRIGGER shout BEFORE INSERT OR UPDATE ON failover.heartbeat
            EXECUTE FUNCTION shout();",
     );

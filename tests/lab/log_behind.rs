@@ -25,7 +25,7 @@ use failover::wire::{REPORT_PATH, ReportAnswer, Status};
 use crate::bad_input::{CALL, House, address, agent, just, report, socket};
 use crate::drill::failover;
 use crate::pair::{LIMIT, Pair, site};
-use crate::stage::{entries, on_a_lab, until, until_status, written_at};
+use crate::stage::{entries, on_a_lab, until, until_status, was_told_to_stop, written_at};
 
 /// How often PostgreSQL was started at a site.
 fn starts(site: &SiteLayout) -> usize {
@@ -141,7 +141,7 @@ fn failed_over(test: &str, kept: fn(&[String]) -> usize) {
             .unwrap();
         assert_eq!(starts(&aws), started);
         let said = std::fs::read_to_string(gcp.dir.join("postgres.log")).unwrap();
-        assert!(!said.contains("shutdown request"), "{said}");
+        assert!(!was_told_to_stop(&said), "{said}");
         client.stop().await.unwrap();
         files::verify(&log).unwrap();
         // With a log that is sound a start is nothing special.
@@ -194,7 +194,7 @@ fn an_unbroken_right_is_renewed_by_a_controller_that_nobody_can_tell_more() {
             .await
             .unwrap();
         let said = std::fs::read_to_string(aws.dir.join("postgres.log")).unwrap();
-        assert!(!said.contains("shutdown request"), "{said}");
+        assert!(!was_told_to_stop(&said), "{said}");
         let status = lab.status().await.unwrap();
         assert!(
             status.situation.log.is_sound(),

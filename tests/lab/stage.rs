@@ -180,3 +180,10 @@ pub(crate) fn written_at(attempts: &[Attempt], wanted: &str) -> usize {
     });
     there.count()
 }
+
+/// Whether a PostgreSQL's log tells that its first process was told to stop. That a standby's
+/// receiver was is another thing.
+pub(crate) fn was_told_to_stop(log: &str) -> bool {
+    log.lines()
+        .any(|line| line.contains("received") && line.contains("shutdown request"))
+}
