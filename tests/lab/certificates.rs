@@ -137,7 +137,7 @@ fn authority_and_all_certificates_change_one_at_a_time_while_users_write() {
             goes_on(&client).await;
             person.until(name, ready).await;
         }
-        renew(&authority, &next, &tls, "lab.operator", MONTHS);
+        renew(&authority, &next, &tls, "lab.operator.shop", MONTHS);
         person.until("the person's own", ready).await;
         taken_by(&logs, "the new authority alone", || {
             fs::write(tls.join("ca.pem"), &new).unwrap();
