@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod guard_protocol;
+pub mod own_files;
 pub mod guard;
 pub mod guard_link;
 mod recovery;

@@ -41,6 +41,7 @@ pub mod standby;
 pub mod vantages;
 pub mod rehearsed;
 pub mod provenance;
+pub mod primaries;
 pub mod gate;
 pub mod decision;
 pub mod readiness;

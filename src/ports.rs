@@ -345,10 +345,17 @@ pub trait LocalDatabase: Send + Sync + fmt::Debug {
 /// How a database stands, as its guard sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalLook {
-    /// Whether its files say that it would start as a standby.
-    pub set_up_as: Role,
-    /// Whether it runs.
-    pub running: bool,
+    /// As what its files would have it start. They count at a start and at no other time.
+    pub starts_as: Role,
+    /// Why its files let it be started in no role, if they do not.
+    pub unfit: Option<String>,
+    /// What runs, if it does: from how it was started and from what it says itself, never from a
+    /// file that lies there.
+    pub runs_as: Option<Role>,
+    /// What is in its data folder or at its port and was not started by the guard, in words.
+    pub foreign: Option<String>,
+    /// The settings that were changed and take effect when it is started the next time.
+    pub pending: Vec<String>,
     /// Where it runs as a primary and still starts or recovers, taking nobody in: a number that
     /// grows with the work that it does.
     pub recovering: Option<u64>,
@@ -358,6 +365,18 @@ pub struct LocalLook {
     pub fenced: Option<(Epoch, String)>,
     /// How it last ended, if it did.
     pub ended: Option<String>,
+}
+
+impl LocalLook {
+    /// Whether it runs.
+    pub fn running(&self) -> bool {
+        self.runs_as.is_some()
+    }
+
+    /// What it is: as what it runs, and where it does not, as what it would start.
+    pub fn role(&self) -> Role {
+        self.runs_as.unwrap_or(self.starts_as)
+    }
 }
 
 /// A right to take writes, as a guard needs it.

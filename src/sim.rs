@@ -12,6 +12,7 @@ pub mod world;
 pub mod machine;
 pub mod entries;
 pub mod invariant;
+mod excuses;
 pub mod checks;
 pub mod network;
 pub mod seals;

@@ -51,6 +51,20 @@ impl From<ProbeError> for ProbeFailure {
     }
 }
 
+impl SiteProbe {
+    /// Looks at a site's database at a place of the caller's.
+    pub async fn look_at(&self, at: &Connect, site: &SiteName, within: Duration) -> Finding {
+        let write = HeartbeatWrite {
+            site: site.clone(),
+            vantage: self.vantage.clone(),
+        };
+        match probe(at, Some(&write), within).await {
+            Ok(facts) => Finding::Good(Facts::Database(Box::new(facts))),
+            Err(failure) => Finding::Bad(failure),
+        }
+    }
+}
+
 #[async_trait]
 impl Probe for SiteProbe {
     async fn look(&self, target: &Target, within: Duration) -> Finding {
@@ -66,16 +80,7 @@ impl Probe for SiteProbe {
                 Err(ProbeError::Timeout) => Finding::Bad(ProbeFailure::Timeout(as_millis(within))),
                 Err(error) => Finding::Bad(error.into()),
             },
-            TargetKind::Database => {
-                let write = HeartbeatWrite {
-                    site: target.site.clone(),
-                    vantage: self.vantage.clone(),
-                };
-                match probe(&site.database, Some(&write), within).await {
-                    Ok(facts) => Finding::Good(Facts::Database(Box::new(facts))),
-                    Err(failure) => Finding::Bad(failure),
-                }
-            }
+            TargetKind::Database => self.look_at(&site.database, &target.site, within).await,
             TargetKind::Agent => Finding::Bad(ProbeFailure::Protocol(
                 "agents report by themselves".to_owned(),
             )),

@@ -12,31 +12,54 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, WaitOptions, getpid, set_child_subreaper, setsid, wait};
+use rustix::process::{
+    Pid, Signal, WaitOptions, geteuid, getpid, getpriority_process, set_child_subreaper,
+    setpriority_process, setsid, wait,
+};
 
+use self::control_file::ControlFile;
 use self::fence::Fence;
-use self::postmaster::{Habitat, Postmaster};
+use self::lookout::Lookout;
+use self::postmaster::{Habitat, Postmaster, Processes};
+use self::standing::starts_as;
 use self::wire::{Ticket, Wire};
 use super::guard_protocol::{
     Exit, FenceMarker, FenceMethod, FenceProof, GuardCommand, GuardConfig, GuardEvent, GuardReply,
     GuardStatus, Right, StartAs, boottime_ns,
 };
+use super::own_files;
+use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
 
 pub mod postmaster;
+mod control_file;
 mod fence;
+mod lookout;
 mod marker;
+mod right;
+mod standing;
 mod wire;
 
 /// The longest the guard waits before it looks around.
 const TICK: Duration = Duration::from_millis(100);
+/// The same while no server of its own runs: one that somebody else starts takes writes some 50 ms
+/// after it has claimed the data folder.
+const IDLE_TICK: Duration = Duration::from_millis(20);
 /// The same while it fences.
 const FENCE_TICK: Duration = Duration::from_millis(10);
+
+/// A guard that looks around so much later than it wanted to, or after a deadline, stood still: by
+/// then another site may take writes. Below it lies what a busy machine does to any process.
+const LATE: Duration = Duration::from_millis(500);
+
+/// The guard's priority: the highest that is no real-time one.
+const FIRST: i32 = -20;
 
 /// The cause of a fence by the deadline.
 pub const LEASE_EXPIRED: &str = "lease-expired";
@@ -44,6 +67,8 @@ pub const LEASE_EXPIRED: &str = "lease-expired";
 pub const PROMOTED_WITHOUT_RIGHT: &str = "promoted-without-right";
 /// The cause of a fence of what an earlier guard, which died, had started.
 pub const ORPHANED: &str = "orphaned";
+/// The cause of a fence of a server that somebody else started in the data folder.
+pub const FOREIGN: &str = "started-by-somebody-else";
 
 /// Why the guard does not start, or ends.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +79,10 @@ pub enum GuardError {
     /// Another guard runs.
     #[error("another guard holds `{0}`: use it, or end it first with the command `quit`")]
     Locked(String),
-    /// PostgreSQL runs here and we did not start it.
+    /// PostgreSQL runs here and has never been handed over to a guard of this state folder.
     #[error(
-        "a PostgreSQL that no guard started uses `{data_dir}` (processes {pids:?}): stop it first"
+        "a PostgreSQL that no guard started uses `{data_dir}` (processes {pids:?}): stop it first, \
+         and keep the system from starting it"
     )]
     Foreign {
         /// PGDATA.
@@ -93,21 +119,21 @@ pub fn run(config: &Path) -> Result<(), GuardError> {
     if let Err(cause) = setsid() {
         tracing::debug!(%cause, "own session already");
     }
+    go_first();
     // Orphans of PostgreSQL become our children: found by descent, and reaped.
     set_child_subreaper(Some(getpid())).map_err(io_error("adopt orphans"))?;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.state_dir)
-        .map_err(io_error("create `state_dir`"))?;
+    own_files::claim_folder(&config.state_dir).map_err(io_error("use `state_dir`"))?;
     let _lock = lock(&config)?;
     let mut guard = Guard::new(config)?;
     while !guard.quit {
+        let wake_ns = boottime_ns().saturating_add(as_nanos(guard.patience()));
         guard
             .wire
-            .wait(guard.postmaster.as_ref().map(|it| &it.fd), guard.patience())
+            .wait(guard.postmaster.as_ref().map(|it| &it.fd), wake_ns)
             .map_err(io_error("wait"))?;
+        guard.overslept = is_late(wake_ns);
         guard.reap();
+        guard.look_out();
         guard.keep_time();
         for (ticket, command) in guard.wire.commands() {
             guard.keep_time();
@@ -118,6 +144,40 @@ pub fn run(config: &Path) -> Result<(), GuardError> {
         guard.wire.flush();
     }
     fs::remove_file(guard.config.socket()).map_err(io_error("remove the socket"))
+}
+
+fn as_nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Whether something that was due at a moment is being done late.
+fn is_late(due_ns: u64) -> bool {
+    boottime_ns().saturating_sub(due_ns) > as_nanos(LATE)
+}
+
+/// Has this thread, and no other and no child, run before everybody else: when a host thaws, all of
+/// its sessions want to acknowledge at once. It sleeps but for a moment each tick. Only root may;
+/// where that is not enough either (a container, a machine without `chrt`), the highest priority
+/// that is no real-time one must do.
+fn go_first() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let us = getpid().as_raw_pid().to_string();
+    let asked = Command::new("/usr/bin/chrt")
+        .args(["--reset-on-fork", "--fifo", "--pid", "1", &us])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if asked.is_ok_and(|status| status.success()) {
+        return;
+    }
+    if getpriority_process(None) == Ok(0)
+        && let Err(cause) = setpriority_process(None, FIRST)
+    {
+        tracing::debug!(%cause, "no priority before others");
+    }
 }
 
 /// Makes a second guard of the same state folder impossible; the kernel gives the lock back when we
@@ -144,8 +204,16 @@ struct Guard {
     config: GuardConfig,
     habitat: Habitat,
     wire: Wire,
+    lookout: Lookout,
     postmaster: Option<Postmaster>,
     started_as_standby: bool,
+    started_ns: u64,
+    /// What the control file held before the server was started.
+    control_at_start: Option<ControlFile>,
+    /// Whether what was started as a standby has been seen to take writes.
+    promoted: bool,
+    /// Whether the last wait ended much later than it should have.
+    overslept: bool,
     right: Option<Right>,
     /// The highest seen.
     epoch: Epoch,
@@ -161,8 +229,13 @@ struct Guard {
 impl Guard {
     fn new(config: GuardConfig) -> Result<Self, GuardError> {
         let habitat = Habitat::new(&config);
-        let left = habitat.processes().map_err(io_error("read `/proc`"))?;
-        if !left.is_empty() && !postmaster::was_ours(&config) {
+        let looked = habitat.processes(&Processes::new());
+        let mut left = looked.map_err(io_error("read `/proc`"))?;
+        let strangers = habitat.strangers(|| 0).map_err(io_error("read `/proc`"))?;
+        left.extend(&strangers);
+        let was_ours = postmaster::was_ours(&config);
+        let intruded = postmaster::is_known(&config) && !strangers.is_empty();
+        if !left.is_empty() && !was_ours && !intruded {
             return Err(GuardError::Foreign {
                 data_dir: config.data_dir.display().to_string(),
                 pids: left.into_keys().collect(),
@@ -172,8 +245,13 @@ impl Guard {
         let mut guard = Self {
             wire: Wire::listen(&config.socket()).map_err(io_error("listen"))?,
             habitat,
+            lookout: Lookout::begin(&config).map_err(io_error("start a thread"))?,
             postmaster: None,
             started_as_standby: false,
+            started_ns: 0,
+            control_at_start: None,
+            promoted: false,
+            overslept: false,
             right: None,
             epoch: marker.as_ref().map_or(Epoch(0), |marker| marker.epoch),
             marker,
@@ -185,18 +263,24 @@ impl Guard {
             config,
         };
         if !left.is_empty() {
-            guard.begin_fence(ORPHANED, guard.epoch, None);
+            let cause = if was_ours { ORPHANED } else { FOREIGN };
+            guard.begin_fence(cause, guard.epoch, None);
         }
         Ok(guard)
     }
 
     /// How long nothing needs to be looked at.
     fn patience(&self) -> Duration {
-        if self.fence.is_some() {
-            return FENCE_TICK;
+        if let Some(fence) = &self.fence {
+            return if fence.is_overdue() { TICK } else { FENCE_TICK };
         }
-        self.right.map_or(TICK, |right| {
-            TICK.min(Duration::from_nanos(
+        let tick = if self.postmaster.is_some() {
+            TICK
+        } else {
+            IDLE_TICK
+        };
+        self.right.map_or(tick, |right| {
+            tick.min(Duration::from_nanos(
                 right.deadline_ns.saturating_sub(boottime_ns()),
             ))
         })
@@ -209,7 +293,7 @@ impl Guard {
                 Some(right) if boottime_ns() >= right.deadline_ns => {
                     self.begin_fence(LEASE_EXPIRED, right.epoch, None);
                 }
-                None if self.postmaster.is_some() && !self.standby_signal() => {
+                None if self.runs_as() == Some(Role::Primary) => {
                     self.begin_fence(PROMOTED_WITHOUT_RIGHT, self.epoch, None);
                 }
                 Some(_) | None => {}
@@ -218,12 +302,17 @@ impl Guard {
         self.carry_on_fence();
     }
 
+    /// Whether the guard, or the whole host, stood still until a moment ago.
+    fn is_late(&self) -> bool {
+        self.overslept || self.right.is_some_and(|right| is_late(right.deadline_ns))
+    }
+
     /// Takes note of processes that ended. PostgreSQL is not started again: the agent decides.
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if self.postmaster.as_ref().is_none_or(|it| it.pid != pid) {
+            let Some(ended) = self.postmaster.as_ref().filter(|it| it.pid == pid) else {
                 continue;
-            }
+            };
             let exit = Exit {
                 status: match (status.exit_status(), status.terminating_signal()) {
                     (Some(0), _) => Exit::CLEAN.to_owned(),
@@ -232,6 +321,7 @@ impl Guard {
                     (None, None) => format!("status {status:?}"),
                 },
                 expected: self.fence.is_some() || !self.stopping.is_empty(),
+                log_from: Some(ended.log_from),
             };
             tracing::info!(
                 status = exit.status,
@@ -239,6 +329,7 @@ impl Guard {
                 "PostgreSQL ended"
             );
             self.postmaster = None;
+            self.lookout.ours_is(None);
             // An orderly stop ends the right without a fence; after a crash it stays armed, since
             // sessions may outlive their first process.
             if exit.is_clean() && !self.stopping.is_empty() && self.fence.is_none() {
@@ -313,7 +404,7 @@ impl Guard {
         }
         let left = self
             .habitat
-            .processes()
+            .processes(&self.strangers())
             .map_err(|cause| cause.to_string())?;
         if !left.is_empty() {
             return Err(format!(
@@ -321,84 +412,28 @@ impl Guard {
                 left.into_keys().collect::<Vec<_>>()
             ));
         }
-        match (role, self.standby_signal()) {
-            (StartAs::Standby, false) => {
+        match (role, starts_as(&self.config.data_dir)?) {
+            (StartAs::Standby, Role::Primary) => {
                 return Err("`standby.signal` is absent: this would become a primary".to_owned());
             }
-            (StartAs::Primary { .. }, true) => {
+            (StartAs::Primary { .. }, Role::Standby) => {
                 return Err("`standby.signal` is there: this would become a standby".to_owned());
             }
-            (StartAs::Standby, true) => self.right = None,
-            (StartAs::Primary { epoch, deadline_ns }, false) => {
+            (StartAs::Standby, Role::Standby) => self.right = None,
+            (StartAs::Primary { epoch, deadline_ns }, Role::Primary) => {
                 self.arm(Right { epoch, deadline_ns })?;
             }
         }
+        self.control_at_start = ControlFile::read(&self.config.data_dir).ok();
         let started = Postmaster::start(&self.config)
             .map_err(|cause| format!("cannot start PostgreSQL: {cause}"))?;
+        self.lookout.ours_is(Some(started.pid));
         let pid = started.pid.as_raw_pid();
         tracing::info!(pid, standby, "PostgreSQL started");
         self.postmaster = Some(started);
         self.started_as_standby = standby;
+        (self.started_ns, self.promoted) = (boottime_ns(), false);
         Ok(GuardReply::Started { pid })
-    }
-
-    /// The one way by which a right comes into being or grows.
-    fn arm(&mut self, asked: Right) -> Result<Right, String> {
-        if self.fence.is_some() {
-            return Err("a fence is under way: the right is over".to_owned());
-        }
-        if asked.epoch < self.epoch {
-            return Err(format!(
-                "epoch {} is over: this is epoch {}",
-                asked.epoch, self.epoch
-            ));
-        }
-        if let Some(marker) = self.marker.as_ref().filter(|it| it.epoch >= asked.epoch) {
-            return Err(format!(
-                "fenced at epoch {} ({}): `unfence` with a newer right first",
-                marker.epoch, marker.cause
-            ));
-        }
-        if asked.deadline_ns <= boottime_ns() {
-            return Err("the deadline has passed already: get a new lease first".to_owned());
-        }
-        let held = self.right.filter(|held| held.epoch == asked.epoch);
-        let right = Right {
-            epoch: asked.epoch,
-            deadline_ns: held
-                .map_or(0, |held| held.deadline_ns)
-                .max(asked.deadline_ns),
-        };
-        self.epoch = asked.epoch;
-        self.right = Some(right);
-        Ok(right)
-    }
-
-    fn renounce(&mut self) -> Result<GuardReply, String> {
-        if self.fence.is_some() {
-            return Err("a fence is under way: wait for its end".to_owned());
-        }
-        if self.postmaster.is_some() && !self.standby_signal() {
-            return Err("a primary runs: stop or fence it first".to_owned());
-        }
-        self.right = None;
-        Ok(GuardReply::Done {})
-    }
-
-    fn unfence(&mut self, epoch: Epoch) -> Result<GuardReply, String> {
-        if self.fence.is_some() {
-            return Err("a fence is under way: wait for its end".to_owned());
-        }
-        if let Some(marker) = self.marker.as_ref().filter(|it| it.epoch > epoch) {
-            return Err(format!(
-                "fenced at epoch {}: epoch {epoch} cannot lift that",
-                marker.epoch
-            ));
-        }
-        marker::remove(&self.config.state_dir)
-            .map_err(|cause| format!("cannot remove `fenced.json`: {cause}"))?;
-        self.marker = None;
-        Ok(GuardReply::Done {})
     }
 
     fn may_quit(&mut self) -> Result<GuardReply, String> {
@@ -419,6 +454,10 @@ impl Guard {
             guard_pid: getpid().as_raw_pid(),
             postmaster_pid,
             started_as_standby: postmaster_pid.map(|_| self.started_as_standby),
+            runs_as: self.runs_as(),
+            starts_as: self.starts_as().and_then(|it| it.as_ref().ok().copied()),
+            unfit: self.starts_as().and_then(|it| it.as_ref().err().cloned()),
+            foreign: self.foreign(),
             right: self.right,
             epoch: self.epoch,
             fencing: self.fence.is_some(),
@@ -427,9 +466,5 @@ impl Guard {
             last_exit: self.last_exit.clone(),
             config: self.config.clone(),
         }
-    }
-
-    fn standby_signal(&self) -> bool {
-        self.config.data_dir.join("standby.signal").exists()
     }
 }

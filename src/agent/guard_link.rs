@@ -5,9 +5,7 @@
 //! one is dead. A new guard runs nothing: the agent reads its status and decides.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -19,10 +17,12 @@ use tokio::process::Command;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
+use super::guard::postmaster::user_ids;
 use super::guard_protocol::{
     FenceProof, FromGuard, GuardCommand, GuardConfig, GuardEvent, GuardReply, GuardStatus, Request,
     Right, StartAs, StopTimes,
 };
+use super::own_files;
 use crate::engine::units::Epoch;
 
 /// The guard answers within a tick (100 ms), or is frozen.
@@ -354,14 +354,11 @@ async fn connect_or_spawn(config: &GuardConfig, exe: &Path) -> Result<Connection
 
 /// Starts a guard, which leaves our session by itself and outlives us.
 fn spawn(config: &GuardConfig, exe: &Path) -> io::Result<tokio::process::Child> {
-    std::fs::create_dir_all(&config.state_dir)?;
+    own_files::claim_folder(&config.state_dir)?;
     let file = config.state_dir.join("guard.json");
-    std::fs::write(&file, serde_json::to_vec_pretty(config)?)?;
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&config.log_file)?;
+    own_files::write(&file, &serde_json::to_vec_pretty(config)?)?;
+    let user = config.run_as.as_deref().map(user_ids).transpose()?;
+    let log = own_files::open_log(&config.log_file, user.map(|(uid, _)| uid))?;
     Command::new(exe)
         .args(["guard", "--config"])
         .arg(&file)

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
 
 /// Nanoseconds on `CLOCK_BOOTTIME`: the same number in every process of this host, untouched by
@@ -52,6 +53,30 @@ impl GuardConfig {
     /// The guard's socket.
     pub fn socket(&self) -> PathBuf {
         self.state_dir.join("guard.sock")
+    }
+
+    /// The keys of the agent's file, below `postgres`, whose values are other ones in `wanted`.
+    pub fn differs_in(&self, wanted: &Self) -> Vec<&'static str> {
+        let keys = [
+            ("bin_dir", self.bin_dir != wanted.bin_dir),
+            ("data_dir", self.data_dir != wanted.data_dir),
+            ("port", self.port != wanted.port),
+            (
+                "listen_addresses",
+                self.listen_addresses != wanted.listen_addresses,
+            ),
+            ("socket_dir", self.socket_dir != wanted.socket_dir),
+            ("run_as", self.run_as != wanted.run_as),
+            ("log_file", self.log_file != wanted.log_file),
+            ("options", self.options != wanted.options),
+        ];
+        let differing = keys.into_iter().filter(|(_, differs)| *differs);
+        differing.map(|(key, _)| key).collect()
+    }
+
+    /// PostgreSQL's own socket.
+    pub fn postgresql_socket(&self) -> PathBuf {
+        self.socket_dir.join(format!(".s.PGSQL.{}", self.port))
     }
 
     /// The addresses that must refuse a connection after a fence. Fails, naming the entry, where
@@ -132,7 +157,8 @@ pub enum GuardCommand {
         /// How to fence when it does: the policy's stages.
         stop: StopTimes,
     },
-    /// No right is needed any more: this is a standby, or stopped. Replies `done`.
+    /// No right is needed any more: this is a standby, or stopped. Refused where the guard does not
+    /// see that for itself. Replies `done`.
     Renounce {},
     /// Fences now. Replies `fenced` or `unproven` when it is over.
     Fence {
@@ -258,6 +284,9 @@ pub struct Exit {
     pub status: String,
     /// Whether a stop or a fence was under way.
     pub expected: bool,
+    /// Where in `log_file` its output begins, in bytes. Absent from a guard of an earlier version.
+    #[serde(default)]
+    pub log_from: Option<u64>,
 }
 
 impl Exit {
@@ -325,6 +354,20 @@ pub struct GuardStatus {
     /// Whether what runs was started as a standby, and may have been promoted since; absent when
     /// nothing runs.
     pub started_as_standby: Option<bool>,
+    /// What runs: from how the guard started it, and from what the server has written since into
+    /// its control file; never from the files that count at a start. Absent when nothing runs, and
+    /// from a guard of an earlier version.
+    #[serde(default)]
+    pub runs_as: Option<Role>,
+    /// As what its files would have it start. Absent from a guard of an earlier version.
+    #[serde(default)]
+    pub starts_as: Option<Role>,
+    /// Why its files let it be started in no role.
+    #[serde(default)]
+    pub unfit: Option<String>,
+    /// What the guard did not start, and is in the data folder or at the port, in words.
+    #[serde(default)]
+    pub foreign: Option<String>,
     /// The right to take writes, where one is armed.
     pub right: Option<Right>,
     /// The highest epoch seen since the guard started.

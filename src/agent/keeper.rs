@@ -23,17 +23,18 @@ use crate::wire::sealed::SignedOrder;
 use crate::wire::{OrderAnswer, PeerAnswer, PeerQuestion, Postmark, ReportAnswer};
 
 mod durability;
+mod lives;
 mod marking;
 mod rehearsing;
 mod orders;
 mod peer;
 mod right;
 mod shown;
-mod starting;
 
 pub use self::shown::Shown;
 
 use self::durability::{Step, Told};
+use self::lives::Lives;
 pub use self::marking::Marked;
 use self::marking::Marking;
 use self::orders::Promoting;
@@ -99,11 +100,13 @@ pub struct Keeper {
     look: LocalLook,
     /// Whether the guard answered when it was last asked.
     guarded: bool,
+    /// As what it last ran, as far as this agent knows.
+    ran_as: Option<Role>,
     /// Since when the database is down.
     down: Option<(MonoTime, String)>,
     /// Its recovery, while it runs and does not serve yet.
     recovery: Option<Recovery>,
-    last_start: Option<MonoTime>,
+    lives: Lives,
     restart_grace: Duration,
     peer_answered: Option<MonoTime>,
     /// How far the other agent's wall clock was from ours at that answer.
@@ -191,9 +194,10 @@ impl Keeper {
             refused: None,
             memory,
             guarded: true,
+            ran_as: None,
             down: None,
             recovery: None,
-            last_start: None,
+            lives: Lives::default(),
             restart_grace: Duration::ZERO,
             peer_answered: None,
             peer_clock: None,
@@ -294,20 +298,9 @@ impl Keeper {
             }
         }
         self.guarded = true;
-        let now = self.clock.now();
-        let before = self.recovery.take();
-        if self.look.running {
-            // It does not serve before it has recovered: all of it counts from the crash.
-            let since = self.down.take().map_or(now, |(since, _)| since);
-            let work = self.look.recovering;
-            self.recovery = work.map(|work| Recovery::seen(before, since, work, now));
-            return true;
-        }
-        self.synchrony.down();
-        if self.down.is_none() {
-            let ended = self.look.ended.clone();
-            let why = ended.unwrap_or_else(|| "not started".to_owned());
-            self.down = Some((before.map_or(now, |recovery| recovery.since), why));
+        self.follow_its_lives();
+        if !self.look.running() {
+            self.synchrony.down();
         }
         true
     }
@@ -317,7 +310,7 @@ impl Keeper {
             return;
         }
         self.drop_right_that_is_over();
-        let primary = self.look.set_up_as == Role::Primary && self.look.running;
+        let primary = self.look.role() == Role::Primary && self.look.running();
         if primary && self.promoting.is_none() {
             self.remember_promoting(None).await;
         }
@@ -333,7 +326,7 @@ impl Keeper {
 
     /// Role and right must fit each other.
     async fn keep_in_step(&mut self) {
-        if self.promoting.is_some() || !self.look.running {
+        if self.promoting.is_some() || !self.look.running() {
             return;
         }
         let armed = self.look.right.is_some();
@@ -345,11 +338,11 @@ impl Keeper {
             .as_ref()
             .is_some_and(|(epoch, _)| *epoch >= self.memory.epoch);
         let may_come = self.memory.promoting.is_some();
-        let standby = self.look.set_up_as == Role::Standby;
+        let standby = self.look.role() == Role::Standby;
         if standby && !may_come && (armed || self.holder.is_some()) {
             // A promotion did not come about.
             self.renounce().await;
-        } else if self.look.set_up_as == Role::Primary
+        } else if self.look.role() == Role::Primary
             && !armed
             && self.holder.is_none()
             && !being_fenced
@@ -423,6 +416,8 @@ fn nothing_shown(now: MonoTime) -> Shown {
             slot: None,
             vouched: None,
             deals_with: None,
+            foreign: None,
+            pending: Vec::new(),
         },
         peer_mark: None,
         at: now,

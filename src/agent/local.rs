@@ -1,23 +1,27 @@
 //! The database beside the agent: its guard, and SQL over its local socket as superuser.
 
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
+use super::guard::postmaster::user_ids;
 use super::guard_link::{GuardLink, GuardLinkError};
-use super::guard_protocol::{GuardStatus, Right, StartAs, StopTimes};
-use super::receiver;
-use super::recovery;
+use super::guard_protocol::{Exit, GuardConfig, GuardStatus, Right, StartAs, StopTimes};
 use super::standby::StandbySettings;
-use crate::adapters::postgres::{self, Connect};
-use crate::engine::observation::ProbeFailure;
+use super::{own_files, receiver, recovery};
+use crate::adapters::postgres::{self, Connect, ConnectError};
+use crate::adapters::site_probe::SiteProbe;
+use crate::engine::observation::{Finding, ProbeFailure};
 use crate::engine::policy::FenceStages;
 use crate::engine::situation::SeverRehearsal;
 use crate::engine::synchrony::SyncLook;
-use crate::engine::topology::{Role, SiteName};
+use crate::engine::topology::{Role, SiteName, Target, TargetKind};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, as_millis};
-use crate::ports::{EffectError, LocalDatabase, LocalLook, LocalRight};
+use crate::ports::{EffectError, LocalDatabase, LocalLook, LocalRight, Probe};
 
 /// How long a restart-safe answer over the local socket may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -27,16 +31,87 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub struct GuardedDatabase {
     /// The guard.
     pub guard: GuardLink,
-    /// The database over its local socket, as superuser.
-    pub local: Connect,
-    /// PGDATA.
-    pub data_dir: PathBuf,
+    /// What the agent's file says: a guard that was started with something else gives way to a new
+    /// one when PostgreSQL is down anyway.
+    pub wanted: GuardConfig,
+    /// Who we are there.
+    pub role: OwnRole,
+    /// The database over its local socket, where it is now.
+    pub local: watch::Sender<Place>,
+    /// How it last ended, in words: its log is read once for it.
+    pub ended: Mutex<Option<(Exit, String)>>,
     /// The site.
     pub site: SiteName,
     /// The role that controller and agents look with.
     pub watcher: Option<String>,
     /// What a standby here runs with.
     pub standby: StandbySettings,
+}
+
+/// Who the agent is in its own database.
+#[derive(Debug, Clone)]
+pub struct OwnRole {
+    /// A superuser.
+    pub user: String,
+    /// The database with the schema `failover`.
+    pub database: String,
+}
+
+/// Where our database is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    socket: PathBuf,
+    connect: Connect,
+}
+
+impl Place {
+    /// The way there.
+    pub fn connect(&self) -> Connect {
+        self.connect.clone()
+    }
+}
+
+impl OwnRole {
+    /// Where the database of a guard is.
+    pub fn at(&self, config: &GuardConfig) -> Result<Place, ConnectError> {
+        let conninfo = format!(
+            "host={} port={} dbname={} user={} sslmode=disable",
+            config.socket_dir.display(),
+            config.port,
+            self.database,
+            self.user
+        );
+        Ok(Place {
+            socket: config.postgresql_socket(),
+            connect: Connect::new(&conninfo, None, None)?.as_superuser(),
+        })
+    }
+}
+
+/// Looks as [`SiteProbe`] does, at our own database where it is now.
+#[derive(Debug)]
+pub struct LocalProbe {
+    /// The looks.
+    pub sites: SiteProbe,
+    /// Our site.
+    pub own: SiteName,
+    /// Where our database is.
+    pub local: watch::Receiver<Place>,
+}
+
+#[async_trait]
+impl Probe for LocalProbe {
+    async fn look(&self, target: &Target, within: Duration) -> Finding {
+        if target.kind == TargetKind::Database && target.site == self.own {
+            let at = self.local.borrow().connect();
+            return self.sites.look_at(&at, &self.own, within).await;
+        }
+        self.sites.look(target, within).await
+    }
+
+    async fn anchors(&self, within: Duration) -> (u32, u32) {
+        self.sites.anchors(within).await
+    }
 }
 
 impl From<GuardLinkError> for EffectError {
@@ -70,8 +145,9 @@ impl From<FenceStages> for StopTimes {
 }
 
 impl GuardedDatabase {
-    fn set_up_as(&self) -> Role {
-        if self.data_dir.join("standby.signal").exists() {
+    /// A guard of an earlier version leaves it to the agent to look at the files.
+    fn file_says(&self) -> Role {
+        if self.wanted.data_dir.join("standby.signal").exists() {
             Role::Standby
         } else {
             Role::Primary
@@ -79,10 +155,55 @@ impl GuardedDatabase {
     }
 
     /// What a primary has done so far that is not ready yet.
-    fn recovering(&self, postmaster: i32) -> Option<u64> {
-        let told = std::fs::read_to_string(self.data_dir.join("postmaster.pid")).ok()?;
+    fn recovering(postmaster: i32, config: &GuardConfig) -> Option<u64> {
+        let told = std::fs::read_to_string(config.data_dir.join("postmaster.pid")).ok()?;
         let own = told.lines().next()?.trim().parse() == Ok(postmaster);
         (own && told.lines().nth(7)?.trim() == "starting").then(|| recovery::work_of(postmaster))
+    }
+
+    fn local(&self) -> Connect {
+        self.local.borrow().connect()
+    }
+
+    /// A new guard in place of one that was started with other settings, where no database runs
+    /// below it: its right, if one is left, is asked for anew.
+    async fn take_over_settings(&self, status: GuardStatus) -> Result<GuardStatus, EffectError> {
+        let differing = status.config.differs_in(&self.wanted);
+        let idle = status.postmaster_pid.is_none() && !status.fencing;
+        if differing.is_empty() || !idle {
+            return Ok(status);
+        }
+        self.guard.quit().await?;
+        tracing::warn!(keys = ?differing, "the database is down: a guard with the new settings takes over");
+        Ok(self.guard.status().await?)
+    }
+
+    /// The way to the database follows the guard that has it.
+    fn follow(&self, config: &GuardConfig) {
+        if self.local.borrow().socket == config.postgresql_socket() {
+            return;
+        }
+        match self.role.at(config) {
+            Ok(place) => drop(self.local.send_replace(place)),
+            Err(error) => tracing::error!(%error, "no way to the database of the guard"),
+        }
+    }
+
+    /// How PostgreSQL ended: the system's word, and the last that it said itself.
+    fn how_it_ended(&self, exit: Exit, config: &GuardConfig) -> String {
+        let mut known = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, words)) = known.as_ref().filter(|(of, _)| *of == exit) {
+            return words.clone();
+        }
+        let said = exit
+            .log_from
+            .and_then(|from| last_words(config, from).unwrap_or_default());
+        let words = match said.filter(|_| !exit.is_clean()) {
+            Some(said) => format!("{}: {said}", exit.status),
+            None => exit.status.clone(),
+        };
+        *known = Some((exit, words.clone()));
+        words
     }
 
     fn seen(&self, status: GuardStatus) -> LocalLook {
@@ -92,23 +213,80 @@ impl GuardedDatabase {
                 MonoTime(Duration::from_nanos(right.deadline_ns)),
             )
         });
-        let set_up_as = self.set_up_as();
-        let primary = status.postmaster_pid.filter(|_| set_up_as == Role::Primary);
+        let starts_as = status.starts_as.unwrap_or_else(|| self.file_says());
+        let runs_as = status.runs_as.or_else(|| {
+            let standby = status.started_as_standby? && starts_as == Role::Standby;
+            Some(if standby {
+                Role::Standby
+            } else {
+                Role::Primary
+            })
+        });
+        let primary = status
+            .postmaster_pid
+            .filter(|_| runs_as == Some(Role::Primary));
         LocalLook {
-            set_up_as,
-            running: status.postmaster_pid.is_some(),
-            recovering: primary.and_then(|postmaster| self.recovering(postmaster)),
+            recovering: primary.and_then(|pid| Self::recovering(pid, &status.config)),
+            starts_as,
+            unfit: status.unfit,
+            runs_as,
+            foreign: status.foreign,
             right,
             fenced: status.marker.map(|marker| (marker.epoch, marker.cause)),
-            ended: status.last_exit.map(|exit| exit.status),
+            ended: status
+                .last_exit
+                .map(|exit| self.how_it_ended(exit, &status.config)),
+            pending: status
+                .config
+                .differs_in(&self.wanted)
+                .into_iter()
+                .map(|key| format!("postgres.{key}"))
+                .collect(),
         }
     }
+}
+
+/// How much of a log is searched for last words, in bytes.
+const SEARCHED: u64 = 16 * 1024;
+
+/// The last that a server wrote into the log, whose output began at `from`: why it ended, where it
+/// says so, with the line before.
+fn last_words(config: &GuardConfig, from: u64) -> io::Result<Option<String>> {
+    let user = config.run_as.as_deref().map(user_ids).transpose()?;
+    let mut log = own_files::read_log(&config.log_file, user.map(|(uid, _)| uid))?;
+    let length = log.metadata()?.len();
+    // A log that is shorter by now is another one.
+    if length < from {
+        return Ok(None);
+    }
+    log.seek(SeekFrom::Start(from.max(length.saturating_sub(SEARCHED))))?;
+    let mut bytes = Vec::new();
+    log.take(SEARCHED).read_to_end(&mut bytes)?;
+    Ok(words_of(&String::from_utf8_lossy(&bytes)))
+}
+
+fn words_of(log: &str) -> Option<String> {
+    let levels = ["FATAL:", "PANIC:", "ERROR:", "LOG:"];
+    let lines: Vec<&str> = log
+        .lines()
+        .filter_map(|line| {
+            let level = levels.iter().find_map(|level| line.find(level))?;
+            line.get(level..)
+        })
+        .collect();
+    let fatal = |line: &&str| line.starts_with("FATAL:") || line.starts_with("PANIC:");
+    let last = lines.iter().rposition(fatal)?;
+    let said = lines.get(last.saturating_sub(1)..=last)?;
+    Some(said.join("; "))
 }
 
 #[async_trait]
 impl LocalDatabase for GuardedDatabase {
     async fn look(&self) -> Result<LocalLook, EffectError> {
-        Ok(self.seen(self.guard.status().await?))
+        let status = self.guard.status().await?;
+        let status = self.take_over_settings(status).await?;
+        self.follow(&status.config);
+        Ok(self.seen(status))
     }
 
     async fn start_standby(&self) -> Result<(), EffectError> {
@@ -157,13 +335,13 @@ impl LocalDatabase for GuardedDatabase {
     async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError> {
         let _alone = self.standby.severing(within).await?;
         let first = within / 4;
-        let mut severed = postgres::sever(&self.local, first).await?;
+        let mut severed = postgres::sever(&self.local(), first).await?;
         if let Some(pid) = severed.receiver {
             tracing::warn!(pid, "replay holds the WAL receiver up: it is ended");
             receiver::end(pid).map_err(|cause| {
                 EffectError::Failed(format!("the WAL receiver cannot be ended: {cause}"))
             })?;
-            severed = postgres::sever(&self.local, within.saturating_sub(first)).await?;
+            severed = postgres::sever(&self.local(), within.saturating_sub(first)).await?;
         }
         if severed.receiver_gone {
             Ok((severed.position, severed.replayed >= severed.position))
@@ -175,7 +353,7 @@ impl LocalDatabase for GuardedDatabase {
     }
 
     async fn reconnect(&self, within: Duration) -> Result<(), EffectError> {
-        self.standby.reconnect(&self.local, within).await
+        self.standby.reconnect(&self.local(), within).await
     }
 
     async fn rehearse(
@@ -185,30 +363,30 @@ impl LocalDatabase for GuardedDatabase {
         within: Duration,
     ) -> Result<Option<SeverRehearsal>, EffectError> {
         self.standby
-            .rehearse(&self.local, fresh, peer_answers, within)
+            .rehearse(&self.local(), fresh, peer_answers, within)
             .await
     }
 
     fn asks_for_slot(&self) -> Option<String> {
-        self.standby.slot(&self.data_dir)
+        self.standby.slot(&self.wanted.data_dir)
     }
 
     async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError> {
-        if let Some(was) = postgres::keep_slot(&self.local, name, within).await? {
+        if let Some(was) = postgres::keep_slot(&self.local(), name, within).await? {
             tracing::warn!(name, "the slot that the standby asks for was {was}");
         }
         Ok(())
     }
 
     async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
-        let facts = postgres::standing(&self.local, within.min(CONNECT)).await;
+        let facts = postgres::standing(&self.local(), within.min(CONNECT)).await;
         let facts =
             facts.map_err(|failure: ProbeFailure| EffectError::Failed(failure.to_string()))?;
         Ok((facts.role == Role::Primary).then_some((facts.timeline, facts.position)))
     }
 
     async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError> {
-        let promoted = postgres::promote(&self.local, within).await?;
+        let promoted = postgres::promote(&self.local(), within).await?;
         if let Some(names) = &promoted.synchronous_names_were {
             tracing::warn!(
                 names,
@@ -223,7 +401,7 @@ impl LocalDatabase for GuardedDatabase {
         standby: &SiteName,
         within: Duration,
     ) -> Result<SyncLook, EffectError> {
-        postgres::look_at_standby(&self.local, standby, within).await
+        postgres::look_at_standby(&self.local(), standby, within).await
     }
 
     async fn wait_for_standby(
@@ -231,15 +409,15 @@ impl LocalDatabase for GuardedDatabase {
         standby: &SiteName,
         within: Duration,
     ) -> Result<Lsn, EffectError> {
-        postgres::wait_for_standby(&self.local, standby, within).await
+        postgres::wait_for_standby(&self.local(), standby, within).await
     }
 
     async fn go_on_alone(&self, within: Duration) -> Result<(), EffectError> {
-        postgres::go_on_alone(&self.local, within).await
+        postgres::go_on_alone(&self.local(), within).await
     }
 
     async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError> {
-        let opened = postgres::Database::open(&self.local, within.min(CONNECT)).await;
+        let opened = postgres::Database::open(&self.local(), within.min(CONNECT)).await;
         let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
         postgres::prepare(&database, within).await?;
         postgres::write_epoch(&database, epoch, &self.site, within).await
@@ -249,8 +427,26 @@ impl LocalDatabase for GuardedDatabase {
         let Some(role) = &self.watcher else {
             return Ok(());
         };
-        let opened = postgres::Database::open(&self.local, within.min(CONNECT)).await;
+        let opened = postgres::Database::open(&self.local(), within.min(CONNECT)).await;
         let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
         postgres::allow_monitoring(&database, role, within).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_why_it_ended_and_the_line_before() {
+        let log = "2026-11-26 13:43:42.390 UTC [1] LOG:  unrecognized configuration parameter \"x\"\n\
+                   2026-11-26 13:43:42.391 UTC [1] FATAL:  configuration file contains errors\n\
+                   2026-11-26T13:43:42Z  INFO failover::agent::guard: PostgreSQL ended\n";
+        assert_eq!(
+            words_of(log).unwrap(),
+            "LOG:  unrecognized configuration parameter \"x\"; FATAL:  configuration file contains errors"
+        );
+        assert_eq!(words_of("LOG:  starting\n"), None);
+        assert_eq!(words_of("FATAL:  alone").unwrap(), "FATAL:  alone");
     }
 }

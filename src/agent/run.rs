@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,7 +17,8 @@ use super::config::Config;
 use super::guard_link::GuardLink;
 use super::guard_protocol::{GuardConfig, GuardEvent, StopTimes};
 use super::keeper::{Keeper, News, Parts};
-use super::local::GuardedDatabase;
+use super::local::{GuardedDatabase, LocalProbe, OwnRole, Place};
+use super::own_files;
 use super::reporter::{Pace, Reporter};
 use super::standby::StandbySettings;
 use super::store::FileStore;
@@ -25,7 +26,6 @@ use super::workloads::CommandWorkloads;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::http::{HttpProber, serve_plain};
 use crate::adapters::order_keys::ObeyedKeys;
-use crate::adapters::postgres::Connect;
 use crate::adapters::reread::CredentialBook;
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{
@@ -76,24 +76,14 @@ impl AgentLinks for TlsLinks {
 pub async fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    std::fs::create_dir_all(&config.state_dir).context("create `state_dir`")?;
+    own_files::claim_folder(&config.state_dir).context("use `agent.state_dir`")?;
     let instance = super::installation::of(&config.state_dir)?;
     let listener = listen_at(config.listen).await?;
     let (material, book) = TlsMaterial::with_book(&config.tls)?;
     let http = prober(config.probe_ca.as_deref(), &clock, &book)?;
 
-    let guard =
-        GuardLink::connect_or_spawn(guard_config(&config), std::env::current_exe()?).await?;
-    let events = guard.events();
-    let database = GuardedDatabase {
-        guard,
-        local: local_connect(&config)?,
-        data_dir: config.postgres.data_dir.clone(),
-        site: config.site.clone(),
-        standby: StandbySettings::new(&config.postgres),
-        // Both databases have the same roles, because one is a copy of the other.
-        watcher: config.peer.database.role(),
-    };
+    let (database, place) = open_database(&config).await?;
+    let events = database.guard.events();
     let obeyed = ObeyedKeys::from_file(&config.controller_public_key, &material)?;
     let controller_key: Arc<dyn Verifier> = Arc::new(obeyed);
     let life = a_life()?;
@@ -125,7 +115,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let (pace, paced) = watch::channel(Pace::default());
     let (seen, observations) = mpsc::channel(WAITING);
     let looking = look_for_ever(
-        Arc::new(make_probe(&config, http, &book)?),
+        Arc::new(make_probe(&config, http, &book, place)?),
         targets(&config),
         Vantage::Agent(config.site.clone()),
         Arc::clone(&clock),
@@ -266,24 +256,46 @@ fn guard_config(config: &Config) -> GuardConfig {
     }
 }
 
-/// Our own database, over its local socket.
-fn local_connect(config: &Config) -> anyhow::Result<Connect> {
-    let postgres = &config.postgres;
-    let conninfo = format!(
-        "host={} port={} dbname={} user={} sslmode=disable",
-        postgres.socket_dir.display(),
-        postgres.port,
-        postgres.database,
-        postgres.superuser
-    );
-    Ok(Connect::new(&conninfo, None, None)?.as_superuser())
+/// Finds the guard or starts one. Where it was started with other settings than the file has now,
+/// those of the guard count for as long as its database runs.
+async fn open_database(
+    config: &Config,
+) -> anyhow::Result<(GuardedDatabase, watch::Receiver<Place>)> {
+    let wanted = guard_config(config);
+    let guard = GuardLink::connect_or_spawn(wanted.clone(), std::env::current_exe()?).await?;
+    let running_with = guard.status().await?.config;
+    let keys = running_with.differs_in(&wanted);
+    if !keys.is_empty() {
+        tracing::warn!(
+            ?keys,
+            "the guard was started with other settings than the file has now"
+        );
+    }
+    let role = OwnRole {
+        user: config.postgres.superuser.clone(),
+        database: config.postgres.database.clone(),
+    };
+    let (local, place) = watch::channel(role.at(&running_with)?);
+    let database = GuardedDatabase {
+        guard,
+        wanted,
+        role,
+        local,
+        ended: Mutex::default(),
+        site: config.site.clone(),
+        standby: StandbySettings::new(&config.postgres),
+        // Both databases have the same roles, because one is a copy of the other.
+        watcher: config.peer.database.role(),
+    };
+    Ok((database, place))
 }
 
 fn make_probe(
     config: &Config,
     http: HttpProber,
     book: &Arc<CredentialBook>,
-) -> anyhow::Result<SiteProbe> {
+    local: watch::Receiver<Place>,
+) -> anyhow::Result<LocalProbe> {
     let mut sites = BTreeMap::new();
     let peer = &config.peer;
     let owner = format!("database@{}", peer.site);
@@ -299,15 +311,19 @@ fn make_probe(
         .map_or_else(|| peer.api.clone(), |own| own.ready.clone());
     let own = SiteAddress {
         api: own_api,
-        database: local_connect(config)?,
+        database: local.borrow().connect(),
     };
     sites.insert(config.site.clone(), own);
     let vantage = Vantage::Agent(config.site.clone());
-    Ok(SiteProbe {
-        vantage,
-        http,
-        sites,
-        anchors: Vec::new(),
+    Ok(LocalProbe {
+        sites: SiteProbe {
+            vantage,
+            http,
+            sites,
+            anchors: Vec::new(),
+        },
+        own: config.site.clone(),
+        local,
     })
 }
 

@@ -54,6 +54,8 @@ enum Wrong {
     SiteLost,
     /// A person asks for a takeover, and the standby can never be severed
     SeverFails,
+    /// A replaced site comes back, and somebody starts its database behind everybody's back
+    StartedByHand,
 }
 
 const FAST: &str = include_str!("../../policies/fast.toml");
@@ -97,6 +99,7 @@ impl SimulateArgs {
             Wrong::Calm => Course::Calm,
             Wrong::SiteLost => Course::SiteLost,
             Wrong::SeverFails => Course::SeverFails,
+            Wrong::StartedByHand => Course::StartedByHand,
         };
         setup
     }

@@ -9,6 +9,7 @@ use super::credential;
 use super::detector::{State, Vote, VoteKind};
 use super::gate::{self, Gate, LossEstimate};
 use super::policy::{ApiFailure, Durability, Policy};
+use super::primaries;
 use super::provenance;
 use super::reason::{Code, Reason};
 use super::rehearsed::rehearsal_warnings;
@@ -125,9 +126,10 @@ fn judge(situation: &Situation, policy: &Policy, gates: &[Gate]) -> (Verdict, Ve
             (Verdict::Resume { plan: plan.id }, vec![reason])
         };
     }
-    if gate::two_primaries(situation, policy) {
-        let reason = Reason::word(Code::TwoPrimaries, "2 primaries", "1 primary");
-        return (Verdict::Escalate, vec![reason]);
+    if let Some(reason) = primaries::two_primaries(situation, policy) {
+        let reasons = [reason].into_iter();
+        let reasons = reasons.chain(primaries::intruders(situation, policy));
+        return (Verdict::Escalate, reasons.collect());
     }
     if let Some(request) = &situation.request {
         let detail = format!("{}: {}", request.operator, request.reason);
@@ -421,6 +423,8 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
     reasons.extend(gate::observer_silent(situation, policy));
     reasons.extend(rehearsal_warnings(situation));
     reasons.extend(gate::clock_skew(situation, policy));
+    reasons.extend(primaries::intruders(situation, policy));
+    reasons.extend(primaries::settings_pending(situation, policy));
     if reasons.is_empty() {
         let since = site.and_then(|site| Some(site.health.get(&TargetKind::Database)?.since));
         let reason = Reason::word(Code::Healthy, State::Healthy, State::Healthy).at(active);
@@ -618,6 +622,20 @@ mod tests {
                     .state(aws(), TargetKind::Database, State::Healthy, seconds(9))
                     .with_database(gcp(), |facts| facts.role = Role::Primary),
                 Verdict::Escalate, &[TwoPrimaries]),
+            ("two primaries, although one was fenced long ago",
+                healthy().with_database(gcp(), |facts| facts.role = Role::Primary)
+                    .with_site(aws(), |site| {
+                        let facts = &mut site.agent.as_mut().unwrap().fact;
+                        (facts.fenced, facts.foreign) = (Some(Epoch(2)), Some("process 7".into()));
+                        facts.database = LocalDatabase::Waiting { since: seconds(300) };
+                    }),
+                Verdict::Escalate, &[TwoPrimaries, ForeignDatabase]),
+            ("a setting waits for the next start",
+                healthy().with_site(aws(), |site| site.agent.as_mut().unwrap().fact.pending = vec!["postgres.port".into()]),
+                Verdict::Hold, &[SettingsPending]),
+            ("a program has the place of the standby",
+                healthy().with_site(gcp(), |site| site.agent.as_mut().unwrap().fact.foreign = Some("`127.0.0.1:5432`".into())),
+                Verdict::Hold, &[ForeignDatabase]),
             ("the service fails beside a good database",
                 healthy().state(aws(), TargetKind::Api, State::Failed, seconds(90)), Verdict::Hold, &[ActiveApiFailed]),
             ("replication is broken",
@@ -828,13 +846,19 @@ mod tests {
     }
 
     #[test]
-    fn a_database_that_its_agent_calls_fenced_is_no_second_primary() {
+    fn a_database_that_went_down_since_it_was_looked_at_is_no_second_primary() {
         let promoted = || healthy().with_database(gcp(), |facts| facts.role = Role::Primary);
         assert_eq!(decide(&promoted(), &policy()).verdict, Verdict::Escalate);
-        let fenced = promoted().with_site(aws(), |site| {
-            site.agent.as_mut().unwrap().fact.fenced = Some(Epoch(2));
-        });
-        assert_ne!(decide(&fenced, &policy()).verdict, Verdict::Escalate);
+        let said = |since| {
+            promoted().with_site(aws(), |site| {
+                let facts = &mut site.agent.as_mut().unwrap().fact;
+                facts.fenced = Some(Epoch(2));
+                facts.database = LocalDatabase::Waiting { since };
+            })
+        };
+        let verdict = |since| decide(&said(since), &policy()).verdict;
+        assert_ne!(verdict(seconds(0)), Verdict::Escalate);
+        assert_eq!(verdict(seconds(300)), Verdict::Escalate, "it answers now");
     }
 
     #[test]

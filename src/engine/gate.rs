@@ -16,7 +16,7 @@ use super::rehearsed::rehearsal_gates;
 use super::situation::{AgentFacts, LocalDatabase, Situation};
 use super::skew::LIMIT;
 use super::standby::{promotable, replay_gate, sever_gate};
-use super::topology::{Role, TargetKind};
+use super::topology::TargetKind;
 use super::units::Bytes;
 use super::vantages;
 
@@ -423,27 +423,6 @@ pub(super) fn database_recovers(situation: &Situation, policy: &Policy) -> Optio
         }
         LocalDatabase::Up | LocalDatabase::Waiting { .. } | LocalDatabase::Down { .. } => None,
     }
-}
-
-/// Whether the two databases both take writes, which nobody may decide away. One that is seen
-/// failing, or whose agent says that it is down or fenced, takes none, whatever it said before.
-pub fn two_primaries(situation: &Situation, policy: &Policy) -> bool {
-    let limit = policy.detect.stale_after;
-    let primaries = situation.sites.values().filter(|site| {
-        let facts = site
-            .database
-            .as_ref()
-            .and_then(|database| database.within(limit));
-        let agent = site.agent.as_ref().and_then(|agent| agent.within(limit));
-        let stopped = agent
-            .is_some_and(|agent| agent.fenced.is_some() || agent.database != LocalDatabase::Up);
-        let seen = matches!(
-            site.state(TargetKind::Database),
-            State::Healthy | State::Unknown
-        );
-        facts.is_some_and(|facts| facts.role == Role::Primary) && seen && !stopped
-    });
-    primaries.count() > 1
 }
 
 /// What would be lost, for the plan and the report: from where, since when, how much.

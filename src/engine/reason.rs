@@ -64,6 +64,7 @@ codes! {
     StandbyAgentSilent = "standby-agent-silent": "The agent at the passive site gives no fresh report.",
     StandbyNotInRecovery = "standby-not-in-recovery": "The database at the passive site is not a standby.",
     TwoPrimaries = "two-primaries": "Both databases accept writes.",
+    ForeignDatabase = "foreign-database": "A server or a program that the guard did not start has the place of a site's database, and the guard cannot end it.",
     SystemIdentifierDiffers = "system-identifier-differs": "The two databases are not a pair.",
     TimelineDiverged = "timeline-diverged": "The standby does not follow the timeline of the active database.",
     StandbyLimitsTooLow = "standby-limits-too-low": "A limit of the standby is lower than the primary's: it stops replaying and refuses promotion.",
@@ -88,6 +89,7 @@ codes! {
     LogBehind = "log-behind": "Somebody knows of more than stands in the decision log: it is an old one, or another.",
     LogUnwitnessed = "log-unwitnessed": "Nobody has shown since the controller started that its decision log is not an old one.",
     SecondInstance = "second-instance": "Two installations of one site's agent report: one is a copy.",
+    SettingsPending = "settings-pending": "A site's database runs with other settings than its agent's file says, until it is started the next time.",
     ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",
 }
 

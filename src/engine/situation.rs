@@ -14,7 +14,7 @@ use super::rehearsal::Rehearsal;
 use super::replay::Replay;
 use super::skew::Skew;
 use super::synchrony::{RpoWindow, SyncFacts};
-use super::text::clip;
+use super::text::{WORD_LIMIT, clip, clip_to};
 use super::topology::{GroupName, ObserverName, SiteName, TargetKind};
 use super::units::{Bytes, Epoch, Lsn, MonoTime, WallTime, millis};
 
@@ -236,6 +236,13 @@ pub struct AgentFacts {
     /// The instance of the other site whose questions and answers it counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deals_with: Option<Instance>,
+    /// What is in the data folder or at the port of its database and was not started by its guard,
+    /// in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<String>,
+    /// The keys of the agent's file whose changed values its database does not run with yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<String>,
 }
 
 /// What came of asking a standby beforehand for what a sever and its undo need: the same settings are written,
@@ -248,6 +255,9 @@ pub struct SeverRehearsal {
     /// Why it would fail, if it would.
     pub obstacle: Option<String>,
 }
+
+/// More keys than there are in `[postgres]`.
+const KEYS_KEPT: usize = 16;
 
 impl AgentFacts {
     /// The same within the limits of what is kept.
@@ -269,6 +279,13 @@ impl AgentFacts {
         }
         if let Some(slot) = &mut self.slot {
             clip(slot);
+        }
+        if let Some(foreign) = &mut self.foreign {
+            clip(foreign);
+        }
+        self.pending.truncate(KEYS_KEPT);
+        for key in &mut self.pending {
+            clip_to(key, WORD_LIMIT);
         }
         self
     }
@@ -541,6 +558,8 @@ pub(crate) mod samples {
                     slot: None,
                     vouched: None,
                     deals_with: None,
+                    foreign: None,
+                    pending: Vec::new(),
                 },
             }),
             clock: None,

@@ -1,5 +1,6 @@
 //! Where this user's standing lab is, and what can be asked of its supervisor.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -85,9 +86,12 @@ fn pointer() -> PathBuf {
 /// Notes that a lab stands.
 pub fn note(standing: &Standing) -> anyhow::Result<()> {
     let path = pointer();
-    let aside = path.with_extension("new");
-    std::fs::write(&aside, serde_json::to_vec(standing)?).context("note the lab")?;
-    std::fs::rename(&aside, &path).context("note the lab")
+    // The folder may be everybody's, so the name aside must be one that nobody can foresee.
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let mut aside = tempfile::NamedTempFile::new_in(folder).context("note the lab")?;
+    aside.write_all(&serde_json::to_vec(standing)?)?;
+    aside.persist(&path).context("note the lab")?;
+    Ok(())
 }
 
 /// Forgets the lab in `dir`, if that is the one noted.

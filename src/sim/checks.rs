@@ -5,20 +5,23 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::entries;
+use super::excuses::is_excused;
 use super::invariant::{Invariant, Violation};
 use super::machine::{Machine, Truth};
 use super::world::{Link, Skew};
 use crate::engine::answer::Answer;
-use crate::engine::chain::{Body, Chain, Digest, Entry};
+use crate::engine::chain::{Body, Chain, Digest};
 use crate::engine::decision::decide;
 use crate::engine::lease::FenceProof;
-use crate::engine::policy::{GUARD_TICK, Policy};
+use crate::engine::policy::Policy;
+use crate::engine::reason::Code;
 use crate::engine::saga::Ending;
 use crate::engine::step::{DeclaredLoss, Event, Fact, Step};
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::Epoch;
 use crate::wire::{Order, What};
 
+mod opening;
 mod restored;
 mod shown;
 mod words;
@@ -79,6 +82,8 @@ pub struct Checks {
     /// Whether the open plan rests on a person's word that the old side is fenced.
     vouched: bool,
     declared: Option<DeclaredLoss>,
+    /// When the controller said that both sites take writes.
+    pub two_primaries: Vec<Truth>,
     fenced: bool,
     disarmed: bool,
     /// Plans opened, and how those that ended did.
@@ -109,6 +114,7 @@ impl Checks {
             open: None,
             vouched: false,
             declared: None,
+            two_primaries: Vec::new(),
             fenced: false,
             disarmed: false,
             plans: BTreeMap::new(),
@@ -172,7 +178,7 @@ impl Checks {
             site,
             timeline,
             number,
-            excused: machine.thawed.is_some() && self.excused(at, machine),
+            excused: self.excused(at, machine),
         });
     }
 
@@ -194,12 +200,8 @@ impl Checks {
         self.check_loss(at, new, neutral);
     }
 
-    /// Whether a host is frozen, or thawed so lately that its guard may not be through: the one
-    /// exception of invariant 1.
     fn excused(&self, at: Truth, machine: &Machine) -> bool {
-        let window = thaw_window(&self.policy);
-        let lately = |thawed| at.saturating_sub(thawed) <= window;
-        machine.frozen || machine.thawed.is_some_and(lately)
+        is_excused(at, machine, &self.policy)
     }
 
     /// The controller gives an order: it must have written that first.
@@ -300,6 +302,10 @@ impl Checks {
                 decision,
                 situation,
             } => {
+                let mut reasons = decision.reasons.iter();
+                if reasons.any(|reason| reason.code == Code::TwoPrimaries) {
+                    self.two_primaries.push(at);
+                }
                 if decide(situation, &self.policy) != **decision {
                     let what = format!("entry {} replays to another decision", entry.seq);
                     self.violated(Invariant::SameDecision, at, what);
@@ -340,64 +346,6 @@ impl Checks {
             | Body::Note { .. } => {}
         }
         entries::fails_over(&entry.body)
-    }
-
-    fn plan_opened(&mut self, at: Truth, entry: &Entry, asked: bool, truth: &Truths<'_>) {
-        *self.plans.entry("opened").or_default() += 1;
-        self.open = Some(entry.seq);
-        (self.declared, self.fenced) = (None, false);
-        if asked {
-            return;
-        }
-        if self.disarmed {
-            let what = format!("plan {} is opened by disarmed automation", entry.seq);
-            self.violated(Invariant::OneRecovery, at, what);
-        }
-        let [active, passive] = truth.machines;
-        let detect = &self.policy.detect;
-        let long = detect
-            .fail_after
-            .saturating_add(detect.stale_after)
-            .saturating_add(detect.probe_timeout);
-        let lasting = |link: &Link, up: bool| link.up == up && at.saturating_sub(link.since) > long;
-        if truth.neutral.iter().all(|link| lasting(link, false)) {
-            let what = format!(
-                "plan {} is opened by a controller that reaches nobody",
-                entry.seq
-            );
-            self.violated(Invariant::AbsenceOfEvidence, at, what);
-        }
-        let well = truth.calm
-            && active.could_write(at)
-            && !active.frozen
-            && at.saturating_sub(active.ready) > long
-            && active
-                .thawed
-                .is_none_or(|thawed| at.saturating_sub(thawed) > long)
-            && passive.answers();
-        let kept_out = active
-            .kept_out
-            .is_some_and(|(_, until)| at.saturating_sub(until) <= long);
-        let seen = truth.direct.as_ref().unwrap_or(&truth.between);
-        if well && kept_out && seen.iter().all(|link| lasting(link, true)) {
-            let what = format!(
-                "plan {} is opened while {} serves its users and only our looks are kept out",
-                entry.seq, active.site
-            );
-            self.violated(Invariant::OwnTrouble, at, what);
-        }
-        if well && truth.between.iter().all(|link| lasting(link, true)) {
-            let what = format!(
-                "plan {} is opened while {} is well and {} sees it",
-                entry.seq, active.site, passive.site
-            );
-            self.violated(Invariant::AbsenceOfEvidence, at, what);
-        }
-        // 7: the site that is left must itself give the cause.
-        if truth.decided != Some(true) {
-            let what = format!("plan {} follows no decision to fail over", entry.seq);
-            self.violated(Invariant::NoAutomaticReturn, at, what);
-        }
     }
 
     fn step_done(&mut self, at: Truth, step: &Step, fact: &Fact, truth: &Truths<'_>) {
@@ -444,9 +392,4 @@ impl Checks {
             self.violated(Invariant::LogVerifies, at, what);
         }
     }
-}
-
-/// How long an overlap after a thaw may last at most.
-pub fn thaw_window(policy: &Policy) -> Duration {
-    GUARD_TICK.saturating_add(policy.lease.fence.longest())
 }

@@ -36,6 +36,9 @@ impl SimDatabase {
                 state.share_storage(now, self.0.node, self.0.copy);
             }
             let machine = state.host(self.0.node, self.0.copy);
+            if machine.by_hand.is_some() {
+                return failed("processes of an earlier run are still there");
+            }
             if machine.running {
                 return Ok(false);
             }
@@ -45,9 +48,10 @@ impl SimDatabase {
             if machine.ruined {
                 return failed("signal 11");
             }
-            if machine.role != role {
+            if machine.files != role {
                 return failed("`standby.signal` does not fit");
             }
+            machine.comes_up();
             machine.running = true;
             machine.ready = now.saturating_add(took);
             if role == Role::Standby {
@@ -82,8 +86,11 @@ impl LocalDatabase for SimDatabase {
             let machine = state.host(self.0.node, self.0.copy);
             let never = MonoTime(Duration::from_nanos(u64::MAX));
             LocalLook {
-                set_up_as: machine.role,
-                running: machine.running,
+                starts_as: machine.files,
+                unfit: None,
+                runs_as: machine.runs_as(),
+                foreign: machine.by_hand.map(|_| "somebody else's server".to_owned()),
+                pending: Vec::new(),
                 recovering: None,
                 right: machine
                     .right
@@ -114,7 +121,7 @@ impl LocalDatabase for SimDatabase {
         self.0.work(0, 1).await;
         self.0.world.with(|state, _| {
             let machine = state.host(self.0.node, self.0.copy);
-            if machine.running && machine.role == Role::Primary {
+            if machine.runs_as() == Some(Role::Primary) {
                 return Err(EffectError::Refused("a primary runs".to_owned()));
             }
             machine.right = None;
@@ -345,10 +352,15 @@ fn promote(world: &World, node: Node, life: Truth) -> Option<(Timeline, Lsn)> {
     world.with(|state, now| {
         let neutral = state.skew(Node::Neutral);
         let machine = state.machine(node);
+        if machine.files == Role::Primary && machine.role == Role::Standby {
+            // It wants to take its file away, does not find it, and ends.
+            machine.crash("exit status 1");
+            return None;
+        }
         if !machine.running || machine.ready != life || machine.role == Role::Primary {
             return None;
         }
-        machine.role = Role::Primary;
+        (machine.role, machine.files) = (Role::Primary, Role::Primary);
         machine.connected = false;
         machine.synchronous = false;
         machine.confirmed = 0;

@@ -20,6 +20,7 @@ pub fn again(setup: &Setup, policy: Option<&Path>) -> String {
         Course::Calm => format!("{simulate} --course calm{file} --trace"),
         Course::SiteLost => format!("{simulate} --course site-lost{file} --trace"),
         Course::SeverFails => format!("{simulate} --course sever-fails{file} --trace"),
+        Course::StartedByHand => format!("{simulate} --course started-by-hand{file} --trace"),
         Course::Partition(_) => {
             let fast = Path::new("policies/fast.toml").display();
             let file = policy.map_or(fast, Path::display);

@@ -15,6 +15,11 @@ use crate::engine::topology::Role;
 use crate::engine::units::Bytes;
 use crate::wire::{HoldAsk, PromoteAsk, ReleaseAsk};
 
+mod behind;
+
+pub use behind::start_by_hand;
+use behind::{standby_file, started_by_hand};
+
 /// The ways to end processes.
 #[derive(Debug, Clone)]
 pub struct Kill {
@@ -67,6 +72,10 @@ pub enum Fault {
     Copied,
     /// The decision log is restored from a backup.
     LogRestored,
+    /// `standby.signal` appears or vanishes, whatever runs.
+    StandbyFile,
+    /// Somebody starts PostgreSQL where the guard's does not run.
+    StartedByHand,
 }
 
 impl Fault {
@@ -98,6 +107,8 @@ impl Fault {
         Fault::ClockSteps,
         Fault::Copied,
         Fault::LogRestored,
+        Fault::StandbyFile,
+        Fault::StartedByHand,
     ];
 }
 
@@ -192,6 +203,8 @@ pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
         Fault::Settings => settings(&world, node, lasts),
         Fault::Copied => copied(&world, &kill.plant, node, lasts).await,
         Fault::LogRestored => log_restored(&world, &kill, lasts).await,
+        Fault::StandbyFile => standby_file(&world, node, lasts).await,
+        Fault::StartedByHand => started_by_hand(&world, node),
     }
 }
 

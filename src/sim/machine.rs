@@ -10,6 +10,10 @@ use crate::engine::policy::{FenceStages, GUARD_TICK};
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::Epoch;
 
+mod behind;
+
+pub use behind::{ByHand, Mistake, STRANGER_ENDS_WITHIN};
+
 /// How many records back a row is looked for that was committed a moment ago.
 const LOOK_BACK: usize = 10_000;
 
@@ -60,7 +64,6 @@ pub enum KeptOut {
 
 /// How lately users must have committed to be seen at work.
 const AT_WORK: Duration = Duration::from_millis(500);
-
 /// A host.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -72,8 +75,16 @@ pub struct Machine {
     pub frozen: bool,
     /// When it last thawed.
     pub thawed: Option<Truth>,
-    /// Whether its files say that it starts as a standby.
+    /// As what it runs, or ran last.
     pub role: Role,
+    /// As what its files say that it starts.
+    pub files: Role,
+    /// Since when they say so.
+    pub files_since: Truth,
+    /// What runs was started by somebody else.
+    pub by_hand: Option<ByHand>,
+    /// A mistake that a test plants in the guard.
+    pub mistake: Option<Mistake>,
     /// Whether PostgreSQL runs.
     pub running: bool,
     /// From when it takes connections.
@@ -135,6 +146,10 @@ impl Machine {
             frozen: false,
             thawed: None,
             role,
+            files: role,
+            files_since: Duration::ZERO,
+            by_hand: None,
+            mistake: None,
             running: true,
             ready: Duration::ZERO,
             ended: None,
@@ -230,15 +245,18 @@ impl Machine {
                 Some((epoch, Some(end))) if now >= end.max(self.awake) => {
                     self.begin_fence(end.max(self.awake), epoch, LEASE_EXPIRED);
                 }
-                None if self.running && self.role == Role::Primary && now >= self.awake => {
+                None if self.runs_as() == Some(Role::Primary) && now >= self.awake => {
                     let epoch = self.epoch;
                     self.begin_fence(now.max(self.awake), epoch, "promoted-without-right");
                 }
                 Some(_) | None => {}
             }
         }
+        self.end_strangers(now);
+        self.put_back_signal(now);
         let over = |fence: &mut Fence| now >= fence.ends;
-        if self.fence.take_if(over).is_some() && self.running {
+        let hidden = self.by_hand.is_some_and(|it| it.seen.is_none());
+        if self.fence.take_if(over).is_some() && self.running && !hidden {
             self.stop("clean");
         }
     }
@@ -332,7 +350,10 @@ impl Machine {
     /// The sessions end with it: whoever waits for a commit never hears of it.
     fn stop(&mut self, how: &str) {
         self.running = false;
-        self.ended = Some(how.to_owned());
+        // The guard knows how its own server ended.
+        if self.by_hand.take().is_none() {
+            self.ended = Some(how.to_owned());
+        }
         self.waiting.clear();
         self.confirming.clear();
         self.confirmed = 0;
@@ -365,7 +386,7 @@ impl Machine {
         self.heartbeat.clone_from(&other.heartbeat);
         self.epoch_row = other.epoch_row;
         self.timeline = other.timeline;
-        self.role = Role::Standby;
+        (self.role, self.files) = (Role::Standby, Role::Standby);
         self.connected = true;
         self.synchronous = false;
         self.right = None;

@@ -49,7 +49,7 @@ pub trait Plant: Send + Sync + fmt::Debug {
         of
     }
     /// How an agent or a controller looks at targets.
-    fn probe(&self, of: Arc<dyn Probe>) -> Arc<dyn Probe> {
+    fn probe(&self, of: Arc<dyn Probe>, _world: &Arc<World>) -> Arc<dyn Probe> {
         of
     }
     /// An agent's ways out.
@@ -219,7 +219,7 @@ pub async fn start_agent(
     let (seen, observations) = mpsc::channel(WAITING);
     let targets = [&peer, &site].into_iter().flat_map(Target::looked_at);
     let looking = look_for_ever(
-        plant.probe(Arc::new(SimProbe(place.clone()))),
+        plant.probe(Arc::new(SimProbe(place.clone())), world),
         targets.collect(),
         Vantage::Agent(site.clone()),
         Arc::clone(&clock),
@@ -349,7 +349,7 @@ pub async fn start_controller(
     }));
     let (journal, writer) =
         Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp()).await?;
-    let probe = plant.probe(Arc::new(SimProbe(place.clone())));
+    let probe = plant.probe(Arc::new(SimProbe(place.clone())), world);
     let crash = SimCrash {
         world: Arc::clone(world),
         life: Arc::clone(&life),

@@ -29,6 +29,9 @@ pub enum Course {
     SiteLost,
     /// A person asks for a takeover of a healthy pair, and the standby can never be severed.
     SeverFails,
+    /// The active site is replaced and comes back, and somebody starts its database where no guard
+    /// can see it. Nothing else goes wrong.
+    StartedByHand,
     /// One row of the partition table happens, and nothing else goes wrong.
     Partition(Row),
 }
@@ -131,9 +134,11 @@ fn made(setup: &Setup, topology: Topology, clocks: Clocks) -> Arc<World> {
     let mut policy = setup.policy.clone();
     let observed = match setup.course {
         Course::Partition(_) => None,
-        Course::Faults | Course::Calm | Course::SiteLost | Course::SeverFails => {
-            observer::of_seed(setup.seed)
-        }
+        Course::Faults
+        | Course::Calm
+        | Course::SiteLost
+        | Course::SeverFails
+        | Course::StartedByHand => observer::of_seed(setup.seed),
     };
     let observer = observed.map(|(name, quorum)| {
         // A lost observer may then keep a lost site from being replaced, which is no mistake.
@@ -209,6 +214,7 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
         Course::Calm => {}
         Course::SeverFails => drop(tokio::spawn(faults::never_severed(Arc::clone(&world)))),
         Course::Partition(row) => drop(tokio::spawn(partitions::happen(Arc::clone(&world), row))),
+        Course::StartedByHand => drop(tokio::spawn(started_by_hand(Arc::clone(&world)))),
         Course::SiteLost => {
             let world = Arc::clone(&world);
             tokio::spawn(async move {
@@ -228,6 +234,33 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
     conclude(setup, &world)
 }
 
+/// How long the old site stays away, and is back, in [`Course::StartedByHand`].
+const AWAY: Duration = Duration::from_secs(20);
+/// For how long the second primary runs.
+const SECOND_RUNS: Duration = Duration::from_secs(15);
+
+async fn started_by_hand(world: Arc<World>) {
+    tokio::time::sleep(LOST_AT).await;
+    world.trace(|| "A  loses power".to_owned());
+    world.with(|state, now| state.machine(Node::First).lose_power(now));
+    world.changed();
+    tokio::time::sleep(AWAY).await;
+    world.with(|state, _| state.machine(Node::First).boot());
+    world.changed();
+    tokio::time::sleep(AWAY).await;
+    let started = world.with(|state, now| {
+        let replaced = state.machine(Node::Second).could_write(now);
+        let started = replaced && faults::start_by_hand(state, now, Node::First, now, None);
+        state.fault = started.then_some(now);
+        started
+    });
+    if !started {
+        return;
+    }
+    tokio::time::sleep(SECOND_RUNS).await;
+    world.with(|state, _| state.machine(Node::First).crash("signal 9"));
+}
+
 fn conclude(setup: &Setup, world: &World) -> Report {
     world.with(|state, now| {
         let log = std::mem::take(&mut state.log);
@@ -238,6 +271,9 @@ fn conclude(setup: &Setup, world: &World) -> Report {
             .zip(fault)
             .map(|(at, fault)| at.saturating_sub(fault));
         judge(setup, checks, writable, now);
+        if setup.course == Course::StartedByHand {
+            judge_second(setup, checks, fault, now);
+        }
         let fences = state.machine(Node::First).fences.clone();
         let checks = &state.checks;
         Report {
@@ -261,7 +297,7 @@ fn conclude(setup: &Setup, world: &World) -> Report {
 fn judge(setup: &Setup, checks: &mut Checks, writable: Option<Duration>, now: Truth) {
     let opened = checks.plans.get("opened").copied().unwrap_or(0);
     match setup.course {
-        Course::Faults | Course::Partition(_) => {}
+        Course::Faults | Course::Partition(_) | Course::StartedByHand => {}
         Course::SeverFails => {
             // The sever is tried for so long; then production is to be back at once.
             let most = setup.policy.steps.other.saturating_add(BACK_WITHIN);
@@ -289,6 +325,28 @@ fn judge(setup: &Setup, checks: &mut Checks, writable: Option<Duration>, now: Tr
                 checks.violated(Invariant::Liveness, now, what);
             }
         }
+    }
+}
+
+/// Two primaries are told while both run, and not when one does.
+fn judge_second(setup: &Setup, checks: &mut Checks, began: Option<Truth>, now: Truth) {
+    let Some(began) = began else {
+        let what = "the lost site was not replaced, or came back as a primary".to_owned();
+        return checks.violated(Invariant::Liveness, now, what);
+    };
+    let detect = &setup.policy.detect;
+    let looks = detect.probe_every.saturating_add(detect.probe_timeout);
+    let within = detect.stale_after.saturating_add(looks.saturating_mul(2));
+    let told: Vec<Truth> = checks.two_primaries.clone();
+    let fits = |at: &Truth| *at >= began && *at <= began.saturating_add(within);
+    if !told.iter().any(fits) {
+        let what = format!(
+            "two primaries from {began:?} on, and nobody is called within {within:?}: {told:?}"
+        );
+        checks.violated(Invariant::SeenNow, now, what);
+    } else if let Some(early) = told.iter().find(|at| **at < began) {
+        let what = format!("two primaries are told at {early:?}, and there was one");
+        checks.violated(Invariant::SeenNow, now, what);
     }
 }
 

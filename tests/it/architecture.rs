@@ -343,7 +343,7 @@ const LONG_FILES: &[(&str, usize)] = &[("engine/document.rs", 630)];
 /// Functions over the limit. A number may only fall; a function that is short enough leaves the
 /// list.
 const LONG_FUNCTIONS: &[(&str, usize)] = &[
-    ("agent/run.rs run", 119),
+    ("agent/run.rs run", 109),
     ("app/api.rs metrics", 71),
     ("app/run.rs run", 127),
     ("sim/processes.rs start_agent", 73),

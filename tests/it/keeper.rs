@@ -57,14 +57,18 @@ struct Database {
 impl LocalDatabase for Database {
     async fn look(&self) -> Result<LocalLook, EffectError> {
         let right = *self.right.lock().unwrap();
+        let role = if self.standby.load(Ordering::SeqCst) {
+            Role::Standby
+        } else {
+            Role::Primary
+        };
         Ok(LocalLook {
-            set_up_as: if self.standby.load(Ordering::SeqCst) {
-                Role::Standby
-            } else {
-                Role::Primary
-            },
+            starts_as: role,
+            unfit: None,
+            runs_as: self.running.lock().unwrap().then_some(role),
+            foreign: None,
+            pending: Vec::new(),
             recovering: *self.recovering.lock().unwrap(),
-            running: *self.running.lock().unwrap(),
             right: right.map(|right| (right.epoch, right.until.unwrap_or_default())),
             fenced: None,
             ended: None,

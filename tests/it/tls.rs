@@ -213,6 +213,8 @@ pub(crate) fn agent_api(
         slot: None,
         vouched: None,
         deals_with: None,
+        foreign: None,
+        pending: Vec::new(),
     };
     let shown = Shown {
         epoch: Epoch(1),

@@ -237,6 +237,8 @@ pub(crate) fn report(name: &str) -> Report {
             epoch_written: None,
             rehearsal: None,
             slot: None,
+            foreign: None,
+            pending: Vec::new(),
             database: LocalDatabase::Up,
             fenced: None,
             severed: None,

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,30 +22,36 @@ use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 
 /// Longest wait for anything that must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
-const STOP: StopTimes = StopTimes {
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const STOP: StopTimes = StopTimes {
     fast_ms: 1500,
     immediate_ms: 500,
     kill_ms: 1000,
 };
 /// Rights that do not run out during a test.
-const LONG: Duration = Duration::from_mins(10);
+pub(crate) const LONG: Duration = Duration::from_mins(10);
 
 /// Gives each lab its own address, so that tests beside each other never share a port.
-static COUNT: AtomicU64 = AtomicU64::new(0);
+pub(crate) static COUNT: AtomicU64 = AtomicU64::new(0);
 
-async fn right(link: &GuardLink, epoch: Epoch, deadline_ns: u64) -> Result<Right, GuardLinkError> {
+pub(crate) async fn right(
+    link: &GuardLink,
+    epoch: Epoch,
+    deadline_ns: u64,
+) -> Result<Right, GuardLinkError> {
     link.right(Right { epoch, deadline_ns }, STOP).await
 }
 
 /// A PostgreSQL of its own: folder, address, port; ended when the test is.
-struct Lab {
-    folder: tempfile::TempDir,
-    config: GuardConfig,
+pub(crate) struct Lab {
+    pub(crate) folder: tempfile::TempDir,
+    /// The guard's, where nobody but us writes.
+    state: tempfile::TempDir,
+    pub(crate) config: GuardConfig,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bin_dir = bin_dir();
         let folder = tempfile::tempdir().unwrap();
         let user = rustix::process::geteuid().is_root().then_some("postgres");
@@ -91,9 +96,8 @@ impl Lab {
             "{}",
             String::from_utf8_lossy(&made.stderr)
         );
-        let state_dir = folder.path().join("state");
-        fs::create_dir(&state_dir).unwrap();
-        fs::set_permissions(&state_dir, fs::Permissions::from_mode(0o700)).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let state_dir = state.path().join("state");
         let config = GuardConfig {
             bin_dir,
             data_dir,
@@ -106,47 +110,51 @@ impl Lab {
             options: vec!["shared_buffers=16MB".into()],
             stop: STOP,
         };
-        Self { folder, config }
+        Self {
+            folder,
+            state,
+            config,
+        }
     }
 
-    async fn link(&self) -> GuardLink {
+    pub(crate) async fn link(&self) -> GuardLink {
         GuardLink::connect_or_spawn(self.config.clone(), exe())
             .await
             .unwrap()
     }
 
     /// A guard with a running primary of epoch 1.
-    async fn primary(&self, right_for: Duration) -> GuardLink {
+    pub(crate) async fn primary(&self, right_for: Duration) -> GuardLink {
         let link = self.link().await;
         link.start(primary(1, right_for)).await.unwrap();
         self.ready().await;
         link
     }
 
-    async fn connect(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    pub(crate) async fn connect(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let (client, connection) = tokio_postgres::connect(&self.dsn(), NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
     }
 
-    fn dsn(&self) -> String {
+    pub(crate) fn dsn(&self) -> String {
         format!(
             "host={} port={} user=postgres dbname=postgres connect_timeout=2",
             self.config.listen_addresses, self.config.port
         )
     }
 
-    async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         until("PostgreSQL answers", async || self.connect().await.is_ok()).await;
     }
 
-    fn refuses(&self) -> bool {
+    pub(crate) fn refuses(&self) -> bool {
         std::net::TcpStream::connect((self.config.listen_addresses.as_str(), self.config.port))
             .is_err_and(|cause| cause.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 
     /// Every process whose working folder is the data folder: found without the guard's help.
-    fn processes(&self) -> Vec<i32> {
+    pub(crate) fn processes(&self) -> Vec<i32> {
         fs::read_dir("/proc")
             .unwrap()
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -157,16 +165,16 @@ impl Lab {
             .collect()
     }
 
-    fn standby_signal(&self) -> PathBuf {
+    pub(crate) fn standby_signal(&self) -> PathBuf {
         self.config.data_dir.join("standby.signal")
     }
 
-    fn guard_pid(&self) -> Option<i32> {
+    pub(crate) fn guard_pid(&self) -> Option<i32> {
         let text = fs::read_to_string(self.config.state_dir.join("guard.lock")).ok()?;
         let pid = text.trim().parse().ok()?;
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         // Ours only when it names our folder: the pid may be another's by now.
-        line.contains(self.folder.path().to_str()?).then_some(pid)
+        line.contains(self.state.path().to_str()?).then_some(pid)
     }
 }
 
@@ -190,20 +198,20 @@ impl Drop for Lab {
     clippy::print_stderr,
     reason = "a test's own output, shown when it fails"
 )]
-fn eprint_to_test(text: &str) {
+pub(crate) fn eprint_to_test(text: &str) {
     eprintln!("{text}");
 }
 
 /// A client that inserts as fast as it can, connects anew when it is thrown out, and notes when
 /// each insert was acknowledged.
-struct Writer {
+pub(crate) struct Writer {
     last_ack_ns: Arc<AtomicU64>,
     refusals: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
 impl Writer {
-    async fn start(lab: &Lab) -> Self {
+    pub(crate) async fn start(lab: &Lab) -> Self {
         let client = lab.connect().await.unwrap();
         client
             .batch_execute("create table if not exists w (n bigserial)")
@@ -242,12 +250,12 @@ impl Writer {
         writer
     }
 
-    fn acked(&self) -> u64 {
+    pub(crate) fn acked(&self) -> u64 {
         self.last_ack_ns.load(Ordering::SeqCst)
     }
 
     /// No insert was acknowledged after `moment`, though the client went on trying.
-    async fn was_silent_since(&self, moment: u64) {
+    pub(crate) async fn was_silent_since(&self, moment: u64) {
         let before = self.refusals.load(Ordering::SeqCst);
         until("twenty more attempts", async || {
             self.refusals.load(Ordering::SeqCst) >= before + 20
@@ -263,7 +271,7 @@ impl Drop for Writer {
     }
 }
 
-fn bin_dir() -> PathBuf {
+pub(crate) fn bin_dir() -> PathBuf {
     let packaged = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -275,7 +283,7 @@ fn bin_dir() -> PathBuf {
         .expect("no PostgreSQL server: install the package `postgresql`")
 }
 
-fn user_ids(name: &str) -> (u32, u32) {
+pub(crate) fn user_ids(name: &str) -> (u32, u32) {
     let id = |flag: &str| {
         let found = Command::new("id").args([flag, name]).output().unwrap();
         let text = String::from_utf8(found.stdout).unwrap();
@@ -286,27 +294,27 @@ fn user_ids(name: &str) -> (u32, u32) {
     (id("-u"), id("-g"))
 }
 
-fn exe() -> PathBuf {
+pub(crate) fn exe() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_failover")).to_owned()
 }
 
-fn primary(epoch: u64, right_for: Duration) -> StartAs {
+pub(crate) fn primary(epoch: u64, right_for: Duration) -> StartAs {
     StartAs::Primary {
         epoch: Epoch(epoch),
         deadline_ns: from_now(right_for),
     }
 }
 
-fn from_now(wait: Duration) -> u64 {
+pub(crate) fn from_now(wait: Duration) -> u64 {
     boottime_ns() + u64::try_from(wait.as_nanos()).unwrap()
 }
 
-fn send(pid: i32, signal: Signal) {
+pub(crate) fn send(pid: i32, signal: Signal) {
     // Gone already is as good.
     let _gone = kill_process(Pid::from_raw(pid).unwrap(), signal);
 }
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -318,7 +326,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 /// The proof that is pushed next, and the moment of hearing it.
-async fn proof(events: &mut Receiver<GuardEvent>) -> (FenceProof, u64) {
+pub(crate) async fn proof(events: &mut Receiver<GuardEvent>) -> (FenceProof, u64) {
     let wait = async {
         loop {
             if let GuardEvent::Fenced(proof) = events.recv().await.unwrap() {
@@ -331,7 +339,7 @@ async fn proof(events: &mut Receiver<GuardEvent>) -> (FenceProof, u64) {
         .expect("no proof of a fence")
 }
 
-fn refusal<T: std::fmt::Debug>(result: Result<T, GuardLinkError>) -> String {
+pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, GuardLinkError>) -> String {
     match result {
         Err(GuardLinkError::Refused(why)) => why,
         other => panic!("not refused: {other:?}"),
@@ -633,7 +641,7 @@ async fn a_postgresql_that_no_guard_started_is_left_alone() {
     // As if it had been started by hand: no note of ours names it.
     fs::remove_file(lab.config.state_dir.join("postmaster.pid")).unwrap();
     let other = GuardConfig {
-        state_dir: lab.folder.path().join("other"),
+        state_dir: lab.state.path().join("other"),
         log_file: lab.folder.path().join("other-log"),
         ..lab.config.clone()
     };

@@ -8,6 +8,9 @@
 
 mod clock;
 mod guard;
+mod intruders;
+mod signal_files;
+mod thaw;
 mod pair;
 mod postgres;
 mod sessions;
@@ -24,6 +27,8 @@ mod check;
 mod crash;
 mod drill;
 mod fenced;
+mod old_word;
+mod agent_file;
 mod standing;
 mod terminal;
 mod secrets;

@@ -154,7 +154,7 @@ impl Plant for PlantNobodyKnows {
         let told = Mutex::default();
         Arc::new(Meek { of, told })
     }
-    fn probe(&self, of: Arc<dyn Probe>) -> Arc<dyn Probe> {
+    fn probe(&self, of: Arc<dyn Probe>, _world: &Arc<World>) -> Arc<dyn Probe> {
         Arc::new(Rowless(of))
     }
     fn traffic(&self, of: Arc<dyn Traffic>) -> Arc<dyn Traffic> {

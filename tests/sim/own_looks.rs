@@ -44,7 +44,7 @@ impl Probe for Harsh {
 struct PlantHarsh;
 
 impl Plant for PlantHarsh {
-    fn probe(&self, of: Arc<dyn Probe>) -> Arc<dyn Probe> {
+    fn probe(&self, of: Arc<dyn Probe>, _world: &Arc<World>) -> Arc<dyn Probe> {
         Arc::new(Harsh(of))
     }
 }

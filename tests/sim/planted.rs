@@ -6,22 +6,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use failover::engine::answer::Answer;
+use failover::engine::observation::{Finding, ProbeFailure};
 use failover::engine::policy::Policy;
 use failover::engine::situation::SeverRehearsal;
 use failover::engine::synchrony::SyncLook;
-use failover::engine::topology::{SiteName, TargetName};
+use failover::engine::topology::{Role, SiteName, Target, TargetKind, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use failover::ports::{
     AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, LogStore,
-    OutsideView, Still, StoreError, Traffic, Versioned,
+    OutsideView, Probe, Still, StoreError, Traffic, Versioned,
 };
 use failover::sim::invariant::Invariant;
+use failover::sim::machine::Mistake;
 use failover::sim::partitions::{ROWS, Span};
-use failover::sim::processes::Plant;
-use failover::sim::run::{Course, Setup};
+use failover::sim::processes::{Honest, Plant};
+use failover::sim::run::{Course, Setup, run};
 use failover::sim::world::{Node, World};
 
-use super::{finds, minutes, policy};
+use super::{finds, holds, minutes, policy};
 
 pub(crate) fn planted(seed: u64, plant: impl Plant + 'static) -> Setup {
     let mut setup = Setup::new(seed, minutes(3), policy());
@@ -439,4 +441,129 @@ fn a_pair_that_is_failed_over_though_nothing_went_wrong_is_seen() {
         setup.course = Course::Calm;
         setup
     });
+}
+
+/// A mistake planted in the guards, and `standby.signal` planted below the first site's primary
+/// at the moment when the controller is cut off from it, where that is wanted.
+#[derive(Debug)]
+struct PlantMistake {
+    mistake: Option<Mistake>,
+    signal: bool,
+}
+
+impl Plant for PlantMistake {
+    fn database(
+        &self,
+        of: Arc<dyn LocalDatabase>,
+        world: &Arc<World>,
+        node: Node,
+    ) -> Arc<dyn LocalDatabase> {
+        world.with(|state, _| state.machine(node).mistake = self.mistake);
+        if self.signal && node == Node::First {
+            let world = Arc::clone(world);
+            tokio::spawn(async move {
+                world
+                    .until(|state| !state.link(Node::First, Node::Neutral).up)
+                    .await;
+                world.with(|state, now| {
+                    let machine = state.machine(node);
+                    if machine.role == Role::Primary {
+                        machine.put_files(Role::Standby, now);
+                    }
+                });
+            });
+        }
+        of
+    }
+}
+
+/// The active site is cut off, with `standby.signal` below its primary.
+fn cut_off_with_signal(seed: u64, mistake: Option<Mistake>) -> Setup {
+    let mut setup = cut_off(seed, policy());
+    setup.plant = Arc::new(PlantMistake {
+        mistake,
+        signal: true,
+    });
+    setup
+}
+
+#[test]
+fn a_guard_that_believes_files_makes_two_writers() {
+    finds(Invariant::OneWriter, "beside", |seed| {
+        cut_off_with_signal(seed, Some(Mistake::BelievesFiles))
+    });
+}
+
+#[test]
+fn a_guard_that_goes_by_what_runs_fences_below_a_planted_signal_file() {
+    for seed in 0..10 {
+        let report = run(&cut_off_with_signal(seed, None)).unwrap();
+        assert!(report.violations.is_empty(), "{:#?}", report.violations);
+        assert!(!report.fences.is_empty(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_guard_that_leaves_strangers_alone_makes_two_writers() {
+    finds(Invariant::OneWriter, "beside", |seed| {
+        planted(
+            seed,
+            PlantMistake {
+                mistake: Some(Mistake::LeavesStrangers),
+                signal: false,
+            },
+        )
+    });
+}
+
+/// Looks that believe an old word: a database that was fenced is not looked at.
+#[derive(Debug)]
+struct BelievesOldWord {
+    of: Arc<dyn Probe>,
+    world: Arc<World>,
+}
+
+#[async_trait]
+impl Probe for BelievesOldWord {
+    async fn look(&self, target: &Target, within: Duration) -> Finding {
+        let fenced = self.world.with(|state, _| {
+            let node = state.node(&target.site);
+            state.memory(node).as_ref().and_then(|memory| memory.fenced)
+        });
+        if target.kind == TargetKind::Database && fenced.is_some() {
+            return Finding::Bad(ProbeFailure::Refused);
+        }
+        self.of.look(target, within).await
+    }
+    async fn anchors(&self, within: Duration) -> (u32, u32) {
+        self.of.anchors(within).await
+    }
+}
+
+#[derive(Debug)]
+struct PlantOldWord;
+
+impl Plant for PlantOldWord {
+    fn probe(&self, of: Arc<dyn Probe>, world: &Arc<World>) -> Arc<dyn Probe> {
+        let world = Arc::clone(world);
+        Arc::new(BelievesOldWord { of, world })
+    }
+}
+
+fn started_by_hand(seed: u64, plant: impl Plant + 'static) -> Setup {
+    let mut setup = planted(seed, plant);
+    setup.course = Course::StartedByHand;
+    setup
+}
+
+#[test]
+fn an_old_word_that_outweighs_what_is_seen_is_seen() {
+    finds(Invariant::SeenNow, "nobody is called", |seed| {
+        started_by_hand(seed, PlantOldWord)
+    });
+}
+
+#[test]
+fn two_primaries_are_told_while_there_are_two() {
+    holds(1, |seed| started_by_hand(seed, Honest));
 }

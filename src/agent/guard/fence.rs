@@ -15,7 +15,7 @@ use crate::agent::guard_protocol::{Exit, GuardConfig, boottime_ns};
 use crate::engine::units::Epoch;
 
 /// A refusal on this host takes microseconds; only a wrong address makes us wait this long.
-const CONNECT_PATIENCE: Duration = Duration::from_millis(50);
+pub(super) const CONNECT_PATIENCE: Duration = Duration::from_millis(50);
 
 /// A fence under way.
 #[derive(Debug)]
@@ -35,6 +35,11 @@ pub(super) struct Fence {
 impl Guard {
     /// Begins a fence, or joins the one under way. The order matters: find the processes while
     /// their descent still shows, make the marker durable, and only then send the first signal.
+    ///
+    /// A guard that is late, or finds a server that is not its own, turns it round: another site may
+    /// take writes already, so that each millisecond counts, and a clean end is worth nothing. The
+    /// marker is no proof: whoever starts this database as a primary needs a right from the
+    /// controller in any case.
     pub(super) fn begin_fence(&mut self, cause: &str, epoch: Epoch, ticket: Option<Ticket>) {
         if let Some(mut fence) = self.fence.take() {
             fence.waiting.extend(ticket);
@@ -45,16 +50,28 @@ impl Guard {
             self.fence = Some(fence);
             return;
         }
-        let fence = Fence {
+        let strangers = self.strangers();
+        let hurry = self.is_late() || !strangers.is_empty();
+        let mut fence = Fence {
             epoch,
             cause: cause.to_owned(),
             began_ns: boottime_ns(),
             began_at_ms: wall_ms(),
             method: FenceMethod::AlreadyDown,
-            seen: self.habitat.processes().unwrap_or_default(),
+            seen: Processes::new(),
             waiting: ticket.into_iter().collect(),
             unproven_told: false,
         };
+        if hurry && let Some(postmaster) = &self.postmaster {
+            postmaster.kill_family();
+            fence.method = FenceMethod::Kill;
+        }
+        fence.seen = self.habitat.processes(&strangers).unwrap_or_default();
+        fence.seen.extend(strangers);
+        if hurry && !fence.seen.is_empty() {
+            postmaster::kill(&fence.seen);
+            fence.method = FenceMethod::Kill;
+        }
         self.right = None;
         self.mark(&fence, None);
         self.fence = Some(fence);
@@ -68,7 +85,8 @@ impl Guard {
         };
         // What was forked since the last look is found before its parent is gone; without `/proc`
         // there is no proof, and the harshest means for what is known.
-        let looked = self.habitat.processes();
+        fence.seen.extend(self.strangers());
+        let looked = self.habitat.processes(&fence.seen);
         fence
             .seen
             .extend(looked.iter().flatten().map(|(pid, start)| (*pid, *start)));
@@ -170,6 +188,11 @@ impl Guard {
 }
 
 impl Fence {
+    /// Whether its time is over without proof: it may last, and need not hurry any more.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.unproven_told
+    }
+
     fn took(&self) -> Duration {
         Duration::from_nanos(boottime_ns().saturating_sub(self.began_ns))
     }
@@ -188,7 +211,7 @@ fn all_refuse(config: &GuardConfig) -> Result<String, String> {
             Ok(_) => return Err(format!("`{address}` still takes connections")),
         }
     }
-    let socket = config.socket_dir.join(format!(".s.PGSQL.{}", config.port));
+    let socket = config.postgresql_socket();
     match UnixStream::connect(&socket) {
         Err(cause)
             if matches!(

@@ -2,19 +2,23 @@
 //! all of them, and ending exactly those that were found.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
-    set_parent_process_death_signal,
+    Pid, PidfdFlags, Signal, getpid, getppid, getpriority_process, pidfd_open, pidfd_send_signal,
+    set_parent_process_death_signal, setpriority_process,
 };
 
 use crate::agent::guard_protocol::GuardConfig;
+use crate::agent::own_files;
 
 /// The first word of the command line that becomes PostgreSQL.
 pub const EXEC_VERB: &str = "guard-exec";
@@ -25,15 +29,27 @@ const KEPT_ENVIRONMENT: [&str; 5] = ["PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY
 /// In the state folder: the last first process that a guard started.
 const PID_FILE: &str = "postmaster.pid";
 
+/// PostgreSQL's own name for the file that names its first process.
+const PID_FILE_OF_POSTGRESQL: &str = "postmaster.pid";
+
+/// What a file of that form says first. Below zero: a session of a single user.
+fn noted_pid(path: &Path) -> Option<i32> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines().next()?.trim().parse().ok()
+}
+
 /// Whether what uses the data folder was started by a guard of this state folder: PostgreSQL's own
 /// pid file, which stays after a crash, names the process that we noted down.
 pub(super) fn was_ours(config: &GuardConfig) -> bool {
-    let first_line = |folder: &Path| -> Option<i32> {
-        let text = fs::read_to_string(folder.join(PID_FILE)).ok()?;
-        text.lines().next()?.trim().parse().ok()
-    };
-    let noted = first_line(&config.state_dir);
-    noted.is_some() && noted == first_line(&config.data_dir)
+    let noted = noted_pid(&config.state_dir.join(PID_FILE));
+    noted.is_some() && noted == noted_pid(&config.data_dir.join(PID_FILE_OF_POSTGRESQL))
+}
+
+/// Whether a guard of this state folder has ever started PostgreSQL in this data folder: from then
+/// on whoever else does is in the way, and not the owner of a database that was never handed over.
+pub(super) fn is_known(config: &GuardConfig) -> bool {
+    let note = fs::read_to_string(config.state_dir.join(PID_FILE)).unwrap_or_default();
+    note.lines().nth(1).map(Path::new) == Some(&config.data_dir)
 }
 
 /// PostgreSQL's first process, a direct child of ours.
@@ -43,15 +59,16 @@ pub(super) struct Postmaster {
     pub(super) pid: Pid,
     /// Readable when it has ended; signals through it never hit a reused pid.
     pub(super) fd: OwnedFd,
+    /// Where its output begins in the log, in bytes.
+    pub(super) log_from: u64,
 }
 
 impl Postmaster {
     /// Starts PostgreSQL by way of [`exec`].
     pub(super) fn start(config: &GuardConfig) -> io::Result<Self> {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&config.log_file)?;
+        let user = config.run_as.as_deref().map(user_ids).transpose()?;
+        let log = own_files::open_log(&config.log_file, user.map(|(uid, _)| uid))?;
+        let log_from = log.metadata()?.len();
         let mut command = Command::new("/proc/self/exe");
         command
             .arg(EXEC_VERB)
@@ -74,8 +91,7 @@ impl Postmaster {
         for name in KEPT_ENVIRONMENT {
             command.envs(std::env::var_os(name).map(|value| (name, value)));
         }
-        if let Some(user) = &config.run_as {
-            let (uid, gid) = user_ids(user)?;
+        if let Some((uid, gid)) = user {
             // As root this also empties the supplementary groups.
             command.uid(uid).gid(gid);
         }
@@ -86,13 +102,11 @@ impl Postmaster {
             .stderr(log)
             .spawn()?;
         let pid = Pid::from_child(&child);
-        let known = fs::write(
-            config.state_dir.join(PID_FILE),
-            pid.as_raw_pid().to_string(),
-        )
-        .and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
+        let note = format!("{}\n{}\n", pid.as_raw_pid(), config.data_dir.display());
+        let known = own_files::write(&config.state_dir.join(PID_FILE), note.as_bytes())
+            .and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
         match known {
-            Ok(fd) => Ok(Self { pid, fd }),
+            Ok(fd) => Ok(Self { pid, fd, log_from }),
             Err(cause) => {
                 child.kill()?;
                 Err(cause)
@@ -105,6 +119,34 @@ impl Postmaster {
         if let Err(cause) = pidfd_send_signal(&self.fd, signal) {
             tracing::debug!(%cause, ?signal, "signal not delivered");
         }
+    }
+
+    /// Kills the first process and its children, with the fewest steps there are: a whole look at
+    /// `/proc` takes milliseconds, in which sessions would acknowledge. Who is missed by it is for
+    /// the fence to find.
+    pub(super) fn kill_family(&self) {
+        let parent = self.pid.as_raw_pid();
+        let list = format!("/proc/{parent}/task/{parent}/children");
+        let list = fs::read_to_string(list).unwrap_or_default();
+        let children = list.split_whitespace().filter_map(|pid| pid.parse().ok());
+        let held: Vec<OwnedFd> = children
+            .filter_map(|pid: i32| {
+                let handle = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+                // Its parent is asked for when the handle is held: a pid that was reused is spared.
+                (stat(pid)?.parent == parent).then_some(handle)
+            })
+            .collect();
+        for child in &held {
+            if let Err(cause) = pidfd_send_signal(child, Signal::KILL) {
+                tracing::debug!(%cause, "a session was gone already");
+            }
+        }
+        self.signal(Signal::KILL);
+    }
+
+    /// Whether it has not ended yet.
+    pub(super) fn is_alive(&self) -> bool {
+        stat(self.pid.as_raw_pid()).is_some_and(Stat::alive)
     }
 
     /// Whether it is stopped (SIGSTOP, a debugger): then it hears nothing but SIGKILL, while its
@@ -137,6 +179,12 @@ pub fn exec(arguments: &[String]) -> io::Error {
     if let Err(cause) = set_parent_process_death_signal(Some(Signal::QUIT)) {
         return cause.into();
     }
+    // The guard's priority is not PostgreSQL's.
+    if getpriority_process(None).is_ok_and(|own| own < 0)
+        && let Err(cause) = setpriority_process(None, 0)
+    {
+        tracing::debug!(%cause, "the guard's priority is kept");
+    }
     // It may have died before the line above.
     if getppid().map(|pid| pid.as_raw_pid().to_string()).as_ref() != Some(guard) {
         return io::Error::other("the guard is dead, so PostgreSQL is not started");
@@ -144,8 +192,30 @@ pub fn exec(arguments: &[String]) -> io::Error {
     Command::new(program).args(rest).exec()
 }
 
+/// Puts `standby.signal` into the working folder of a server, which is its data folder whatever a
+/// path leads to, for the server's user, and durably. One that is there already is as good.
+pub(super) fn put_back_signal(first: Pid) -> io::Result<()> {
+    let folder = format!("/proc/{}/cwd", first.as_raw_pid());
+    let owner = fs::metadata(&folder)?;
+    let folder = rustix::fs::open(
+        folder,
+        OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let how = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(&folder, "standby.signal", how, Mode::from_raw_mode(0o600))
+    {
+        Err(Errno::EXIST) => return Ok(()),
+        opened => opened?,
+    };
+    let (uid, gid) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+    rustix::fs::fchown(&file, Some(uid), Some(gid))?;
+    rustix::fs::fsync(&file)?;
+    Ok(rustix::fs::fsync(&folder)?)
+}
+
 /// Looks a user up in `/etc/passwd` (no directory service: it could keep us waiting).
-fn user_ids(user: &str) -> io::Result<(u32, u32)> {
+pub(in crate::agent) fn user_ids(user: &str) -> io::Result<(u32, u32)> {
     fs::read_to_string("/etc/passwd")?
         .lines()
         .map(|line| line.split(':').collect::<Vec<_>>())
@@ -180,21 +250,105 @@ impl Habitat {
 
     /// All living processes that may acknowledge a write or hold the port: whatever descends from
     /// us (we adopt orphans, so that a child of PostgreSQL's that leaves its session or loses its
-    /// parent stays ours), and each `postgres` whose working folder is the data folder.
-    pub(super) fn processes(&self) -> io::Result<Processes> {
+    /// parent stays ours) or from one of `strangers`, and each PostgreSQL whose working folder is
+    /// the data folder. Reads nothing that could keep us waiting.
+    pub(super) fn processes(&self, strangers: &Processes) -> io::Result<Processes> {
         let all = all_processes()?;
         let us = getpid().as_raw_pid();
+        let roots: Vec<i32> = strangers
+            .iter()
+            .filter(|(pid, start)| all.get(pid).is_some_and(|stat| stat.start == **start))
+            .map(|(pid, _)| *pid)
+            .chain([us])
+            .collect();
+        let ours = |pid: i32| {
+            roots.contains(&pid) && pid != us
+                || roots.iter().any(|root| descends(&all, pid, *root))
+                || (self.is_postgres(pid) && self.names_the_folder(pid))
+        };
         Ok(all
             .iter()
-            .filter(|(pid, stat)| stat.alive() && (descends(&all, **pid, us) || self.lives(**pid)))
+            .filter(|(pid, stat)| stat.alive() && ours(**pid))
             .map(|(pid, stat)| (*pid, stat.start))
             .collect())
     }
 
-    fn lives(&self, pid: i32) -> bool {
-        let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        link("cwd") == self.data_dir && without_deleted(&link("exe")) == self.program
+    /// The servers in the data folder that we did not start, whoever runs them, from whichever
+    /// file, in whichever container; `own` is the first process that we started last. Sessions of a
+    /// single user (`postgres --single`, as `pg_rewind` runs one) serve nobody, and are no servers.
+    ///
+    /// A look at a folder may hang with its disk: for the lookout's thread only.
+    pub(super) fn strangers(&self, own: impl Fn() -> i32) -> io::Result<Processes> {
+        let all = all_processes()?;
+        let us = getpid().as_raw_pid();
+        let noted = noted_pid(&self.data_dir.join(PID_FILE_OF_POSTGRESQL));
+        let own = own();
+        let strange = |pid: i32| {
+            let noted = noted == Some(pid);
+            if pid == own || pid == us || !(noted || self.is_postgres(pid)) || !self.works_here(pid)
+            {
+                return false;
+            }
+            // A child of our PostgreSQL's may start one that outlives it.
+            let descends = descends(&all, pid, us);
+            (!descends || noted && !descends_from(&all, pid, own)) && !is_single_user(pid)
+        };
+        Ok(all
+            .iter()
+            .filter(|(pid, stat)| stat.alive() && strange(**pid))
+            .map(|(pid, stat)| (*pid, stat.start))
+            .collect())
     }
+
+    /// Whether PostgreSQL's pid file names a living process other than `own`: then a whole look
+    /// at `/proc` is due. May hang with the disk.
+    pub(super) fn is_claimed_by_another(&self, own: impl Fn() -> i32) -> bool {
+        let noted = noted_pid(&self.data_dir.join(PID_FILE_OF_POSTGRESQL));
+        noted.is_some_and(|pid| pid > 0 && pid != own() && stat(pid).is_some_and(Stat::alive))
+    }
+
+    fn is_postgres(&self, pid: i32) -> bool {
+        let exe = link(pid, "exe");
+        let exe = without_deleted(&exe);
+        let named = |name: &str| exe.file_name().is_some_and(|file| file == name);
+        exe == self.program || PROGRAMS.iter().any(|name| named(name))
+    }
+
+    /// Whether its working folder has the name of the data folder.
+    fn names_the_folder(&self, pid: i32) -> bool {
+        link(pid, "cwd") == self.data_dir
+    }
+
+    /// Whether its working folder is the data folder, by whatever name: in another container it has
+    /// another one.
+    fn works_here(&self, pid: i32) -> bool {
+        let identity = |path: &Path| fs::metadata(path).map(|it| (it.dev(), it.ino())).ok();
+        let here = identity(Path::new(&format!("/proc/{pid}/cwd")));
+        self.names_the_folder(pid) || here.is_some() && here == identity(&self.data_dir)
+    }
+}
+
+/// The names that PostgreSQL's server has in the packages of this world.
+const PROGRAMS: [&str; 3] = ["postgres", "postmaster", "edb-postgres"];
+
+fn link(pid: i32, name: &str) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/{name}")).unwrap_or_default()
+}
+
+/// What a process was started as, for people.
+pub(super) fn program_of(pid: i32) -> String {
+    link(pid, "exe").display().to_string()
+}
+
+/// Whether a server's process serves a single user, or makes a database.
+fn is_single_user(pid: i32) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let first = line.split(|byte| *byte == 0).nth(1).unwrap_or_default();
+    [&b"--single"[..], b"--boot", b"--check"].contains(&first)
+}
+
+fn descends_from(all: &BTreeMap<i32, Stat>, pid: i32, ancestor: i32) -> bool {
+    ancestor > 0 && descends(all, pid, ancestor)
 }
 
 /// After an upgrade of the package the kernel shows the old program as `PATH (deleted)`.

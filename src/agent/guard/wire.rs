@@ -10,6 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 use crate::agent::guard_protocol::{FromGuard, GuardCommand, GuardEvent, GuardReply, Request};
 
@@ -29,6 +32,7 @@ pub(super) struct Ticket {
 /// The socket and its connections.
 #[derive(Debug)]
 pub(super) struct Wire {
+    timer: OwnedFd,
     listener: UnixListener,
     connections: Vec<Connection>,
     next: u64,
@@ -57,17 +61,35 @@ impl Wire {
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
+        let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
         Ok(Self {
+            timer,
             listener,
             connections: Vec::new(),
             next: 0,
         })
     }
 
-    /// Waits until there is something to do: a line, a connection, the end of PostgreSQL, or
-    /// `limit`.
-    pub(super) fn wait(&self, postmaster: Option<&OwnedFd>, limit: Duration) -> io::Result<()> {
-        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
+    /// Waits until there is something to do: a line, a connection, the end of PostgreSQL, or the
+    /// moment `until_ns` of [`boottime_ns`](crate::agent::guard_protocol::boottime_ns).
+    ///
+    /// The moment is a timer's and no time-out of the wait: one that is interrupted (a process that
+    /// is stopped, a container that is frozen) is begun again with what was left of it, so that a
+    /// guard would sleep on after a thaw, for longer than its sessions need to acknowledge.
+    pub(super) fn wait(&self, postmaster: Option<&OwnedFd>, until_ns: u64) -> io::Result<()> {
+        let until = Timespec::try_from(Duration::from_nanos(until_ns.max(1)));
+        let once = Itimerspec {
+            it_interval: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: until.map_err(io::Error::other)?,
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once)?;
+        let mut fds = vec![
+            PollFd::new(&self.timer, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
         for connection in &self.connections {
             let flags = if connection.output.is_empty() {
                 PollFlags::IN
@@ -77,8 +99,7 @@ impl Wire {
             fds.push(PollFd::from_borrowed_fd(connection.stream.as_fd(), flags));
         }
         fds.extend(postmaster.map(|fd| PollFd::new(fd, PollFlags::IN)));
-        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
-        match poll(&mut fds, Some(&limit)) {
+        match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(cause) => Err(cause.into()),
         }

@@ -27,7 +27,7 @@ pub enum Step {
 impl Keeper {
     /// Has a look taken at the standby, unless a step runs already.
     pub(super) fn synchronise(&mut self) {
-        let primary = self.look.set_up_as == Role::Primary && self.look.running;
+        let primary = self.look.role() == Role::Primary && self.look.running();
         let Some(Told(window)) = self.told else {
             return;
         };
@@ -104,7 +104,7 @@ impl Keeper {
     /// What is reported of it: only by a primary that is asked for it.
     pub(super) fn shown_synchrony(&self, now: MonoTime) -> Option<SyncFacts> {
         self.told?.0?;
-        if self.look.set_up_as == Role::Standby {
+        if self.look.role() == Role::Standby {
             return None;
         }
         self.synchrony.facts(now, self.memory.closed)

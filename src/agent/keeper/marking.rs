@@ -36,7 +36,7 @@ impl Keeper {
     /// until it is done: so a database that was just handed over needs no preparation by hand.
     /// Runs beside, because a commit may hang.
     pub(super) fn mark(&mut self, now: MonoTime) {
-        let primary = self.look.set_up_as == Role::Primary && self.look.running;
+        let primary = self.look.role() == Role::Primary && self.look.running();
         let Some(holder) = self.holder.as_ref().filter(|_| primary) else {
             return;
         };

@@ -186,7 +186,7 @@ impl Keeper {
             let text = "the guard does not say how the database stands";
             return Err(EffectError::Failed(text.to_owned()));
         }
-        if self.look.set_up_as == Role::Primary {
+        if self.look.role() == Role::Primary {
             return self.promotion_of(order.epoch).await;
         }
         if self.memory.promoting.is_some() {
@@ -217,7 +217,7 @@ impl Keeper {
     /// Severs. The word is durable before it is acted on: from then on the other site's agent is
     /// told that it is superseded.
     async fn sever(&mut self, epoch: Epoch, order: &Sealed) -> OrderAnswer {
-        if self.look.set_up_as == Role::Primary && self.memory.severed.is_none() {
+        if self.look.role() == Role::Primary && self.memory.severed.is_none() {
             return Err(EffectError::Refused(
                 "this site's database is no standby".to_owned(),
             ));

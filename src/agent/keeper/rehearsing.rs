@@ -39,7 +39,7 @@ impl Keeper {
 
     /// Begins a rehearsal that is due, beside the keeper.
     pub(super) fn rehearse(&mut self, now: MonoTime) {
-        let standby = self.look.set_up_as == Role::Standby && self.look.running;
+        let standby = self.look.role() == Role::Standby && self.look.running();
         if !standby {
             self.rehearsing.last = None;
             return;
@@ -103,7 +103,7 @@ impl Keeper {
 
     /// Sees to it that the slot is there that the other site's standby asks for.
     pub(super) fn keep_slot(&mut self, now: MonoTime) {
-        let primary = self.look.set_up_as == Role::Primary && self.look.running;
+        let primary = self.look.role() == Role::Primary && self.look.running();
         let asked = self.slot.name.clone();
         let Some(name) = asked.filter(|_| primary && self.holder.is_some()) else {
             return;

@@ -97,7 +97,7 @@ impl Keeper {
     /// after its promotion, nobody says so. Runs beside, because SQL may hang; again with the next
     /// answer, where it failed.
     fn reconnect_after(&mut self, epoch: Epoch) {
-        let standby = self.look.set_up_as == Role::Standby && self.look.running;
+        let standby = self.look.runs_as == Some(Role::Standby);
         let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
         let severed = self.memory.severed.filter(|severed| *severed <= epoch);
         let Some(severed) = severed.filter(|_| standby && !promoting && !self.reconnecting) else {
@@ -178,7 +178,7 @@ impl Keeper {
 
     /// Another site holds the right in a later epoch, or is about to.
     pub(super) async fn superseded(&mut self, epoch: Epoch) {
-        if self.memory.fenced >= Some(epoch) || self.look.set_up_as == Role::Standby {
+        if self.memory.fenced >= Some(epoch) || self.look.role() == Role::Standby {
             return;
         }
         tracing::warn!(epoch = epoch.0, "superseded");
@@ -193,5 +193,6 @@ pub(super) fn adopt(memory: &AgentMemory, look: &LocalLook, now: MonoTime) -> Op
     let (epoch, until) = look.right.filter(|(_, until)| *until > now)?;
     let timers = memory.timers.clone()?;
     let asked = until.minus(timers.lease_ttl).min(now);
-    look.running.then(|| Holder::granted(epoch, asked, timers))
+    look.running()
+        .then(|| Holder::granted(epoch, asked, timers))
 }

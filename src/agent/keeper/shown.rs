@@ -51,10 +51,10 @@ impl Keeper {
             },
             Some((since, why)) => DatabaseState::Down {
                 since: now.since(*since),
-                why: why.clone(),
+                why: self.why_down(why),
             },
         };
-        let primary = self.look.set_up_as == Role::Primary;
+        let primary = self.look.role() == Role::Primary;
         let facts = AgentFacts {
             database,
             fenced: self
@@ -66,11 +66,15 @@ impl Keeper {
             peer: self.peer_answered.map(|asked| now.since(asked)),
             peer_clock: self.peer_clock,
             synchrony: self.shown_synchrony(now),
-            epoch_written: self.epoch_written.filter(|_| primary && self.look.running),
+            epoch_written: self
+                .epoch_written
+                .filter(|_| primary && self.look.running()),
             rehearsal: self.shown_rehearsal(now),
             slot: (!primary).then(|| self.database.asks_for_slot()).flatten(),
             vouched: Some(self.shown_vouched(now)),
             deals_with: self.memory.peer,
+            foreign: self.look.foreign.clone(),
+            pending: self.look.pending.clone(),
         };
         let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
         let asks = promoting || (primary && self.memory.fenced.is_none());
@@ -80,7 +84,7 @@ impl Keeper {
             right: self.holder.as_ref().map(Holder::deadline),
             right_in: self.holder.as_ref().map(Holder::epoch),
             log: self.log,
-            primary: primary && self.look.running,
+            primary: primary && self.look.running(),
             facts,
             peer_mark: self.peer_mark,
             at: now,

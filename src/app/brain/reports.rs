@@ -465,6 +465,8 @@ mod tests {
                 slot: None,
                 vouched: None,
                 deals_with: None,
+                foreign: None,
+                pending: Vec::new(),
             },
             observations: vec![saw("aws", TargetKind::Database, primary(), Duration::ZERO)],
             heard,

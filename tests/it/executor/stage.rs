@@ -326,6 +326,8 @@ impl Earth {
                     obstacle: None,
                 }),
                 slot: None,
+                foreign: None,
+                pending: Vec::new(),
                 database,
                 fenced: state.fenced.then_some(state.epoch),
                 severed: state.severed.then_some(Epoch(2)),

@@ -1,0 +1,62 @@
+//! What PostgreSQL's control file says of the server that runs: the one file that the server itself
+//! keeps, and that no restart, tool or person has a reason to touch while it does.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// All that a server writes there lies within one sector, so that a look is never torn.
+const SECTOR: usize = 512;
+/// Where the state stands, in every version from 8.3 to 18: behind the system identifier (8 bytes)
+/// and two version numbers (4 bytes each).
+const STATE_AT: std::ops::Range<usize> = 16..20;
+/// `DB_IN_PRODUCTION`: the server takes writes.
+const IN_PRODUCTION: u32 = 6;
+
+/// The control file at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ControlFile(Vec<u8>);
+
+impl ControlFile {
+    /// Reads it. May hang with the disk.
+    pub(super) fn read(data_dir: &Path) -> io::Result<Self> {
+        let mut sector = Vec::with_capacity(SECTOR);
+        let limit = u64::try_from(SECTOR).unwrap_or(u64::MAX);
+        File::open(data_dir.join("global/pg_control"))?
+            .take(limit)
+            .read_to_end(&mut sector)?;
+        if sector.len() < STATE_AT.end {
+            return Err(io::Error::other("`pg_control` is cut off"));
+        }
+        Ok(Self(sector))
+    }
+
+    /// Whether it says that the server takes writes. That stays so after a crash, and in a copy of
+    /// a primary: it counts only where the server has written it since it was started.
+    pub(super) fn says_production(&self) -> bool {
+        let state = self.0.get(STATE_AT).and_then(|four| four.try_into().ok());
+        state.map(u32::from_ne_bytes) == Some(IN_PRODUCTION)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_is_read_and_a_file_that_is_cut_off_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("global")).unwrap();
+        let file = folder.path().join("global/pg_control");
+        assert!(ControlFile::read(folder.path()).is_err());
+        let mut bytes = vec![0; 8192];
+        for (state, production) in [(5_u32, false), (6, true), (1, false)] {
+            bytes[STATE_AT].copy_from_slice(&state.to_ne_bytes());
+            std::fs::write(&file, &bytes).unwrap();
+            let read = ControlFile::read(folder.path()).unwrap();
+            assert_eq!(read.says_production(), production, "{state}");
+        }
+        std::fs::write(&file, &bytes[..18]).unwrap();
+        assert!(ControlFile::read(folder.path()).is_err());
+    }
+}

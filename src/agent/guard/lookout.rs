@@ -1,0 +1,200 @@
+//! The guard's lookout: a thread that looks at what may keep a reader waiting (a disk that hangs, a
+//! long `/proc`, a port), so that the guard, which must keep time, never waits for it.
+
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
+use std::{io, thread};
+
+use rustix::process::Pid;
+
+use super::control_file::ControlFile;
+use super::fence::CONNECT_PATIENCE;
+use super::postmaster::{self, Habitat, Processes};
+use super::standing::starts_as;
+use super::{GuardConfig, IDLE_TICK, TICK};
+use crate::agent::guard_protocol::boottime_ns;
+use crate::engine::topology::Role;
+
+/// Between two looks at every process and at the port. A server that is started by hand writes its
+/// pid file before it takes connections, and that file is read at each tick.
+const WHOLE_LOOK: Duration = Duration::from_secs(1);
+/// After this a sighting says nothing any more: the lookout waits for a disk.
+const STALE: Duration = Duration::from_secs(1);
+
+/// What was seen at one moment.
+#[derive(Debug)]
+pub(super) struct Sighting {
+    /// When the look began.
+    at_ns: u64,
+    /// The control file; `None` where it cannot be read.
+    pub(super) control: Option<ControlFile>,
+    /// As what the files would have PostgreSQL come up.
+    pub(super) starts_as: Result<Role, String>,
+    /// For how long the files have been those of a primary.
+    pub(super) without_signal_for: Duration,
+    /// Servers in the data folder that we did not start.
+    pub(super) strangers: Processes,
+    /// Who takes connections at our place while we run no server, in words.
+    pub(super) listener: Option<String>,
+}
+
+impl Sighting {
+    /// Whether the look began after this moment.
+    pub(super) fn is_after(&self, moment_ns: u64) -> bool {
+        self.at_ns >= moment_ns
+    }
+}
+
+/// The guard's end.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    sightings: Receiver<Sighting>,
+    /// The standbys, by their first process, whose file is to be put back. The thread ends with it.
+    signals: Sender<Pid>,
+    last: Option<Sighting>,
+    own: Arc<AtomicI32>,
+}
+
+impl Lookout {
+    /// Begins to look.
+    pub(super) fn begin(config: &GuardConfig) -> io::Result<Self> {
+        let (sender, sightings) = sync_channel(1);
+        let (signals, wanted) = channel();
+        let own = Arc::new(AtomicI32::new(0));
+        let mut watch = Watch {
+            habitat: Habitat::new(config),
+            data_dir: config.data_dir.clone(),
+            config: config.clone(),
+            own: Arc::clone(&own),
+            strangers: Processes::new(),
+            listener: None,
+            whole_at_ns: None,
+            without_signal_from_ns: None,
+        };
+        thread::Builder::new()
+            .name("lookout".to_owned())
+            .spawn(move || watch.keep(&sender, &wanted))?;
+        Ok(Self {
+            sightings,
+            signals,
+            last: None,
+            own,
+        })
+    }
+
+    /// Says which server is ours from now on.
+    pub(super) fn ours_is(&self, first: Option<Pid>) {
+        let pid = first.map_or(0, Pid::as_raw_pid);
+        self.own.store(pid, Ordering::SeqCst);
+    }
+
+    /// Has the file put back of a standby that runs.
+    pub(super) fn put_back_signal_of(&self, first: Option<Pid>) {
+        if let Some(first) = first
+            && self.signals.send(first).is_err()
+        {
+            tracing::error!("the lookout has ended");
+        }
+    }
+
+    /// Takes in what was seen since the last time.
+    pub(super) fn take_in(&mut self) {
+        self.last = self.sightings.try_iter().last().or(self.last.take());
+    }
+
+    /// The last sighting, unless it is old.
+    pub(super) fn now(&self) -> Option<&Sighting> {
+        let age = |sighting: &Sighting| boottime_ns().saturating_sub(sighting.at_ns);
+        let fresh = |sighting: &&Sighting| Duration::from_nanos(age(sighting)) <= STALE;
+        self.last.as_ref().filter(fresh)
+    }
+}
+
+/// The thread's end.
+struct Watch {
+    habitat: Habitat,
+    data_dir: PathBuf,
+    config: GuardConfig,
+    own: Arc<AtomicI32>,
+    strangers: Processes,
+    listener: Option<String>,
+    whole_at_ns: Option<u64>,
+    without_signal_from_ns: Option<u64>,
+}
+
+impl Watch {
+    /// Looks until the guard is gone.
+    fn keep(&mut self, to: &SyncSender<Sighting>, wanted: &Receiver<Pid>) {
+        loop {
+            // A guard that has not taken the last one in gets the next.
+            drop(to.try_send(self.look()));
+            let tick = if self.own() == 0 { IDLE_TICK } else { TICK };
+            match wanted.recv_timeout(tick) {
+                Ok(first) if self.without_signal_from_ns.take().is_some() => {
+                    match postmaster::put_back_signal(first) {
+                        Ok(()) => tracing::warn!("`standby.signal` was gone, and is put back"),
+                        Err(cause) => tracing::error!(%cause, "cannot put `standby.signal` back"),
+                    }
+                }
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn own(&self) -> i32 {
+        self.own.load(Ordering::SeqCst)
+    }
+
+    fn look(&mut self) -> Sighting {
+        let at_ns = boottime_ns();
+        let control = ControlFile::read(&self.data_dir).ok();
+        let since = |last: u64| Duration::from_nanos(at_ns.saturating_sub(last));
+        let due = self.whole_at_ns.is_none_or(|at| since(at) >= WHOLE_LOOK);
+        if due || self.habitat.is_claimed_by_another(|| self.own()) {
+            self.whole_at_ns = Some(at_ns);
+            match self.habitat.strangers(|| self.own()) {
+                Ok(strangers) => self.strangers = strangers,
+                Err(cause) => tracing::warn!(%cause, "`/proc` cannot be read"),
+            }
+            self.listener = self.listener();
+        }
+        self.strangers
+            .retain(|pid, start| postmaster::is_alive(*pid, *start));
+        let starts_as = starts_as(&self.data_dir);
+        self.without_signal_from_ns =
+            (starts_as == Ok(Role::Primary)).then(|| self.without_signal_from_ns.unwrap_or(at_ns));
+        let without_signal_for = self.without_signal_from_ns.map(since).unwrap_or_default();
+        Sighting {
+            at_ns,
+            control,
+            starts_as,
+            without_signal_for,
+            strangers: self.strangers.clone(),
+            listener: self.listener.clone(),
+        }
+    }
+
+    /// Somebody who takes connections where our server would, while it does not run.
+    fn listener(&self) -> Option<String> {
+        if self.own() != 0 {
+            return None;
+        }
+        let addresses = self.config.addresses().unwrap_or_default().into_iter();
+        let mut taken = addresses
+            .filter(|at| TcpStream::connect_timeout(at, CONNECT_PATIENCE).is_ok())
+            .map(|at| at.to_string());
+        let socket = self.config.postgresql_socket();
+        let place = taken.next().or_else(|| {
+            let answers = UnixStream::connect(&socket).is_ok();
+            answers.then(|| socket.display().to_string())
+        });
+        // It may have been ours that answered, started a moment ago.
+        place.filter(|_| self.own() == 0)
+    }
+}

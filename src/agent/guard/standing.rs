@@ -1,0 +1,176 @@
+//! What runs, what would be started, and what is there that the guard did not start.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use super::postmaster::{self, Processes};
+use super::{FOREIGN, Guard};
+use crate::engine::topology::Role;
+
+/// For how long the file of a standby is missed before it is put back: a promotion that takes it
+/// away shows in the control file long before.
+const SIGNAL_MISSED: Duration = Duration::from_secs(1);
+
+impl Guard {
+    /// What runs. A server that was started without `standby.signal` is a primary until it ends,
+    /// whatever files appear. One that was started as a standby is one until it has written into
+    /// its control file that it takes writes.
+    pub(super) fn runs_as(&self) -> Option<Role> {
+        // One that has ended and was not yet reaped runs no more.
+        self.postmaster.as_ref().filter(|it| it.is_alive())?;
+        Some(if self.started_as_standby && !self.promoted {
+            Role::Standby
+        } else {
+            Role::Primary
+        })
+    }
+
+    /// As what PostgreSQL would come up, as the lookout saw it last; or why it must not be started.
+    pub(super) fn starts_as(&self) -> Option<&Result<Role, String>> {
+        self.lookout.now().map(|sighting| &sighting.starts_as)
+    }
+
+    /// Takes in what the lookout saw: a promotion, a standby that lost its file, and servers that
+    /// are not ours. Those are ended, unless ours runs in spite of them: two in one data folder is
+    /// nothing that PostgreSQL lets happen, and production is not stopped for what cannot be.
+    pub(super) fn look_out(&mut self) {
+        self.lookout.take_in();
+        self.promoted |= self.was_promoted();
+        if self.has_lost_its_file() {
+            let pid = self.postmaster.as_ref().map(|it| it.pid);
+            self.lookout.put_back_signal_of(pid);
+        }
+        let strangers = self.strangers();
+        if !strangers.is_empty() && self.postmaster.is_none() && self.fence.is_none() {
+            let pids: Vec<i32> = strangers.into_keys().collect();
+            tracing::error!(
+                ?pids,
+                "PostgreSQL was started by somebody else: it is ended"
+            );
+            self.begin_fence(FOREIGN, self.epoch, None);
+        }
+    }
+
+    fn was_promoted(&self) -> bool {
+        if self.postmaster.is_none() || !self.started_as_standby {
+            return false;
+        }
+        let Some(sighting) = self.lookout.now() else {
+            return false;
+        };
+        if !sighting.is_after(self.started_ns) {
+            return false;
+        }
+        match &sighting.control {
+            Some(control) => {
+                // What an earlier life of it wrote, or the primary that it is a copy of.
+                let written = Some(control) != self.control_at_start.as_ref();
+                written && control.says_production()
+            }
+            // A promotion takes the file away before the first write.
+            None => sighting.starts_as == Ok(Role::Primary),
+        }
+    }
+
+    /// Whether a standby runs without its file. PostgreSQL cannot be promoted so: it wants to take
+    /// the file away, does not find it, and ends. With a right armed, that may be under way.
+    fn has_lost_its_file(&self) -> bool {
+        let sighting = self.lookout.now();
+        self.right.is_none()
+            && self.fence.is_none()
+            && self.is_seen_in_recovery()
+            && sighting.is_some_and(|it| it.without_signal_for >= SIGNAL_MISSED)
+    }
+
+    /// Whether the guard sees, this moment, that what runs is a standby.
+    pub(super) fn is_seen_in_recovery(&self) -> bool {
+        let fresh = self.lookout.now().filter(|it| it.is_after(self.started_ns));
+        let control = fresh.and_then(|sighting| sighting.control.as_ref());
+        self.started_as_standby && !self.promoted && control.is_some()
+    }
+
+    /// Servers in the data folder that we did not start.
+    pub(super) fn strangers(&self) -> Processes {
+        let seen = self.lookout.now();
+        let mut strangers = seen.map(|it| it.strangers.clone()).unwrap_or_default();
+        if let Some(postmaster) = &self.postmaster {
+            strangers.remove(&postmaster.pid.as_raw_pid());
+        }
+        strangers.retain(|pid, start| postmaster::is_alive(*pid, *start));
+        strangers
+    }
+
+    /// What is there and is not ours, for people.
+    pub(super) fn foreign(&self) -> Option<String> {
+        let data = self.config.data_dir.display();
+        let strangers = self.strangers();
+        let servers = strangers.keys().map(|pid| {
+            let program = postmaster::program_of(*pid);
+            format!("process {pid} (`{program}`)")
+        });
+        let servers: Vec<String> = servers.take(3).collect();
+        if !servers.is_empty() {
+            let servers = servers.join(", ");
+            return Some(format!(
+                "{servers} runs PostgreSQL in `{data}`, and the guard did not start it"
+            ));
+        }
+        if self.postmaster.is_some() {
+            return None;
+        }
+        let listener = self.lookout.now()?.listener.as_ref()?;
+        Some(format!(
+            "`{listener}` takes connections, and no server that the guard sees in `{data}` does: \
+             it cannot end what this is"
+        ))
+    }
+}
+
+/// As what PostgreSQL would come up, by its files, which count at a start and at no other time; or
+/// why it must not be started. May hang with the disk.
+pub(super) fn starts_as(data_dir: &Path) -> Result<Role, String> {
+    let there = |name: &str| match fs::metadata(data_dir.join(name)) {
+        Ok(_) => Ok(true),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(false),
+        Err(cause) => Err(format!("cannot see whether `{name}` is there: {cause}")),
+    };
+    // Where both are there, this is the one that PostgreSQL goes by.
+    if there("standby.signal")? {
+        return Ok(Role::Standby);
+    }
+    if there("recovery.signal")? {
+        return Err(
+            "`recovery.signal` is there: PostgreSQL would recover to a point in time and begin a \
+             timeline that no standby follows: remove it, or recover with the agent stopped"
+                .to_owned(),
+        );
+    }
+    Ok(Role::Primary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_start_follows_from_the_files_as_postgresql_reads_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        assert_eq!(starts_as(folder.path()), Ok(Role::Primary));
+        fs::write(file("recovery.signal"), "").unwrap();
+        let why = starts_as(folder.path()).unwrap_err();
+        assert!(why.contains("point in time"), "{why}");
+        fs::write(file("standby.signal"), "").unwrap();
+        assert_eq!(starts_as(folder.path()), Ok(Role::Standby));
+        // PostgreSQL asks for its existence, not for what is in it.
+        fs::remove_file(file("standby.signal")).unwrap();
+        fs::create_dir(file("standby.signal")).unwrap();
+        assert_eq!(starts_as(folder.path()), Ok(Role::Standby));
+        fs::remove_dir(file("standby.signal")).unwrap();
+        // A link that leads in a circle says neither yes nor no.
+        std::os::unix::fs::symlink("standby.signal", file("standby.signal")).unwrap();
+        assert!(starts_as(folder.path()).unwrap_err().contains("cannot see"));
+    }
+}

@@ -1,0 +1,215 @@
+//! The lives of the database: whether it runs, since when it is down and why, and when it is started
+//! again. One that dies as soon as it is started is started less and less often, and told of once.
+
+use std::time::Duration;
+
+use super::Keeper;
+use crate::agent::recovery::Recovery;
+use crate::engine::lease::Holder;
+use crate::engine::topology::Role;
+use crate::engine::units::{Epoch, MonoTime};
+
+/// How long a database that nobody failed over from stays down before it is started again, on top
+/// of the grace for a local restart.
+const NOBODY_TOOK_OVER: Duration = Duration::from_secs(5);
+
+/// Between two starts of a database that did not die at once.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause. Each life that ended at once doubles it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Whoever lives so long did not die at once.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// What is known of its starts and ends.
+#[derive(Debug, Default)]
+pub(super) struct Lives {
+    last_start: Option<MonoTime>,
+    /// Since when it is on trial: it was started, and has not lived long enough.
+    on_trial: Option<MonoTime>,
+    /// The fence marker at that moment: whom a fence ended meanwhile did not die of itself.
+    fenced_at_start: Option<(Epoch, String)>,
+    /// How many lives in a row ended at once.
+    short: u32,
+    /// When it first went down, of those.
+    failing_since: Option<MonoTime>,
+    /// The last thing that was logged of it.
+    told: String,
+}
+
+impl Lives {
+    fn pause(&self) -> Duration {
+        let doubled = 1_u32.checked_shl(self.short.min(16)).unwrap_or(u32::MAX);
+        PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
+    }
+
+    /// Whether this is news: what happens again and again is logged once.
+    fn is_news(&mut self, text: &str) -> bool {
+        let news = self.told != text;
+        text.clone_into(&mut self.told);
+        news
+    }
+}
+
+impl Keeper {
+    /// Follows what the last look saw of its being up or down.
+    pub(super) fn follow_its_lives(&mut self) {
+        let now = self.clock.now();
+        let before = self.recovery.take();
+        if self.look.running() {
+            // It does not serve before it has recovered: all of it counts from the crash.
+            let since = self.down.as_ref().map_or(now, |(since, _)| *since);
+            let work = self.look.recovering;
+            self.recovery = work.map(|work| Recovery::seen(before, since, work, now));
+            self.ran_as = self.look.runs_as;
+            let from = self.lives.on_trial;
+            if from.is_some_and(|from| now.since(from) >= SETTLED) {
+                if self.lives.short > 0 {
+                    tracing::info!("the database stays up");
+                }
+                (self.lives.on_trial, self.lives.short) = (None, 0);
+                (self.lives.failing_since, self.lives.told) = (None, String::new());
+            }
+            // A standby that has died at once counts as down until it has shown that it lives; of a
+            // primary that would be taken for a reason to replace it.
+            if self.lives.short == 0 || self.look.runs_as == Some(Role::Primary) {
+                self.down = None;
+            }
+            return;
+        }
+        let ended = self.look.ended.clone();
+        let why = ended.unwrap_or_else(|| "not started".to_owned());
+        let died = self.lives.on_trial.take().is_some();
+        let of_itself = died && self.look.fenced == self.lives.fenced_at_start;
+        if of_itself {
+            self.lives.short = self.lives.short.saturating_add(1);
+            if self.lives.is_news(&why) {
+                let pause = self.lives.pause();
+                tracing::error!(why, next_after = ?pause, "the database ends as soon as it is started");
+            }
+        }
+        if self.down.is_none() && !of_itself {
+            self.lives.failing_since = None;
+        }
+        let went_down = before.map_or(now, |recovery| recovery.since);
+        let since = *self.lives.failing_since.get_or_insert(went_down);
+        match &mut self.down {
+            Some((_, known)) if died => *known = why,
+            Some(_) => {}
+            None => self.down = Some((since, why)),
+        }
+    }
+
+    /// Whether it is down for no other reason than that it had no right.
+    pub(super) fn waits_for_right(&self) -> bool {
+        let marked = self.look.fenced.is_some();
+        self.look.role() == Role::Primary
+            && self.look.unfit.is_none()
+            && self.memory.fenced.is_none()
+            && (marked || self.look.ended.is_none())
+    }
+
+    /// Whether the primary that ran here last would come up as a standby, although nobody took its
+    /// right: started so, it would look well and serve nobody.
+    fn was_made_standby_behind_us(&self) -> bool {
+        self.ran_as == Some(Role::Primary)
+            && self.look.starts_as == Role::Standby
+            && self.look.fenced.is_none()
+            && self.memory.fenced.is_none()
+            && self.memory.promoting.is_none()
+    }
+
+    /// Why a database that is down cannot be started, or how it ended.
+    pub(super) fn why_down(&self, ended: &str) -> String {
+        if let Some(unfit) = &self.look.unfit {
+            return unfit.clone();
+        }
+        if self.was_made_standby_behind_us() {
+            return format!(
+                "{ended}; `standby.signal` has appeared in the data folder of this primary: remove \
+                 it, and it is started again"
+            );
+        }
+        if self.lives.short > 1 {
+            let (count, pause) = (self.lives.short, self.lives.pause());
+            return format!(
+                "ended {count} times as soon as it was started, next try every {pause:?}: {ended}"
+            );
+        }
+        ended.to_owned()
+    }
+
+    /// Starts a database that is down, where that is nobody else's decision.
+    pub(super) async fn start_again(&mut self, now: MonoTime) {
+        let Some((since, _)) = self.down.clone().filter(|_| !self.look.running()) else {
+            return;
+        };
+        let waited = self.lives.last_start.map(|last| now.since(last));
+        let rested = waited.is_none_or(|waited| waited >= self.lives.pause());
+        if waited.is_some_and(|waited| waited < PAUSE) || self.look.unfit.is_some() {
+            return;
+        }
+        if self.look.starts_as == Role::Standby {
+            if rested && !self.was_made_standby_behind_us() {
+                self.start_standby().await;
+            }
+            return;
+        }
+        let Some(holder) = self.holder.clone() else {
+            return;
+        };
+        let down_for = now.since(since);
+        let within_grace = down_for < self.restart_grace;
+        let abandoned = down_for >= self.restart_grace.saturating_add(NOBODY_TOOK_OVER);
+        let may = self.waits_for_right() || within_grace || (abandoned && rested);
+        if self.memory.fenced.is_none() && may {
+            self.start_primary(&holder, now).await;
+        }
+    }
+
+    fn was_started(&mut self, as_what: Role) {
+        self.lives.on_trial = self.lives.last_start;
+        self.lives.fenced_at_start.clone_from(&self.look.fenced);
+        if self.lives.short == 0 {
+            tracing::info!(role = %as_what, epoch = self.memory.epoch.0, "database started");
+        }
+    }
+
+    fn did_not_start(&mut self, why: &str) {
+        if self.lives.is_news(why) {
+            tracing::error!(why, "the database does not start");
+        }
+    }
+
+    async fn start_standby(&mut self) {
+        self.lives.last_start = Some(self.clock.now());
+        match self.database.start_standby().await {
+            Ok(()) => {
+                self.was_started(Role::Standby);
+                self.rehearse_anew();
+                // PostgreSQL forgets with its end what it was told to do.
+                self.remember_promoting(None).await;
+            }
+            Err(error) => self.did_not_start(&error.to_string()),
+        }
+    }
+
+    async fn start_primary(&mut self, holder: &Holder, now: MonoTime) {
+        self.lives.last_start = Some(now);
+        let epoch = holder.epoch();
+        if let Some((marked, _)) = &self.look.fenced {
+            // Fenced by an expired lease, and the lease is ours again.
+            if *marked > epoch {
+                return;
+            }
+            if let Err(error) = self.database.unfence(epoch).await {
+                tracing::error!(%error, "the fence cannot be lifted");
+                return;
+            }
+            self.look.fenced = None;
+        }
+        match self.database.start_primary(&self.right_of(holder)).await {
+            Ok(()) => self.was_started(Role::Primary),
+            Err(error) => self.did_not_start(&error.to_string()),
+        }
+    }
+}
