@@ -17,6 +17,7 @@ use crate::wire::{HoldAsk, PromoteAsk, ReleaseAsk};
 
 mod behind;
 
+use behind::clock_steps;
 pub use behind::start_by_hand;
 use behind::{standby_file, started_by_hand};
 
@@ -337,20 +338,6 @@ fn settings(world: &World, node: Node, lasts: Duration) {
             now,
             format!("{node}  keeps our looks out: {kept_out:?}, both: {both}"),
         );
-    });
-}
-
-/// Somebody sets a clock, or it was wrong and is mended.
-fn clock_steps(world: &World) {
-    world.with(|state, now| {
-        let places = [Node::Neutral, Node::First, Node::Second];
-        let node = state.chance.pick(&places).unwrap_or(Node::First);
-        let hours = i64::try_from(state.chance.below(6 * 3_600_000)).unwrap_or(0);
-        let by = state.chance.pick(&[-hours, hours]).unwrap_or(0);
-        state.step_clock(node, by);
-        state
-            .checks
-            .trace(now, format!("{node}  clock steps by {by} ms"));
     });
 }
 

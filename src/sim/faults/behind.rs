@@ -58,3 +58,17 @@ pub(super) fn started_by_hand(world: &World, node: Node) {
         start_by_hand(state, now, node, ready, Some(seen));
     });
 }
+
+/// Somebody sets a clock, or it was wrong and is mended.
+pub(super) fn clock_steps(world: &World) {
+    world.with(|state, now| {
+        let places = [Node::Neutral, Node::First, Node::Second];
+        let node = state.chance.pick(&places).unwrap_or(Node::First);
+        let hours = i64::try_from(state.chance.below(6 * 3_600_000)).unwrap_or(0);
+        let by = state.chance.pick(&[-hours, hours]).unwrap_or(0);
+        state.step_clock(node, by);
+        state
+            .checks
+            .trace(now, format!("{node}  clock steps by {by} ms"));
+    });
+}
