@@ -27,7 +27,7 @@ use self::control_file::ControlFile;
 use self::fence::Fence;
 use self::lookout::Lookout;
 use self::postmaster::{Habitat, Postmaster, Processes};
-use self::standing::starts_as;
+use self::standing::{files_say, may_start};
 use self::wire::{Ticket, Wire};
 use super::guard_protocol::{
     Exit, FenceMarker, FenceMethod, FenceProof, GuardCommand, GuardConfig, GuardEvent, GuardReply,
@@ -412,7 +412,11 @@ impl Guard {
                 left.into_keys().collect::<Vec<_>>()
             ));
         }
-        match (role, starts_as(&self.config.data_dir)?) {
+        let control = ControlFile::read(&self.config.data_dir).ok();
+        match (
+            role,
+            may_start(&files_say(&self.config.data_dir), control.as_ref())?,
+        ) {
             (StartAs::Standby, Role::Primary) => {
                 return Err("`standby.signal` is absent: this would become a primary".to_owned());
             }
@@ -424,7 +428,7 @@ impl Guard {
                 self.arm(Right { epoch, deadline_ns })?;
             }
         }
-        self.control_at_start = ControlFile::read(&self.config.data_dir).ok();
+        self.control_at_start = control;
         let started = Postmaster::start(&self.config)
             .map_err(|cause| format!("cannot start PostgreSQL: {cause}"))?;
         self.lookout.ours_is(Some(started.pid));
@@ -455,8 +459,8 @@ impl Guard {
             postmaster_pid,
             started_as_standby: postmaster_pid.map(|_| self.started_as_standby),
             runs_as: self.runs_as(),
-            starts_as: self.starts_as().and_then(|it| it.as_ref().ok().copied()),
-            unfit: self.starts_as().and_then(|it| it.as_ref().err().cloned()),
+            starts_as: self.starts_as().and_then(Result::ok),
+            unfit: self.starts_as().and_then(Result::err),
             foreign: self.foreign(),
             right: self.right,
             epoch: self.epoch,

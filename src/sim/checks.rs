@@ -89,6 +89,8 @@ pub struct Checks {
     /// Plans opened, and how those that ended did.
     pub plans: BTreeMap<&'static str, u64>,
     epoch: Epoch,
+    /// The highest that the log ever had: one that was restored has forgotten it, and nobody else.
+    raised: Epoch,
     epochs: BTreeMap<SiteName, Epoch>,
     /// Whether the controller's wall clock was ever set.
     pub stepped: bool,
@@ -119,6 +121,7 @@ impl Checks {
             disarmed: false,
             plans: BTreeMap::new(),
             epoch: Epoch(0),
+            raised: Epoch(0),
             epochs: BTreeMap::new(),
             stepped: false,
             declared_at: Duration::ZERO,
@@ -296,6 +299,7 @@ impl Checks {
             self.violated(Invariant::EpochMonotone, at, what);
         }
         self.epoch = entry.epoch;
+        self.raised = self.raised.max(entry.epoch);
         self.trace(at, entries::shown(&entry));
         match &entry.body {
             Body::Decision {

@@ -48,7 +48,7 @@ impl SimDatabase {
             if machine.ruined {
                 return failed("signal 11");
             }
-            if machine.files != role {
+            if machine.files != role || machine.unfit().is_some() {
                 return failed("`standby.signal` does not fit");
             }
             machine.comes_up();
@@ -87,7 +87,7 @@ impl LocalDatabase for SimDatabase {
             let never = MonoTime(Duration::from_nanos(u64::MAX));
             LocalLook {
                 starts_as: machine.files,
-                unfit: None,
+                unfit: machine.unfit(),
                 runs_as: machine.runs_as(),
                 foreign: machine.by_hand.map(|_| "somebody else's server".to_owned()),
                 pending: Vec::new(),

@@ -11,7 +11,6 @@ use super::processes::Plant;
 use super::restored::log_restored;
 use super::world::{Life, Node, State, World};
 use crate::app::control::{Handle, Input};
-use crate::engine::topology::Role;
 use crate::engine::units::Bytes;
 use crate::wire::{HoldAsk, PromoteAsk, ReleaseAsk};
 
@@ -19,7 +18,7 @@ mod behind;
 
 use behind::clock_steps;
 pub use behind::start_by_hand;
-use behind::{standby_file, started_by_hand};
+use behind::{rebuild, standby_file, started_by_hand};
 
 /// The ways to end processes.
 #[derive(Debug, Clone)]
@@ -364,25 +363,6 @@ pub async fn never_severed(world: Arc<World>) {
         let asked = |answer| Input::Promote("ada".to_owned(), ask, answer);
         drop(door.to.ask(asked).await);
     }
-}
-
-/// The old primary is made anew from the new one, as a runbook would have it.
-fn rebuild(world: &World, node: Node) {
-    world.with(|state, now| {
-        let site = state.machine(node.peer()).site.clone();
-        let leads = state.checks.active() == Some(site) && state.checks.going_to().is_none();
-        let source = state.machine(node.peer());
-        let source = source.answers() && source.could_write(now);
-        let machine = state.machine(node);
-        let behind = machine.up && !machine.frozen && machine.fence.is_none();
-        let stale = behind && !machine.running && machine.role == Role::Primary;
-        if leads && source && stale {
-            state.rebuild(node, now);
-            state
-                .checks
-                .trace(now, format!("{node}  rebuilt as a standby"));
-        }
-    });
 }
 
 async fn person(world: &World) {

@@ -123,9 +123,11 @@ async fn what_an_earlier_life_wrote_into_the_control_file_makes_no_primary() {
         status.runs_as.is_none()
     })
     .await;
-    until("all are gone", async || lab.processes().is_empty()).await;
     fs::write(lab.standby_signal(), "").unwrap();
-    link.start(StartAs::Standby).await.unwrap();
+    until("all are gone, and it starts", async || {
+        link.start(StartAs::Standby).await.is_ok()
+    })
+    .await;
     lab.ready().await;
     let status = link.status().await.unwrap();
     assert_eq!((status.runs_as, status.marker), (Some(Role::Standby), None));
@@ -159,4 +161,19 @@ async fn with_recovery_signal_nothing_is_started_and_beside_standby_signal_it_sa
     let row = client.query_one("select pg_is_in_recovery()", &[]).await;
     assert!(row.unwrap().get::<_, bool>(0));
     link.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_lost_its_file_while_it_was_down_is_not_started_as_a_primary() {
+    let lab = Lab::new();
+    let link = standby(&lab).await;
+    link.stop(PATIENCE).await.unwrap();
+    fs::remove_file(lab.standby_signal()).unwrap();
+    let status = seen(&link, "it is missed", |status| status.unfit.is_some()).await;
+    assert_eq!((status.starts_as, status.runs_as), (None, None));
+    // A right makes no primary of a standby: only a promotion does.
+    assert!(refusal(link.start(primary(1, LONG)).await).contains("was a standby"));
+    fs::write(lab.standby_signal(), "").unwrap();
+    link.start(StartAs::Standby).await.unwrap();
+    lab.ready().await;
 }

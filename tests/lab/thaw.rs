@@ -92,6 +92,8 @@ async fn a_guard_that_thaws_late_kills_at_once_and_acknowledges_next_to_nothing(
         for pid in all.iter().rev() {
             send(*pid, Signal::CONT);
         }
+        // What sessions did before the guard was let go on is the order's, not the guard's.
+        let guard_goes_on = boottime_ns();
         let (proof, heard) = proof(&mut events).await;
         for client in clients {
             client.await.unwrap();
@@ -100,16 +102,15 @@ async fn a_guard_that_thaws_late_kills_at_once_and_acknowledges_next_to_nothing(
             (proof.cause.as_str(), proof.method, proof.epoch),
             (LEASE_EXPIRED, FenceMethod::Kill, epoch)
         );
-        let after = acknowledged
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|at| **at > thawed)
-            .count();
+        let since = |moment| {
+            let all = acknowledged.lock().unwrap();
+            all.iter().filter(|at| **at > moment).count()
+        };
+        let (after, before) = (since(guard_goes_on), since(thawed) - since(guard_goes_on));
         counted.push(after);
         let took = Duration::from_nanos(heard - thawed);
         eprint_to_test(&format!(
-            "frozen {round}: {after} writes after the thaw, proof after {took:?}"
+            "frozen {round}: {after} writes after the guard went on, {before} before it did; proof after {took:?}"
         ));
         let next = round * 2 + 3;
         link.unfence(Epoch(next)).await.unwrap();

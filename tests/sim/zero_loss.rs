@@ -64,7 +64,7 @@ fn every_invariant_holds_where_commits_wait() {
         sum = (sum.0 + closed, sum.1 + nothing, sum.2 + declared);
     }
     let (closed, nothing, declared) = sum;
-    assert!(closed > 60, "the window is hardly ever closed: {sum:?}");
+    assert!(closed > 40, "the window is hardly ever closed: {sum:?}");
     assert!(nothing > 10 && nothing < declared, "{sum:?}");
 }
 

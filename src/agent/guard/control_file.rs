@@ -12,6 +12,8 @@ const SECTOR: usize = 512;
 const STATE_AT: std::ops::Range<usize> = 16..20;
 /// `DB_IN_PRODUCTION`: the server takes writes.
 const IN_PRODUCTION: u32 = 6;
+/// `DB_SHUTDOWNED_IN_RECOVERY` and `DB_IN_ARCHIVE_RECOVERY`: it follows another, or did when it ended.
+const FOLLOWING: [u32; 2] = [2, 5];
 
 /// The control file at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +36,17 @@ impl ControlFile {
     /// Whether it says that the server takes writes. That stays so after a crash, and in a copy of
     /// a primary: it counts only where the server has written it since it was started.
     pub(super) fn says_production(&self) -> bool {
+        self.state() == Some(IN_PRODUCTION)
+    }
+
+    /// Whether it says that the server follows another one, or did so when it ended.
+    pub(super) fn says_following(&self) -> bool {
+        self.state().is_some_and(|state| FOLLOWING.contains(&state))
+    }
+
+    fn state(&self) -> Option<u32> {
         let state = self.0.get(STATE_AT).and_then(|four| four.try_into().ok());
-        state.map(u32::from_ne_bytes) == Some(IN_PRODUCTION)
+        state.map(u32::from_ne_bytes)
     }
 }
 
@@ -50,11 +61,17 @@ mod tests {
         let file = folder.path().join("global/pg_control");
         assert!(ControlFile::read(folder.path()).is_err());
         let mut bytes = vec![0; 8192];
-        for (state, production) in [(5_u32, false), (6, true), (1, false)] {
+        for (state, production, following) in [
+            (5_u32, false, true),
+            (2, false, true),
+            (6, true, false),
+            (1, false, false),
+        ] {
             bytes[STATE_AT].copy_from_slice(&state.to_ne_bytes());
             std::fs::write(&file, &bytes).unwrap();
             let read = ControlFile::read(folder.path()).unwrap();
             assert_eq!(read.says_production(), production, "{state}");
+            assert_eq!(read.says_following(), following, "{state}");
         }
         std::fs::write(&file, &bytes[..18]).unwrap();
         assert!(ControlFile::read(folder.path()).is_err());

@@ -15,7 +15,7 @@ use rustix::process::Pid;
 use super::control_file::ControlFile;
 use super::fence::CONNECT_PATIENCE;
 use super::postmaster::{self, Habitat, Processes};
-use super::standing::starts_as;
+use super::standing::files_say;
 use super::{GuardConfig, IDLE_TICK, TICK};
 use crate::agent::guard_protocol::boottime_ns;
 use crate::engine::topology::Role;
@@ -34,7 +34,7 @@ pub(super) struct Sighting {
     /// The control file; `None` where it cannot be read.
     pub(super) control: Option<ControlFile>,
     /// As what the files would have PostgreSQL come up.
-    pub(super) starts_as: Result<Role, String>,
+    pub(super) files_say: Result<Role, String>,
     /// For how long the files have been those of a primary.
     pub(super) without_signal_for: Duration,
     /// Servers in the data folder that we did not start.
@@ -162,18 +162,20 @@ impl Watch {
                 Ok(strangers) => self.strangers = strangers,
                 Err(cause) => tracing::warn!(%cause, "`/proc` cannot be read"),
             }
-            self.listener = self.listener();
+            // What is found in the data folder explains who listens.
+            let explained = !self.strangers.is_empty();
+            self.listener = if explained { None } else { self.listener() };
         }
         self.strangers
             .retain(|pid, start| postmaster::is_alive(*pid, *start));
-        let starts_as = starts_as(&self.data_dir);
+        let files_say = files_say(&self.data_dir);
         self.without_signal_from_ns =
-            (starts_as == Ok(Role::Primary)).then(|| self.without_signal_from_ns.unwrap_or(at_ns));
+            (files_say == Ok(Role::Primary)).then(|| self.without_signal_from_ns.unwrap_or(at_ns));
         let without_signal_for = self.without_signal_from_ns.map(since).unwrap_or_default();
         Sighting {
             at_ns,
             control,
-            starts_as,
+            files_say,
             without_signal_for,
             strangers: self.strangers.clone(),
             listener: self.listener.clone(),

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
+use super::control_file::ControlFile;
 use super::postmaster::{self, Processes};
 use super::{FOREIGN, Guard};
 use crate::engine::topology::Role;
@@ -28,8 +29,12 @@ impl Guard {
     }
 
     /// As what PostgreSQL would come up, as the lookout saw it last; or why it must not be started.
-    pub(super) fn starts_as(&self) -> Option<&Result<Role, String>> {
-        self.lookout.now().map(|sighting| &sighting.starts_as)
+    pub(super) fn starts_as(&self) -> Option<Result<Role, String>> {
+        let sighting = self.lookout.now()?;
+        if self.postmaster.is_some() {
+            return Some(sighting.files_say.clone());
+        }
+        Some(may_start(&sighting.files_say, sighting.control.as_ref()))
     }
 
     /// Takes in what the lookout saw: a promotion, a standby that lost its file, and servers that
@@ -70,7 +75,7 @@ impl Guard {
                 written && control.says_production()
             }
             // A promotion takes the file away before the first write.
-            None => sighting.starts_as == Ok(Role::Primary),
+            None => sighting.files_say == Ok(Role::Primary),
         }
     }
 
@@ -128,9 +133,26 @@ impl Guard {
     }
 }
 
+/// As what PostgreSQL may be started, given what its files and its control file say. A standby that
+/// lost its file would go on as a primary on the timeline of the one that it followed: two histories
+/// of one name. Only a promotion makes a primary of a standby.
+pub(super) fn may_start(
+    files_say: &Result<Role, String>,
+    control: Option<&ControlFile>,
+) -> Result<Role, String> {
+    match files_say {
+        Ok(Role::Primary) if control.is_some_and(ControlFile::says_following) => Err(
+            "this was a standby when it ended, and `standby.signal` is gone: without it, it would \
+             go on as a primary on the other site's timeline: put the file back"
+                .to_owned(),
+        ),
+        said => said.clone(),
+    }
+}
+
 /// As what PostgreSQL would come up, by its files, which count at a start and at no other time; or
 /// why it must not be started. May hang with the disk.
-pub(super) fn starts_as(data_dir: &Path) -> Result<Role, String> {
+pub(super) fn files_say(data_dir: &Path) -> Result<Role, String> {
     let there = |name: &str| match fs::metadata(data_dir.join(name)) {
         Ok(_) => Ok(true),
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(false),
@@ -158,19 +180,19 @@ mod tests {
     fn what_would_start_follows_from_the_files_as_postgresql_reads_them() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
-        assert_eq!(starts_as(folder.path()), Ok(Role::Primary));
+        assert_eq!(files_say(folder.path()), Ok(Role::Primary));
         fs::write(file("recovery.signal"), "").unwrap();
-        let why = starts_as(folder.path()).unwrap_err();
+        let why = files_say(folder.path()).unwrap_err();
         assert!(why.contains("point in time"), "{why}");
         fs::write(file("standby.signal"), "").unwrap();
-        assert_eq!(starts_as(folder.path()), Ok(Role::Standby));
+        assert_eq!(files_say(folder.path()), Ok(Role::Standby));
         // PostgreSQL asks for its existence, not for what is in it.
         fs::remove_file(file("standby.signal")).unwrap();
         fs::create_dir(file("standby.signal")).unwrap();
-        assert_eq!(starts_as(folder.path()), Ok(Role::Standby));
+        assert_eq!(files_say(folder.path()), Ok(Role::Standby));
         fs::remove_dir(file("standby.signal")).unwrap();
         // A link that leads in a circle says neither yes nor no.
         std::os::unix::fs::symlink("standby.signal", file("standby.signal")).unwrap();
-        assert!(starts_as(folder.path()).unwrap_err().contains("cannot see"));
+        assert!(files_say(folder.path()).unwrap_err().contains("cannot see"));
     }
 }

@@ -14,10 +14,10 @@ use crate::sim::world::Skew;
 impl Checks {
     /// An agent has its database fenced.
     pub fn fenced_by_word(&mut self, at: Truth, site: &SiteName, epoch: Epoch, cause: &str) {
-        if epoch > self.epoch {
-            let log = self.epoch;
+        if epoch > self.raised {
+            let log = self.raised;
             let what =
-                format!("{site} is fenced in epoch {epoch}, and the log is in {log}: {cause}");
+                format!("{site} is fenced in epoch {epoch}, and the log got to {log}: {cause}");
             self.violated(Invariant::SignedWords, at, what);
         }
     }

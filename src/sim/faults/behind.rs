@@ -39,7 +39,9 @@ pub fn start_by_hand(
 ) -> bool {
     let machine = state.machine(node);
     let free = machine.up && !machine.frozen && !machine.running && machine.fence.is_none();
-    if !free || machine.ruined {
+    // A standby without its file would go on as a primary on the other's timeline: that is no fault
+    // that anybody mends but the one who did both.
+    if !free || machine.ruined || machine.unfit().is_some() {
         return false;
     }
     machine.start_by_hand(now, ready, seen);
@@ -70,5 +72,24 @@ pub(super) fn clock_steps(world: &World) {
         state
             .checks
             .trace(now, format!("{node}  clock steps by {by} ms"));
+    });
+}
+
+/// The old primary is made anew from the new one, as a runbook would have it.
+pub(super) fn rebuild(world: &World, node: Node) {
+    world.with(|state, now| {
+        let site = state.machine(node.peer()).site.clone();
+        let leads = state.checks.active() == Some(site) && state.checks.going_to().is_none();
+        let source = state.machine(node.peer());
+        let source = source.answers() && source.could_write(now);
+        let machine = state.machine(node);
+        let behind = machine.up && !machine.frozen && machine.fence.is_none();
+        let stale = behind && !machine.running && machine.role == Role::Primary;
+        if leads && source && stale {
+            state.rebuild(node, now);
+            state
+                .checks
+                .trace(now, format!("{node}  rebuilt as a standby"));
+        }
     });
 }

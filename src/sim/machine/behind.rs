@@ -33,6 +33,12 @@ pub const STRANGER_ENDS_WITHIN: Duration = Duration::from_millis(500);
 const SIGNAL_MISSED: Duration = Duration::from_secs(1);
 
 impl Machine {
+    /// Why its files let it be started in no role: a standby without its file is no primary.
+    pub fn unfit(&self) -> Option<String> {
+        let lost = self.role == Role::Standby && self.files == Role::Primary;
+        (lost && !self.running).then(|| "`standby.signal` is gone".to_owned())
+    }
+
     /// As what the guard's own server runs, if one does, as the guard sees it.
     pub fn runs_as(&self) -> Option<Role> {
         let own = self.running && self.by_hand.is_none();
