@@ -84,7 +84,8 @@ pub struct Front {
     pub site_header: String,
     /// Takes a nonce by POST, and gives it back on `GET ?nonce=`.
     pub write_url: Option<Uri>,
-    /// Whom to ask for the address; `None`: the operating system's resolver.
+    /// Whom to ask for the address, before the name servers of the traffic targets whose zone holds
+    /// it; `None`: the operating system's resolver alone.
     pub name_server: Option<SocketAddr>,
 }
 
