@@ -134,6 +134,7 @@ pub fn run(config: &Path) -> Result<(), GuardError> {
         guard.overslept = is_late(wake_ns);
         guard.reap();
         guard.look_out();
+        guard.renounce_as_seen();
         guard.keep_time();
         for (ticket, command) in guard.wire.commands() {
             guard.keep_time();
@@ -221,6 +222,8 @@ struct Guard {
     fence: Option<Fence>,
     /// Who waits for a stop.
     stopping: Vec<Ticket>,
+    /// Who wants the right given up since when: what was seen before may be older than a promotion.
+    renouncing: Vec<(Ticket, u64)>,
     last_proof: Option<FenceProof>,
     last_exit: Option<Exit>,
     quit: bool,
@@ -257,6 +260,7 @@ impl Guard {
             marker,
             fence: None,
             stopping: Vec::new(),
+            renouncing: Vec::new(),
             last_proof: None,
             last_exit: None,
             quit: false,
@@ -274,7 +278,9 @@ impl Guard {
         if let Some(fence) = &self.fence {
             return if fence.is_overdue() { TICK } else { FENCE_TICK };
         }
-        let tick = if self.postmaster.is_some() {
+        let tick = if !self.renouncing.is_empty() {
+            FENCE_TICK
+        } else if self.postmaster.is_some() {
             TICK
         } else {
             IDLE_TICK
@@ -356,6 +362,10 @@ impl Guard {
                 self.config.stop = stop;
                 self.arm(Right { epoch, deadline_ns })
                     .map(GuardReply::Right)
+            }
+            GuardCommand::Renounce {} if self.runs_as() == Some(Role::Standby) => {
+                self.renouncing.push((ticket, boottime_ns()));
+                return None;
             }
             GuardCommand::Renounce {} => self.renounce(),
             GuardCommand::Unfence { epoch } => self.unfence(epoch),

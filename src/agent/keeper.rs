@@ -340,8 +340,11 @@ impl Keeper {
         let may_come = self.memory.promoting.is_some();
         let standby = self.look.role() == Role::Standby;
         if standby && !may_come && (armed || self.holder.is_some()) {
-            // A promotion did not come about.
-            self.renounce().await;
+            // A promotion did not come about; or it did just now, and the guard knows better.
+            match self.database.release_right().await {
+                Ok(()) => self.holder = None,
+                Err(error) => tracing::debug!(%error, "the guard's deadline is not disarmed"),
+            }
         } else if self.look.role() == Role::Primary
             && !armed
             && self.holder.is_none()

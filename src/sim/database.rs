@@ -81,14 +81,14 @@ impl SimDatabase {
 impl LocalDatabase for SimDatabase {
     async fn look(&self) -> Result<LocalLook, EffectError> {
         self.0.work(0, 1).await;
-        Ok(self.0.world.with(|state, _| {
+        Ok(self.0.world.with(|state, now| {
             let skew = state.skew(self.0.node);
             let machine = state.host(self.0.node, self.0.copy);
             let never = MonoTime(Duration::from_nanos(u64::MAX));
             LocalLook {
                 starts_as: machine.files,
                 unfit: machine.unfit(),
-                runs_as: machine.runs_as(),
+                runs_as: machine.seen_as(now),
                 foreign: machine.by_hand.map(|_| "somebody else's server".to_owned()),
                 pending: Vec::new(),
                 recovering: None,
@@ -119,13 +119,9 @@ impl LocalDatabase for SimDatabase {
 
     async fn release_right(&self) -> Result<(), EffectError> {
         self.0.work(0, 1).await;
-        self.0.world.with(|state, _| {
+        self.0.world.with(|state, now| {
             let machine = state.host(self.0.node, self.0.copy);
-            if machine.runs_as() == Some(Role::Primary) {
-                return Err(EffectError::Refused("a primary runs".to_owned()));
-            }
-            machine.right = None;
-            Ok(())
+            machine.give_up_right(now).map_err(EffectError::Refused)
         })
     }
 
@@ -361,6 +357,7 @@ fn promote(world: &World, node: Node, life: Truth) -> Option<(Timeline, Lsn)> {
             return None;
         }
         (machine.role, machine.files) = (Role::Primary, Role::Primary);
+        machine.promoted = machine.right.map(|_| now);
         machine.connected = false;
         machine.synchronous = false;
         machine.confirmed = 0;

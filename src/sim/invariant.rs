@@ -35,6 +35,8 @@ pub enum Invariant {
     LogVerifies,
     /// A site is fenced only in an epoch that the log has: nobody else's word moves a right.
     SignedWords,
+    /// 17: we never stop production by our own hand: a promotion with a right is not fenced for the lack of one.
+    OwnHand,
     /// 15: what is seen now outweighs what was said before.
     SeenNow,
     /// A lost site is replaced within the policy's worst case, and a healthy pair is left alone.
@@ -68,6 +70,7 @@ impl fmt::Display for Invariant {
             Invariant::SameDecision => "same-decision",
             Invariant::LogVerifies => "log-verifies",
             Invariant::SignedWords => "signed-words",
+            Invariant::OwnHand => "own-hand",
             Invariant::SeenNow => "seen-now",
             Invariant::Liveness => "liveness",
         })

@@ -83,6 +83,10 @@ pub struct Machine {
     pub files_since: Truth,
     /// What runs was started by somebody else.
     pub by_hand: Option<ByHand>,
+    /// When it was promoted, in its present life.
+    pub promoted: Option<Truth>,
+    /// When the guard fenced it for having no right, although it had one when it was promoted.
+    pub fenced_without_right: Option<Truth>,
     /// A mistake that a test plants in the guard.
     pub mistake: Option<Mistake>,
     /// Whether PostgreSQL runs.
@@ -149,6 +153,8 @@ impl Machine {
             files: role,
             files_since: Duration::ZERO,
             by_hand: None,
+            promoted: None,
+            fenced_without_right: None,
             mistake: None,
             running: true,
             ready: Duration::ZERO,
@@ -245,7 +251,8 @@ impl Machine {
                 Some((epoch, Some(end))) if now >= end.max(self.awake) => {
                     self.begin_fence(end.max(self.awake), epoch, LEASE_EXPIRED);
                 }
-                None if self.runs_as() == Some(Role::Primary) && now >= self.awake => {
+                None if self.seen_as(now) == Some(Role::Primary) && now >= self.awake => {
+                    self.fenced_without_right = self.promoted.map(|_| now);
                     let epoch = self.epoch;
                     self.begin_fence(now.max(self.awake), epoch, "promoted-without-right");
                 }
@@ -350,6 +357,7 @@ impl Machine {
     /// The sessions end with it: whoever waits for a commit never hears of it.
     fn stop(&mut self, how: &str) {
         self.running = false;
+        self.promoted = None;
         // The guard knows how its own server ended.
         if self.by_hand.take().is_none() {
             self.ended = Some(how.to_owned());

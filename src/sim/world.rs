@@ -170,6 +170,8 @@ pub struct State {
     pub deaf: Option<Node>,
     /// The site whose agent lies to its peer, and about what it carries.
     pub liar: Option<Node>,
+    /// Whether that one says that its standby has more than it has.
+    pub boasts: bool,
     /// A true answer that it once carried.
     pub carried: Option<Sealed>,
     /// Where agents are found.
@@ -279,6 +281,7 @@ impl State {
     pub fn settle(&mut self, now: Truth) {
         for machine in &mut self.machines {
             machine.settle(now);
+            self.checks.by_own_hand(machine);
         }
         let there = self.link(Node::First, Node::Second);
         let back = self.link(Node::Second, Node::First);
@@ -425,6 +428,7 @@ impl World {
             slow_promote: 350,
             deaf: None,
             liar: None,
+            boasts: false,
             carried: None,
             agents: [None, None],
             controllers: [None, None],

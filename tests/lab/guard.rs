@@ -635,6 +635,24 @@ async fn a_standby_needs_no_right_and_a_promoted_one_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_right_is_not_given_up_on_what_was_seen_before_a_promotion() {
+    let lab = Lab::new();
+    let link = lab.link().await;
+    fs::write(lab.standby_signal(), "").unwrap();
+    link.start(StartAs::Standby).await.unwrap();
+    lab.ready().await;
+    right(&link, Epoch(2), from_now(LONG)).await.unwrap();
+    let client = lab.connect().await.unwrap();
+    client.query_one("select pg_promote()", &[]).await.unwrap();
+    // Nobody has looked at its control file since.
+    let refused = link.renounce().await.unwrap_err().to_string();
+    assert!(refused.contains("a primary runs"), "{refused}");
+    let status = link.status().await.unwrap();
+    assert_eq!(status.right.map(|right| right.epoch), Some(Epoch(2)));
+    client.batch_execute("create table t ()").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_postgresql_that_no_guard_started_is_left_alone() {
     let lab = Lab::new();
     let link = lab.primary(LONG).await;

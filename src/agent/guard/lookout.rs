@@ -24,7 +24,7 @@ use crate::engine::topology::Role;
 /// pid file before it takes connections, and that file is read at each tick.
 const WHOLE_LOOK: Duration = Duration::from_secs(1);
 /// After this a sighting says nothing any more: the lookout waits for a disk.
-const STALE: Duration = Duration::from_secs(1);
+pub(super) const STALE: Duration = Duration::from_secs(1);
 
 /// What was seen at one moment.
 #[derive(Debug)]

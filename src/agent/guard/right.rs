@@ -1,6 +1,7 @@
 //! The right to take writes, as the guard holds it: armed, given up, and lifted from a fence.
 
-use super::{Guard, marker};
+use super::lookout::STALE;
+use super::{Guard, as_nanos, marker};
 use crate::agent::guard_protocol::{GuardReply, Right, boottime_ns};
 use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
@@ -36,6 +37,25 @@ impl Guard {
         self.epoch = asked.epoch;
         self.right = Some(right);
         Ok(right)
+    }
+
+    /// Gives the right up for those who asked before the last look, or says why it is not. Whoever a
+    /// hanging disk lets look no more is told so.
+    pub(super) fn renounce_as_seen(&mut self) {
+        let blind = boottime_ns().saturating_sub(as_nanos(STALE));
+        let seen = |guard: &Self, asked_ns| {
+            let sighting = guard.lookout.now();
+            asked_ns <= blind || sighting.is_some_and(|it| it.is_after(asked_ns))
+        };
+        for (ticket, asked_ns) in std::mem::take(&mut self.renouncing) {
+            if seen(self, asked_ns) {
+                let answer = self.renounce();
+                let answer = answer.unwrap_or_else(|why| GuardReply::Refused { why });
+                self.wire.reply(ticket, answer);
+            } else {
+                self.renouncing.push((ticket, asked_ns));
+            }
+        }
     }
 
     pub(super) fn renounce(&mut self) -> Result<GuardReply, String> {

@@ -22,6 +22,14 @@ impl Checks {
         }
     }
 
+    /// A guard fences what was promoted, because it has let go of the right that was there for it.
+    pub fn by_own_hand(&mut self, machine: &mut Machine) {
+        if let Some(at) = machine.fenced_without_right.take() {
+            let what = format!("{} was promoted with a right, and is fenced", machine.site);
+            self.violated(Invariant::OwnHand, at, what);
+        }
+    }
+
     /// The longest time without an acknowledged write between two moments.
     pub fn longest_gap(&self, from: Truth, to: Truth) -> Duration {
         let inside = self.acknowledged.iter().map(|write| write.at);

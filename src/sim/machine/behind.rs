@@ -23,7 +23,12 @@ pub enum Mistake {
     BelievesFiles,
     /// What others started is none of its business.
     LeavesStrangers,
+    /// A right is given up on what was seen last.
+    GoesByTheLastLook,
 }
+
+/// A promotion shows in the control file, which is looked at so seldom.
+const LOOKS_EVERY: Duration = Duration::from_millis(100);
 
 /// How long a server of somebody else's may run before the guard has ended it: two ticks, and the
 /// signals.
@@ -44,6 +49,30 @@ impl Machine {
         let own = self.running && self.by_hand.is_none();
         let believed = self.mistake == Some(Mistake::BelievesFiles);
         own.then_some(if believed { self.files } else { self.role })
+    }
+
+    /// The same, as far as the guard has looked.
+    pub fn seen_as(&self, now: Truth) -> Option<Role> {
+        let just = |at: Truth| now.saturating_sub(at) < LOOKS_EVERY;
+        let unseen =
+            self.promoted.is_some_and(just) && self.mistake != Some(Mistake::BelievesFiles);
+        self.runs_as()
+            .map(|role| if unseen { Role::Standby } else { role })
+    }
+
+    /// The guard gives the right up, if it sees that a standby runs, or nothing.
+    pub fn give_up_right(&mut self, now: Truth) -> Result<(), String> {
+        let hasty = self.mistake == Some(Mistake::GoesByTheLastLook);
+        let seen = if hasty {
+            self.seen_as(now)
+        } else {
+            self.runs_as()
+        };
+        if seen == Some(Role::Primary) {
+            return Err("a primary runs".to_owned());
+        }
+        self.right = None;
+        Ok(())
     }
 
     /// The guard ends what somebody else started, once it has seen it.
