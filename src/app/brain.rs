@@ -243,13 +243,18 @@ impl Brain {
         let active = *site == self.readings_of;
         match facts.role {
             // A reading that looked younger than it is would have what was acknowledged meanwhile
-            // count as safe: the longest way that it can have had is added to its age.
+            // count as safe: the longest way that it can have had is added to its age. And one that
+            // the passive side made up would make what is lost seem less.
             Role::Primary if active => {
-                let sample = PositionSample {
-                    began: observation.began.minus(way),
-                    position: facts.position,
-                };
-                self.readings.add(sample);
+                if own {
+                    let sample = PositionSample {
+                        began: observation.began.minus(way),
+                        position: facts.position,
+                    };
+                    self.readings.add(sample);
+                    let standby = self.topology.peer(site);
+                    self.readings.confirm(facts.flushed_by(standby));
+                }
                 self.waits.seen(observation.began, &facts.commits_waiting);
             }
             Role::Standby if !active => {
@@ -323,8 +328,8 @@ impl Brain {
         self.book.last_right()
     }
 
-    /// What would be lost if the standby, cut off, stands at `position` (invariant 5). Where the
-    /// primary's position was never read by this process, what the plan recorded is used.
+    /// What would be lost if the standby, cut off, stands at `position` (invariant 5). Where the active side
+    /// never told this process how it stands, what the plan recorded is used.
     pub fn declare(
         &self,
         position: Lsn,
@@ -360,7 +365,10 @@ impl Brain {
             from: window.map(|window| wall.minus(window)),
             until: wall,
             window,
-            estimate: known.loss_estimate().or(recorded_bytes),
+            estimate: known
+                .confirmed
+                .and_then(|_| known.loss_estimate())
+                .or(recorded_bytes),
             knowledge: known.primary.map(|primary| primary.age),
             nothing: false,
         }

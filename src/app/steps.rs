@@ -8,6 +8,7 @@ use super::control::{Ended, Handle, Input};
 use super::executor::World;
 use super::journal::Journal;
 use crate::engine::decision::{Verdict, decide};
+use crate::engine::gate::LossEstimate;
 use crate::engine::lease::{FenceProof, LastRight, waited_out_at};
 use crate::engine::policy::Policy;
 use crate::engine::reason::Code;
@@ -250,7 +251,9 @@ impl Steps {
             .await?;
         situation.plan = None;
         let mut decision = decide(&situation, &self.policy);
-        if situation.replication.primary.is_none() && saga.plan.loss.bytes.is_some() {
+        let known = LossEstimate::of(&situation);
+        let unknown = known.bytes.is_none() || known.window.is_none();
+        if unknown && saga.plan.loss.bytes.is_some() {
             decision
                 .gates
                 .retain(|gate| gate.reason.code != Code::LossUnknown);

@@ -604,6 +604,8 @@ mod tests {
                 lost().change(|all| all.replication.covered = Some(seconds(3600))), Verdict::Hold, &[LossWindowOverLimit, ActiveSiteFailed]),
             ("lost, position never seen",
                 lost().change(|all| all.replication.primary = None), Verdict::Hold, &[LossUnknown, ActiveSiteFailed]),
+            ("the active side never said how much the standby has",
+                lost().change(|all| all.replication.covered = None), Verdict::Hold, &[LossUnknown, ActiveSiteFailed]),
             ("lost, and no proof of a fence to be had",
                 lost().change(|all| all.can_wait_out = false), Verdict::Hold, &[FenceUnprovable, ActiveSiteFailed]),
             ("lost, not to be waited out, but the other agent hears the one there",

@@ -428,7 +428,7 @@ pub(super) fn database_recovers(situation: &Situation, policy: &Policy) -> Optio
 /// What would be lost, for the plan and the report: from where, since when, how much.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossEstimate {
-    /// An estimate in bytes of WAL; `None` where the primary's position was never seen.
+    /// An estimate in bytes of WAL; `None` where the active side never said how far it is.
     pub bytes: Option<Bytes>,
     /// How long ago the window begins: what was acknowledged before is safe.
     #[serde(rename = "window_ms", with = "super::units::millis::option")]

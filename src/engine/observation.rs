@@ -266,6 +266,17 @@ impl DatabaseFacts {
         self.epoch = self.epoch.min(Some(Epoch(LARGEST_EXACT)));
     }
 
+    /// Of a primary: how far the standby of this name has flushed, by the primary's word; where nobody of
+    /// that name streams, whoever has most.
+    pub fn flushed_by(&self, standby: &SiteName) -> Option<Lsn> {
+        let of = |named: bool| {
+            let those = self.senders.iter();
+            let those = those.filter(|sender| !named || sender.name == standby.as_str());
+            those.filter_map(|sender| sender.flushed).max()
+        };
+        of(true).or_else(|| of(false))
+    }
+
     /// The names that commits wait for although nobody of that name streams (POSTGRES.md row 20).
     /// Heartbeats do not wait, and so do not tell.
     pub fn waits_in_vain(&self) -> Option<&str> {
@@ -381,6 +392,7 @@ const SAMPLES_KEPT: usize = 4096;
 #[derive(Debug, Clone, Default)]
 pub struct PositionHistory {
     samples: std::collections::VecDeque<PositionSample>,
+    confirmed: Option<Lsn>,
 }
 
 impl PositionHistory {
@@ -399,9 +411,19 @@ impl PositionHistory {
         self.samples.push_back(sample);
     }
 
+    /// The primary says that its standby has flushed so much.
+    pub fn confirm(&mut self, flushed: Option<Lsn>) {
+        self.confirmed = self.confirmed.max(flushed);
+    }
+
+    /// How far the standby has flushed, by the primary's word; `None`: it never said.
+    pub fn confirmed(&self) -> Option<Lsn> {
+        self.confirmed
+    }
+
     /// Forgets all readings: another primary writes another history.
     pub fn clear(&mut self) {
-        self.samples.clear();
+        *self = Self::default();
     }
 
     /// The last reading.

@@ -72,7 +72,7 @@ codes! {
     CannotSever = "cannot-sever": "The standby does not let itself be cut off and connected again, or was not asked lately.",
     ReplayStalled = "replay-stalled": "The standby does not replay what it has received, or not in the time that the policy allows.",
     VersionDiffers = "version-differs": "The two databases are of different major versions.",
-    LossUnknown = "loss-unknown": "The active database's position was never seen, so no loss can be declared.",
+    LossUnknown = "loss-unknown": "The active side never said how far it is, or how much of that the standby has, so no loss can be declared.",
     LossOverLimit = "loss-over-limit": "The estimated loss is larger than the policy allows.",
     LossWindowOverLimit = "loss-window-over-limit": "What the standby is known to have is older than the policy allows.",
     FenceUnprovable = "fence-unprovable": "There is no way to prove that the old primary cannot write.",

@@ -344,6 +344,10 @@ pub struct Replication {
     pub primary: Option<Aged<Lsn>>,
     /// The newest position of the standby, and how old that reading is.
     pub standby: Option<Aged<Lsn>>,
+    /// How far the standby has flushed, by the word of the active side: the passive side's own word never
+    /// makes a loss smaller than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Lsn>,
     /// How long ago a reading of the primary began that the standby has whole: what was
     /// acknowledged before is safe.
     #[serde(rename = "covered_ms", with = "millis::option")]
@@ -374,7 +378,10 @@ impl Replication {
         advanced: Option<MonoTime>,
     ) -> Self {
         let last = primary.last();
-        let covered = standby.and_then(|(_, position)| primary.covered_by(position));
+        let confirmed = primary.confirmed();
+        let covered = standby
+            .zip(confirmed)
+            .and_then(|((_, has), confirmed)| primary.covered_by(has.min(confirmed)));
         Self {
             primary: last.map(|read| Aged {
                 age: now.since(read.began),
@@ -384,6 +391,7 @@ impl Replication {
                 age: now.since(read),
                 fact: position,
             }),
+            confirmed,
             covered: covered.map(|reading| now.since(reading.began)),
             advanced: advanced.map(|moment| now.since(moment)),
             rate: primary.rate(),
@@ -410,10 +418,13 @@ impl Replication {
         )
     }
 
-    /// What a promotion would lose, as an estimate: the lag at the last reading, and the rate of
-    /// writing over the age of that reading (POSTGRES.md row 8).
+    /// What a promotion would lose, as an estimate: what the standby lacked at the last reading, by its own
+    /// word or the active side's, whichever is less, and the rate of writing over the age of that
+    /// reading.
     pub fn loss_estimate(&self) -> Option<Bytes> {
-        let lag = self.lag()?;
+        let has = self.standby.as_ref()?.fact;
+        let has = self.confirmed.map_or(has, |confirmed| has.min(confirmed));
+        let lag = self.primary.as_ref()?.fact.bytes_since(has);
         let age = self.primary.as_ref()?.age;
         let since = u128::from(self.rate.0)
             .saturating_mul(age.as_millis())
@@ -595,6 +606,7 @@ pub(crate) mod samples {
                     age: seconds(0),
                     fact: Lsn(1000),
                 }),
+                confirmed: Some(Lsn(1000)),
                 covered: Some(seconds(1)),
                 advanced: Some(seconds(0)),
                 rate: Bytes(100),

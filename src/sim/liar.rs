@@ -4,11 +4,13 @@
 use super::chance::Chance;
 use super::seals::SimKey;
 use super::world::{Node, World};
+use crate::engine::observation::{Facts, Finding};
 use crate::engine::policy::FenceOn;
-use crate::engine::units::Epoch;
+use crate::engine::topology::Role;
+use crate::engine::units::{Epoch, Lsn};
 use crate::ports::EffectError;
 use crate::wire::sealed::{Sealed, SignedOrder, seal_answer};
-use crate::wire::{Came, Order, PeerAnswer, Postmark, RelayAnswer, What};
+use crate::wire::{Came, Order, OrderAnswer, PeerAnswer, Postmark, RelayAnswer, Report, What};
 
 /// Whether the second site's agent lies in the world of this seed: in one of five.
 pub fn of_seed(seed: u64) -> bool {
@@ -72,6 +74,45 @@ pub(super) fn answer(world: &World, node: Node, true_answer: PeerAnswer) -> Peer
         },
         None | Some(_) => true_answer,
     }
+}
+
+/// By how much more WAL than it has it says that its standby has.
+const BOAST: u64 = 1 << 30;
+
+fn boasts(world: &World, node: Node) -> bool {
+    world.with(|state, _| state.liar == Some(node) && state.boasts)
+}
+
+fn boasted(position: Lsn) -> Lsn {
+    Lsn(position.0.saturating_add(BOAST))
+}
+
+/// What it reports to the controller: that its standby has more than it has, and its primary less.
+pub(super) fn report(world: &World, node: Node, mut report: Report) -> Report {
+    if boasts(world, node) {
+        for seen in &mut report.observations {
+            let Finding::Good(Facts::Database(facts)) = &mut seen.finding else {
+                continue;
+            };
+            facts.position = match facts.role {
+                Role::Standby => boasted(facts.position),
+                Role::Primary => Lsn(0),
+            };
+        }
+    }
+    report
+}
+
+/// What it answers when its standby is severed: that this one has more than it has.
+pub(super) fn severed(world: &World, node: Node, answer: OrderAnswer) -> OrderAnswer {
+    let boasts = boasts(world, node);
+    answer.map(|came| match came {
+        Came::Severed { position, replayed } if boasts => Came::Severed {
+            position: boasted(position),
+            replayed,
+        },
+        came => came,
+    })
 }
 
 /// An order to sever that the controller never gave.

@@ -153,7 +153,10 @@ fn made(setup: &Setup, topology: Topology, clocks: Clocks) -> Arc<World> {
     }
     let drawn = setup.course == Course::Faults && liar::of_seed(setup.seed);
     if setup.plant.lies(drawn) {
-        world.with(|state, _| state.liar = Some(Node::Second));
+        world.with(|state, _| {
+            state.liar = Some(Node::Second);
+            state.boasts = state.chance.percent(50);
+        });
     }
     world
 }

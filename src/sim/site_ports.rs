@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use super::liar;
-use super::machine::{KeptOut, Truth, Written};
+use super::machine::{KeptOut, Machine, Truth, Written};
 use super::network::{NoAnswer, ask, host, silence};
 use super::seals::{SimKey, SimKeys};
 use super::world::{Life, Node, World};
@@ -16,9 +16,10 @@ use crate::agent::keeper::News;
 use crate::app::control::Input;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::observation::{
-    DatabaseFacts, Facts, Finding, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause, ReplayState,
+    DatabaseFacts, Facts, Finding, Heartbeat, ProbeFailure, ReceiverFacts, ReplayPause,
+    ReplayState, SenderFacts,
 };
-use crate::engine::topology::{Role, Target, TargetKind};
+use crate::engine::topology::{Role, SiteName, Target, TargetKind};
 use crate::engine::units::{Lsn, SystemId, Timeline, WallTime, as_millis};
 use crate::ports::{
     AgentLinks, AgentMemory, AgentStore, Credentials, EffectError, Probe, StoreError, Workloads,
@@ -141,7 +142,8 @@ pub struct SimLinks(pub Place);
 #[async_trait]
 impl AgentLinks for SimLinks {
     async fn report(&self, report: &Report, within: Duration) -> Result<ReportAnswer, EffectError> {
-        ask_controller(&self.0, within, report, Input::Reported).await
+        let report = liar::report(&self.0.world, self.0.node, report.clone());
+        ask_controller(&self.0, within, &report, Input::Reported).await
     }
 
     async fn ask_peer(
@@ -220,6 +222,7 @@ pub async fn take_order(world: &World, node: Node, sealed: Sealed) -> Option<Sea
     let order = SignedOrder::open(sealed, &SimKeys).ok()?;
     let given = Box::new(order.clone());
     let answer: OrderAnswer = tell(world, node, |answer| News::Ordered(given, answer)).await?;
+    let answer = liar::severed(world, node, answer);
     let site = world.with(|state, _| state.machine(node).site.clone());
     seal_answer(&order, answer, &SimKey::of(world, &site)).ok()
 }
@@ -287,12 +290,24 @@ async fn look(world: &World, node: Node, kind: TargetKind) -> Finding {
     facts.map_or_else(Finding::Bad, Finding::Good)
 }
 
+/// What a primary says of its standby.
+fn sender_of(machine: &Machine, standby: &SiteName) -> SenderFacts {
+    let sync_state = if machine.synchronous { "sync" } else { "async" };
+    SenderFacts {
+        name: standby.to_string(),
+        state: "streaming".to_owned(),
+        flushed: Some(Lsn(machine.confirmed)),
+        sync_state: sync_state.to_owned(),
+    }
+}
+
 fn database_facts(
     state: &mut super::world::State,
     now: Truth,
     node: Node,
 ) -> Result<Facts, ProbeFailure> {
     let wall = state.skew(node).wall(now);
+    let standby = state.machine(node.peer()).site.clone();
     let machine = state.machine(node);
     if !machine.running {
         return Err(ProbeFailure::Refused);
@@ -336,7 +351,10 @@ fn database_facts(
             status: "streaming".to_owned(),
             last_message: streams,
         }),
-        senders: Vec::new(),
+        senders: primary
+            .then(|| sender_of(machine, &standby))
+            .into_iter()
+            .collect(),
         heartbeat: newest.map(|(sequence, site)| Heartbeat {
             sequence,
             site,

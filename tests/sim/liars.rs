@@ -7,9 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use failover::engine::lease::Refusal;
+use failover::engine::observation::{Facts, Finding};
 use failover::engine::policy::{FenceOn, Policy};
-use failover::engine::topology::SiteName;
-use failover::ports::{AgentLinks, Agents, EffectError, Verifier, Way};
+use failover::engine::topology::{SiteName, Target};
+use failover::engine::units::Lsn;
+use failover::ports::{AgentLinks, Agents, EffectError, Probe, Verifier, Way};
 use failover::sim::invariant::Invariant;
 use failover::sim::liar::of_seed;
 use failover::sim::processes::Plant;
@@ -108,6 +110,46 @@ fn a_controller_that_believes_a_fence_that_the_relay_invents_is_seen() {
         let mut setup = cut_off(seed, policy());
         setup.plant = Arc::new(PlantGullibleController);
         setup
+    });
+}
+
+/// A controller that goes by what the passive side says that its standby has.
+#[derive(Debug)]
+struct ByThePassiveSide(Arc<dyn Probe>);
+
+#[async_trait]
+impl Probe for ByThePassiveSide {
+    async fn look(&self, target: &Target, within: Duration) -> Finding {
+        let mut found = self.0.look(target, within).await;
+        if let Finding::Good(Facts::Database(facts)) = &mut found {
+            for sender in &mut facts.senders {
+                sender.flushed = Some(Lsn(1 << 52));
+            }
+        }
+        found
+    }
+
+    async fn anchors(&self, within: Duration) -> (u32, u32) {
+        self.0.anchors(within).await
+    }
+}
+
+#[derive(Debug)]
+struct PlantByThePassiveSide;
+
+impl Plant for PlantByThePassiveSide {
+    fn probe(&self, of: Arc<dyn Probe>, _world: &Arc<World>) -> Arc<dyn Probe> {
+        Arc::new(ByThePassiveSide(of))
+    }
+    fn lies(&self, _drawn: bool) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_loss_that_is_declared_by_the_passive_sides_word_is_seen() {
+    finds(Invariant::DeclaredLoss, "is lost", |seed| {
+        planted(seed, PlantByThePassiveSide)
     });
 }
 

@@ -516,6 +516,19 @@ fn a_guard_that_leaves_strangers_alone_makes_two_writers() {
     });
 }
 
+#[test]
+fn a_guard_that_gives_a_right_up_on_its_last_look_is_seen() {
+    finds(Invariant::OwnHand, "promoted with a right", |seed| {
+        planted(
+            seed,
+            PlantMistake {
+                mistake: Some(Mistake::GoesByTheLastLook),
+                signal: false,
+            },
+        )
+    });
+}
+
 /// Looks that believe an old word: a database that was fenced is not looked at.
 #[derive(Debug)]
 struct BelievesOldWord {

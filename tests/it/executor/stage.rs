@@ -16,7 +16,7 @@ use failover::engine::chain::{Body, Chain, Digest, Entry, read_line};
 use failover::engine::credential::CredentialFacts;
 use failover::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, ProbeFailure, ReceiverFacts, ReplayPause,
-    ReplayState,
+    ReplayState, SenderFacts,
 };
 use failover::engine::policy::Policy;
 use failover::engine::saga::GroupState;
@@ -54,6 +54,16 @@ pub(crate) fn topology() -> Topology {
 
 pub(crate) fn policy() -> Policy {
     Policy::read("fast.toml", include_str!("../../../policies/fast.toml")).unwrap()
+}
+
+/// What a primary says of its standby.
+fn sender(received: u64) -> SenderFacts {
+    SenderFacts {
+        name: "gcp".to_owned(),
+        state: "streaming".to_owned(),
+        flushed: Some(Lsn(received)),
+        sync_state: "async".to_owned(),
+    }
 }
 
 type Timers = BTreeMap<(Duration, u64), oneshot::Sender<()>>;
@@ -235,7 +245,7 @@ impl Earth {
                     position,
                     replayed: position,
                     receiver,
-                    senders: Vec::new(),
+                    senders: site.primary.then(|| sender(received)).into_iter().collect(),
                     heartbeat: None,
                     epoch: Some(site.epoch),
                     replay_pause: ReplayPause::None,
