@@ -156,11 +156,12 @@ impl Client {
         };
         self.runtime.block_on(async {
             tokio::select! {
-                ended = watching => ended,
+                biased;
                 pressed = tokio::signal::ctrl_c() => {
                     pressed.context("wait for signals")?;
                     Ok(())
                 }
+                ended = watching => ended,
             }
         })
     }

@@ -262,10 +262,12 @@ async fn end_everything() -> anyhow::Result<()> {
 /// Ends in order on Ctrl-C, so that no process is left.
 async fn interruptible<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let mut terminate = signal(SignalKind::terminate())?;
+    // The work comes last: whoever sees that it has begun may interrupt it already.
     tokio::select! {
-        done = work => done,
+        biased;
         _pressed = tokio::signal::ctrl_c() => Err(Interrupted.into()),
         _told = terminate.recv() => Err(Interrupted.into()),
+        done = work => done,
     }
 }
 

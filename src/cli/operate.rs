@@ -160,12 +160,13 @@ pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
 
 /// Has the log go on from how the world stands.
 pub fn adopt(args: &AdoptArgs, output: &Output) -> anyhow::Result<Exit> {
+    let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
     check_group(&client, &args.group)?;
     let ask = AdoptAsk {
         epoch: args.epoch,
         active: args.active.clone(),
-        reason: args.reason.clone(),
+        reason,
     };
     client.post::<_, ()>("/v1/adopt", &ask)?;
     output.say(format!(
@@ -177,12 +178,13 @@ pub fn adopt(args: &AdoptArgs, output: &Output) -> anyhow::Result<Exit> {
 
 /// Lets another instance of a site count.
 pub fn adopt_instance(args: &AdoptInstanceArgs, output: &Output) -> anyhow::Result<Exit> {
+    let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
     check_group(&client, &args.group)?;
     let ask = AdoptInstanceAsk {
         site: args.site.clone(),
         instance: args.instance,
-        reason: args.reason.clone(),
+        reason,
     };
     client.post::<_, ()>("/v1/adopt-instance", &ask)?;
     output.say(format!(

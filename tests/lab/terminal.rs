@@ -88,6 +88,16 @@ impl Desk {
     }
 }
 
+/// A test that fails leaves no lab behind.
+impl Drop for Desk {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut down = self.run("lab down");
+            wait_until("`lab down`", || down.child.try_wait().unwrap().is_some());
+        }
+    }
+}
+
 fn size(terminal: &impl std::os::fd::AsFd, rows: u16, columns: u16) {
     let size = Winsize {
         ws_row: rows,
@@ -171,6 +181,9 @@ fn typed(desk: &Desk) -> Vec<(String, &'static [i32])> {
         ("promote shop --to nowhere --dry-run", &[2]),
         ("hold shop --reason maintenance --for 1h", &[0]),
         ("release shop --reason done", &[0]),
+        // Nothing is to be adopted here, and that is said.
+        ("adopt shop --epoch 1 --active aws --reason none", &[2]),
+        ("adopt-instance shop aws --instance 0123456789abcdef0123456789abcdef@0123456789abcdef --reason none", &[2]),
         ("log show", &[0]),
         ("log verify /nonexistent.log", &[2]),
         ("policy check policies/fast.toml", &[0]),

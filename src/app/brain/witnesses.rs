@@ -127,6 +127,11 @@ impl Brain {
                 ask.active
             ));
         }
+        if group.open.is_none() && self.heard.facts(self.log(group)).is_sound() {
+            return Err(
+                "nobody knows more than the decision log: there is nothing to adopt".to_owned(),
+            );
+        }
         let limit = self.policy.detect.stale_after;
         let primaries = self
             .databases
