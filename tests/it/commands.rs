@@ -115,6 +115,7 @@ fn example(word: &str) -> Option<&'static str> {
         "NAME" => "alice",
         "NUMBER" | "N" => "7",
         "INSTANCE" => "0123456789abcdef0123456789abcdef@0123456789abcdef",
+        "DIGEST" => "0000000000000000000000000000000000000000000000000000000000000000",
         "DURATION" => "30m",
         "SIZE" => "64MiB",
         "HOST:PORT" => "127.0.0.1:7400",

@@ -130,7 +130,9 @@ fn whoever_starts_a_fenced_primary_is_stopped_or_named_whatever_was_said_before(
 
         // A copy of it at the same place: the guard names it, and the controller calls a person.
         let copy = copy(&aws.instance, &tools);
-        start_temporarily(&tools, &copy).await.unwrap();
+        let started = start_temporarily(&tools, &copy).await;
+        let log = fs::read_to_string(copy.dir.join("log")).unwrap_or_default();
+        assert!(started.is_ok(), "{started:?}: {log}");
         let status = until_status(
             lab,
             "two primaries, one of them not the guard's",

@@ -133,7 +133,7 @@ pub(super) fn text(sections: &[Section], all: &[Vec<Vec<Measured>>]) -> String {
     let mut text = format!(
         "# What happens in each partition\n\n\
          Written by the test that walks these rows; here each was walked {walks} times: \
-         `UPDATE_DOCS=1 PARTITION_REPEAT=3 cargo test --test lab partitions`. Two sites, a neutral \
+         `make partitions`. Two sites, a neutral \
          place and the users, each in a network namespace of its own, with real PostgreSQL, under \
          `policies/fast.toml` with the changes that a section names. One client follows the \
          service's name, another keeps its sessions with the old primary for as long as they last; \
