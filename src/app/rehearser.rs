@@ -9,6 +9,7 @@ use super::executor::World;
 use super::journal::Journal;
 use crate::engine::rehearsal::{Found, Subject, TroubleKind};
 use crate::engine::saga::GroupState;
+use crate::engine::text::counted;
 use crate::engine::topology::{SiteName, Topology};
 use crate::ports::{Clock, EffectError, FrontDoor, OutsideFault, Traffic};
 
@@ -93,7 +94,10 @@ impl Rehearser {
         };
         let trouble = match room {
             Ok(left) if left > FEW => None,
-            Ok(left) => Some((TroubleKind::Scarce, format!("{left} connections left"))),
+            Ok(left) => {
+                let left = counted(left, "connection", "connections");
+                Some((TroubleKind::Scarce, format!("{left} left")))
+            }
             Err(why) => Some((TroubleKind::Refused, why)),
         };
         vec![(Subject::Connections, trouble)]

@@ -15,6 +15,7 @@ use super::reason::{Code, Reason};
 use super::rehearsed::rehearsal_warnings;
 use super::situation::Situation;
 use super::standby::replay_gate;
+use super::text::counted;
 use super::topology::{SiteName, TargetKind, Vantage};
 use super::units::Bytes;
 use super::vantages;
@@ -301,7 +302,8 @@ fn own_isolation(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let isolated = situation.sites.values().all(|site| !site.heard(limit));
     let anchors = situation.controller.anchors_reached;
     isolated.then(|| {
-        let measured = format!("0 sites, {anchors} anchors");
+        let anchors = counted(u64::from(anchors), "anchor", "anchors");
+        let measured = format!("0 sites, {anchors}");
         Reason::word(Code::OwnIsolation, measured, "1 site and 1 anchor")
     })
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::text::counted;
 use super::topology::SiteName;
 use super::units::{Bytes, millis};
 
@@ -232,7 +233,9 @@ impl fmt::Display for Shown<'_> {
             (Value::Number(number), Unit::Ms) => {
                 humantime::format_duration(Duration::from_millis(*number)).fmt(f)
             }
-            (Value::Number(number), Unit::Vantages) => write!(f, "{number} vantage points"),
+            (Value::Number(number), Unit::Vantages) => {
+                f.write_str(&counted(*number, "vantage point", "vantage points"))
+            }
             (Value::Number(number), Unit::Word) => number.fmt(f),
         }
     }
@@ -274,6 +277,15 @@ mod tests {
             reason.to_string(),
             "loss-over-limit@gcp: 1.2 GiB (limit 16 MiB), for 3s"
         );
+    }
+
+    #[test]
+    fn vantage_points_are_counted_as_people_count_them() {
+        let says = |seen| Reason::vantages(Code::VantagePointsMute, seen, 2).to_string();
+        for (seen, counted) in [(0, "0 vantage points"), (1, "1 vantage point")] {
+            let whole = format!("vantage-points-mute: {counted} (limit 2 vantage points)");
+            assert_eq!(says(seen), whole);
+        }
     }
 
     #[test]

@@ -339,7 +339,15 @@ impl Synchrony {
             confirmed: last.flushed,
             stalled: self.stalled(now),
             obstacle: last.obstacle.clone().or_else(|| {
-                let unnamed = || "`synchronous_standby_names` does not name the standby".to_owned();
+                let unnamed = || {
+                    let why = match last.flushed {
+                        Some(_) => "`synchronous_standby_names` does not name the standby",
+                        None => {
+                            "nothing streams under the standby's name, so no commit can wait for it"
+                        }
+                    };
+                    why.to_owned()
+                };
                 (!last.named).then(|| self.refused.clone().unwrap_or_else(unnamed))
             }),
         })
@@ -372,6 +380,28 @@ mod tests {
             confirmed: None,
             stalled: Duration::from_millis(stalled),
             obstacle: None,
+        }
+    }
+
+    #[test]
+    fn names_that_are_missing_are_told_from_a_standby_that_does_not_stream() {
+        for (flushed, said) in [
+            (Some(Lsn(100)), "`synchronous_standby_names` does not name"),
+            (None, "nothing streams under the standby's name"),
+        ] {
+            let mut synchrony = Synchrony::default();
+            let look = SyncLook {
+                named: false,
+                position: Lsn(100),
+                flushed,
+                waiting: Vec::new(),
+                obstacle: None,
+            };
+            let now = MonoTime::default();
+            synchrony.seen(now, look, Some(OPEN), None);
+            let facts = synchrony.facts(now, None).unwrap();
+            let obstacle = facts.obstacle.unwrap();
+            assert!(obstacle.contains(said), "{obstacle}");
         }
     }
 

@@ -31,6 +31,12 @@ pub fn clipped(text: impl Into<String>) -> String {
     text
 }
 
+/// A number of things, with the word that fits it: `1 connection`, `2 connections`.
+pub fn counted(number: u64, one: &str, more: &str) -> String {
+    let word = if number == 1 { one } else { more };
+    format!("{number} {word}")
+}
+
 /// Cuts a text to `limit` bytes, at a whole character and with the length that it had, and makes it
 /// harmless. What was clipped once stays as it is.
 pub fn clip_to(text: &mut String, limit: usize) {

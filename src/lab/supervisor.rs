@@ -18,6 +18,7 @@ use crate::adapters::tls::{Identity, Peer, PeerClient, TlsMaterial};
 use crate::engine::answer::Answer;
 use crate::engine::detector::State;
 use crate::engine::reason::Code;
+use crate::engine::text::counted;
 use crate::engine::topology::{Role, SiteName, TargetKind, Topology, Vantage};
 use crate::engine::units::{Epoch, Lsn};
 use crate::ports::{Clock, Traffic};
@@ -32,8 +33,9 @@ const END_WITHIN: Duration = Duration::from_secs(10);
 /// How long one piece of SQL of a fault may take.
 const SQL: Duration = Duration::from_secs(5);
 
-/// How long a standby that was connected again may take to catch up before it is said not to follow.
-const CATCH_UP_WITHIN: Duration = Duration::from_secs(15);
+/// How long a standby may take to answer, to be connected and to catch up before it is said not to
+/// follow.
+const FOLLOWS_WITHIN: Duration = Duration::from_secs(15);
 
 /// A lab whose processes run.
 #[derive(Debug)]
@@ -83,9 +85,10 @@ impl Supervisor {
         Ok(lab)
     }
 
-    /// Starts whatever is not running.
-    pub fn start_missing(&mut self) -> anyhow::Result<()> {
+    /// Starts whatever is not running; the names of what it started.
+    pub fn start_missing(&mut self) -> anyhow::Result<Vec<String>> {
         self.processes.reap();
+        let mut started = Vec::new();
         for site in self.layout.sites.clone() {
             let (agent, api) = (format!("{}-agent", site.name), format!("{}-api", site.name));
             if self.processes.pid(&agent).is_none() {
@@ -101,6 +104,7 @@ impl Supervisor {
                     command,
                     &site.dir.join("agent.log"),
                 )?;
+                started.push(agent);
             }
             if self.processes.pid(&api).is_none() && !api_answers(&site) {
                 let command = failover(
@@ -115,6 +119,7 @@ impl Supervisor {
                     command,
                     &site.dir.join("api.log"),
                 )?;
+                started.push(api);
             }
         }
         if self.processes.pid("controller").is_none() {
@@ -127,8 +132,9 @@ impl Supervisor {
             let log = self.layout.dir.join("controller.log");
             self.processes
                 .spawn("controller", "neutral", command, &log)?;
+            started.push("controller".to_owned());
         }
-        Ok(())
+        Ok(started)
     }
 
     /// What the controller shows.
@@ -229,7 +235,7 @@ impl Supervisor {
             }
         };
         self.processes.reap();
-        Ok(format!("{fault} {site}: {} processes", hit.len()))
+        Ok(format!("{fault} {site}: {}", how_many(hit.len())))
     }
 
     /// The first process of a site's PostgreSQL: the one whose parent is not PostgreSQL.
@@ -373,6 +379,12 @@ async fn caught_up(
         seen.replayed
     );
     Ok(())
+}
+
+/// A number of processes, for people.
+fn how_many(processes: usize) -> String {
+    let number = u64::try_from(processes).unwrap_or(u64::MAX);
+    counted(number, "process", "processes")
 }
 
 fn api_answers(site: &SiteLayout) -> bool {

@@ -22,7 +22,7 @@ use failover::wire::Status;
 use crate::drill::failover;
 use crate::stage::{endings, entries, on_a_lab, until, written_at};
 
-const MONTHS: Duration = Duration::from_secs(90 * 86_400);
+pub(crate) const MONTHS: Duration = Duration::from_secs(90 * 86_400);
 
 /// A person whose own files change with those of the lab.
 struct Person {
@@ -76,7 +76,7 @@ async fn taken_by(logs: &[&PathBuf], what: &str, change: impl FnOnce()) {
 }
 
 /// Issues to a process, from an authority in a folder of its own, and puts the pair in place.
-fn renew(authority: &Authority, from: &Path, to: &Path, name: &str, lasting: Duration) {
+pub(crate) fn renew(authority: &Authority, from: &Path, to: &Path, name: &str, lasting: Duration) {
     let identity: Identity = format!("{name}.failover.internal").parse().unwrap();
     authority
         .issue(&identity, SystemClock.wall(), lasting)

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use failover::adapters::clock::SystemClock;
 use failover::adapters::postgres::Database;
 use failover::adapters::rfc2136::Rfc2136;
 use failover::engine::readiness::CheckState::{self, Blocks, Warns};
@@ -15,12 +16,18 @@ use failover::lab::name_server::NameServer;
 use failover::lab::site_api::prepare_tables;
 use failover::lab::standing::Fault;
 use failover::lab::supervisor::Supervisor;
+use failover::ports::Clock;
 use failover::wire::Readiness;
 
 use crate::drill::failover;
 use crate::outside::{answers_at, ask_too, second, write};
 use crate::pair::{LIMIT, place};
-use crate::stage::{FAST, on_a_prepared_lab, until};
+use crate::stage::{FAST, on_a_prepared_lab, until, until_status};
+
+mod credentials;
+mod owners;
+mod promises;
+mod standby;
 
 /// What the command says, and how it ended.
 async fn check(lab: &Supervisor) -> Option<(i32, Readiness)> {
@@ -74,6 +81,29 @@ async fn until_named(lab: &Supervisor, code: Code, state: CheckState, said: &str
     .await;
 }
 
+/// Waits until whatever the checks rest on was looked at after this was called.
+async fn until_looked_at_anew(lab: &Supervisor) {
+    let began = SystemClock.now();
+    until_status(lab, "everything was looked at anew", |status| {
+        let all = &status.situation;
+        let since = SystemClock.now().since(began);
+        let sites = all.sites.values().all(|site| {
+            let database = site.database.as_ref().map(|seen| seen.age);
+            let agent = site.agent.as_ref().map(|seen| seen.age);
+            let votes = site.health.values().flat_map(|health| &health.votes);
+            let votes = votes.map(|vote| Some(vote.age));
+            let mut ages = votes.chain([database, agent]);
+            ages.all(|age| age.is_some_and(|age| age < since))
+        });
+        let agent = all.sites[&all.passive].agent.as_ref();
+        let rehearsed =
+            agent.and_then(|agent| Some(agent.age + agent.fact.rehearsal.as_ref()?.ago));
+        let tried = all.rehearsals.iter().all(|look| look.age < since);
+        sites && tried && rehearsed.is_some_and(|ago| ago < since)
+    })
+    .await;
+}
+
 /// Changes the lab's zone as somebody else would who has the key.
 fn by_hand(lab: &Supervisor, change: &str) {
     let layout = &lab.layout;
@@ -96,14 +126,42 @@ fn by_hand(lab: &Supervisor, change: &str) {
     assert!(process.wait().unwrap().success());
 }
 
+/// What a helper of these tests states for itself, whatever the defaults are.
+const PLAIN: &str = "-c search_path=public -c statement_timeout=0 -c lock_timeout=0 \
+    -c default_transaction_read_only=off -c default_transaction_deferrable=off \
+    -c default_transaction_isolation=read\\ committed";
+
 async fn session(site: &SiteLayout, user: &str) -> Option<tokio_postgres::Client> {
-    let (socket, port) = (site.instance.socket(), site.instance.port);
-    let socket = socket.display();
-    let conninfo = format!("host={socket} port={port} user={user} dbname=app");
-    let connected = tokio_postgres::connect(&conninfo, tokio_postgres::NoTls).await;
-    let (client, connection) = connected.ok()?;
+    session_with(site, user, PLAIN).await
+}
+
+async fn session_with(
+    site: &SiteLayout,
+    user: &str,
+    options: &str,
+) -> Option<tokio_postgres::Client> {
+    let mut to = tokio_postgres::Config::new();
+    to.host_path(site.instance.socket())
+        .port(site.instance.port)
+        .user(user)
+        .dbname("app")
+        .options(options);
+    let (client, connection) = to.connect(tokio_postgres::NoTls).await.ok()?;
     tokio::spawn(connection);
     Some(client)
+}
+
+/// One text that a site's database answers.
+async fn ask(site: &SiteLayout, question: &str) -> String {
+    let client = session(site, "postgres").await.unwrap();
+    let row = client.query_one(question, &[]).await.unwrap();
+    row.get::<_, Option<String>>(0).unwrap_or_default()
+}
+
+/// Sets a setting of a server, for those who ask from now on.
+async fn set(site: &SiteLayout, name: &str, value: &str) {
+    sql(site, &format!("ALTER SYSTEM SET {name} = '{value}'")).await;
+    sql(site, "SELECT pg_reload_conf()").await;
 }
 
 pub(crate) async fn sql(site: &SiteLayout, statement: &str) {

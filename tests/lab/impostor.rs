@@ -19,10 +19,10 @@ fn sync_policy() -> String {
 }
 
 /// A program that receives WAL under a name, flushes each bit, and says so.
-struct Impostor(Child);
+pub(crate) struct Impostor(Child);
 
 impl Impostor {
-    fn begin(lab: &Supervisor, name: &str) -> Self {
+    pub(crate) fn begin(lab: &Supervisor, name: &str) -> Self {
         let [aws, gcp] = &lab.layout.sites;
         let folder = lab.layout.dir.join("impostor");
         std::fs::create_dir_all(&folder).unwrap();

@@ -47,3 +47,4 @@ mod partitions;
 mod replay;
 mod impostor;
 mod rehearsal;
+mod healing;

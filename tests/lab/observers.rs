@@ -161,7 +161,7 @@ async fn an_observer_has_its_vote_and_one_that_falls_silent_is_missed() {
         })
         .await;
     let ready = page(plain, "/readyz").await;
-    let missed = "observer-silent: 1 vantage points (limit 3 vantage points); `paris` silent for";
+    let missed = "observer-silent: 1 vantage point (limit 3 vantage points); `paris` silent for";
     assert!(ready.contains(missed), "{ready}");
 }
 

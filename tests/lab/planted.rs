@@ -10,7 +10,7 @@ use crate::pair::{LIMIT, Pair, Server, site, write};
 
 /// What the attacker wants: to be a superuser. It says who ran it, which the attacker can only
 /// bring about by having it run.
-const STEAL: &str = "
+pub(crate) const STEAL: &str = "
 CREATE TABLE public.ran (who text, what text);
 CREATE OR REPLACE FUNCTION public.steal(what text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
@@ -26,7 +26,7 @@ GRANT ALL ON public.ran TO PUBLIC;
 ALTER DATABASE app SET search_path = public, pg_catalog;";
 
 /// Names that statements of ours use.
-const NAMES: &str = "
+pub(crate) const NAMES: &str = "
 CREATE FUNCTION public.hashtext(text) RETURNS int LANGUAGE sql AS $$SELECT length(public.steal('hashtext'))$$;
 CREATE FUNCTION public.to_json(text) RETURNS json LANGUAGE sql AS $$SELECT ('\"' || public.steal('to_json') || '\"')::json$$;
 CREATE FUNCTION public.format(text, text) RETURNS text LANGUAGE sql AS $$SELECT public.steal('format')$$;

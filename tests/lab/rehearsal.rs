@@ -26,17 +26,17 @@ async fn ask(site: &SiteLayout, question: &str) -> String {
 }
 
 /// Who streams from a site.
-async fn streams(site: &SiteLayout) -> String {
+pub(crate) async fn streams(site: &SiteLayout) -> String {
     let names = "SELECT string_agg(application_name, ',') FROM pg_stat_replication WHERE state = 'streaming'";
     ask(site, names).await
 }
 
-fn sync_policy() -> String {
+pub(crate) fn sync_policy() -> String {
     FAST.replace("durability = \"async\"", "durability = \"sync\"")
 }
 
 /// Changes a file of a lab that has not started yet.
-fn edit(path: &std::path::Path, change: impl FnOnce(String) -> String) {
+pub(crate) fn edit(path: &std::path::Path, change: impl FnOnce(String) -> String) {
     let text = std::fs::read_to_string(path).unwrap();
     std::fs::write(path, change(text)).unwrap();
 }

@@ -9,6 +9,7 @@ use tokio_postgres::types::Type;
 use super::connect::{Database, Deadline};
 use super::error::SqlError;
 use crate::engine::observation::ProbeFailure;
+use crate::engine::text::counted;
 use crate::engine::units::{Lsn, as_millis};
 
 /// What a session of ours waits for, and what those wait for that it waits for.
@@ -94,8 +95,8 @@ fn sort(limit: u64, waits: &Waits) -> ProbeFailure {
         ));
     }
     ProbeFailure::Blocked(format!(
-        "no answer within {limit} ms: it waits for `{seen}`, held by {} other sessions",
-        waits.others
+        "no answer within {limit} ms: it waits for `{seen}`, held by {}",
+        counted(u64::from(waits.others), "other session", "other sessions")
     ))
 }
 

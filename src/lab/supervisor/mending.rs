@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CATCH_UP_WITHIN, SQL, STEADY_WITHIN, Supervisor, api_answers, caught_up};
+use super::{FOLLOWS_WITHIN, SQL, STEADY_WITHIN, Supervisor, caught_up, how_many};
 use crate::adapters::clock::SystemClock;
 use crate::adapters::postgres::{Secret, reconnect};
 use crate::lab::layout::SiteLayout;
@@ -11,52 +11,53 @@ use crate::lab::standing::Fault;
 use crate::ports::Clock;
 
 impl Supervisor {
-    /// Thaws what is frozen, starts what is missing, connects a standby that was cut off.
+    /// Thaws what is frozen, starts what is missing, connects a standby that was cut off. Says what
+    /// it did, and of each standby whether it follows; that is waited for.
     pub async fn heal(&mut self) -> anyhow::Result<String> {
-        let frozen = self
-            .processes
-            .look()?
-            .iter()
-            .filter(|seen| seen.stopped)
-            .count();
+        let all = self.processes.look()?;
+        let frozen = all.iter().filter(|seen| seen.stopped).count();
         self.processes.thaw(&Who::All).await?;
-        let mut healed = format!("{frozen} processes thawed");
-        self.start_missing()?;
+        let started = self.start_missing()?;
+        let mut mended = Vec::new();
+        if frozen > 0 {
+            mended.push(format!("thawed {}", how_many(frozen)));
+        }
+        if !started.is_empty() {
+            mended.push(format!("started {}", started.join(" and ")));
+        }
+        if mended.is_empty() {
+            mended.push("nothing was frozen or missing".to_owned());
+        }
         let sites = self.layout.sites.clone();
         for (own, other) in [(&sites[0], &sites[1]), (&sites[1], &sites[0])] {
-            if own.instance.data().join("standby.signal").exists() && api_answers(own) {
-                let conninfo = format!(
-                    "host={} port={} user=replicator passfile={} sslmode=disable application_name={}",
-                    other.ip,
-                    other.instance.port,
-                    own.instance.dir.join("passfile").display(),
-                    own.name
-                );
-                let local = own.instance.local("app")?;
-                let followed = match reconnect(&local, &Secret::new(conninfo), SQL).await {
-                    Ok(()) => self.until_caught_up(own, other).await?,
-                    Err(error) => Err(error.to_string()),
-                };
-                healed += &match followed {
-                    Ok(()) => format!(", {} follows {}", own.name, other.name),
-                    Err(why) => format!(", {} does not follow: {why}", own.name),
-                };
+            if own.instance.data().join("standby.signal").exists() {
+                mended.push(match self.until_follows(own, other).await? {
+                    Ok(()) => format!("{} follows {}", own.name, other.name),
+                    Err(why) => format!("{} does not follow {}: {why}", own.name, other.name),
+                });
             }
         }
-        Ok(healed)
+        Ok(mended.join(", "))
     }
 
-    /// Waits until a standby streams and has replayed what its primary wrote after it was connected;
-    /// or why that did not come.
-    async fn until_caught_up(
+    /// Connects a standby, as soon as it answers, and waits until it streams and has replayed what
+    /// its primary wrote after that; or why that did not come.
+    async fn until_follows(
         &mut self,
         standby: &SiteLayout,
         primary: &SiteLayout,
     ) -> anyhow::Result<Result<(), String>> {
-        let deadline = SystemClock.now().plus(CATCH_UP_WITHIN);
-        let mut marker = None;
+        let deadline = SystemClock.now().plus(FOLLOWS_WITHIN);
+        let (mut connected, mut marker) = (false, None);
         loop {
-            let why = match caught_up(standby, primary, &mut marker).await {
+            let follows = async {
+                if !connected {
+                    connect(standby, primary).await?;
+                    connected = true;
+                }
+                caught_up(standby, primary, &mut marker).await
+            };
+            let why = match follows.await {
                 Ok(()) => return Ok(Ok(())),
                 Err(why) => why.to_string(),
             };
@@ -91,4 +92,17 @@ impl Supervisor {
             new.name
         )
     }
+}
+
+/// Has a standby connect to its primary, as the lab made it.
+async fn connect(standby: &SiteLayout, primary: &SiteLayout) -> anyhow::Result<()> {
+    let conninfo = format!(
+        "host={} port={} user=replicator passfile={} sslmode=disable application_name={}",
+        primary.ip,
+        primary.instance.port,
+        standby.instance.dir.join("passfile").display(),
+        standby.name
+    );
+    let local = standby.instance.local("app")?;
+    Ok(reconnect(&local, &Secret::new(conninfo), SQL).await?)
 }
