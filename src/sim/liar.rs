@@ -106,12 +106,11 @@ pub(super) fn report(world: &World, node: Node, mut report: Report) -> Report {
 /// What it answers when its standby is severed: that this one has more than it has.
 pub(super) fn severed(world: &World, node: Node, answer: OrderAnswer) -> OrderAnswer {
     let boasts = boasts(world, node);
-    answer.map(|came| match came {
-        Came::Severed { position, replayed } if boasts => Came::Severed {
-            position: boasted(position),
-            replayed,
-        },
-        came => came,
+    answer.map(|mut came| {
+        if boasts && let Came::Severed { position, .. } = &mut came {
+            *position = boasted(*position);
+        }
+        came
     })
 }
 
