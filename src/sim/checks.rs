@@ -192,6 +192,12 @@ impl Checks {
             format!("{} is primary on timeline {}", new.site, new.timeline),
         );
         self.promoted.push((at, new.site.clone(), new.timeline));
+        // A standby that never saw the last promotion, made primary by somebody who accepts what is
+        // lost: its timeline has the number of that one, or a lower.
+        let behind = |(top, holder): &(u32, SiteName)| new.timeline <= *top && *holder != new.site;
+        if self.newest.as_ref().is_some_and(behind) {
+            self.newest = Some((new.timeline, new.site.clone()));
+        }
         if old.could_write(at) && !self.excused(at, old) && !self.vouched {
             let what = format!("{} is promoted while {} can write", new.site, old.site);
             self.violated(Invariant::FenceBeforePromote, at, what);

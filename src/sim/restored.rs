@@ -89,7 +89,11 @@ fn stands(state: &mut State, now: Truth) -> Option<(Epoch, SiteName)> {
             found.push((machine.timeline, node));
         }
     }
-    let (_, node) = found.into_iter().max()?;
+    let (timeline, node) = found.into_iter().max()?;
+    // One that has gone on further lost its file: nobody who sees both gives that up.
+    if state.machine(node.peer()).timeline > timeline {
+        return None;
+    }
     if !state.machine(node).answers() {
         return None;
     }

@@ -16,7 +16,7 @@ use failover::sim::invariant::Invariant;
 use failover::sim::liar::of_seed;
 use failover::sim::processes::Plant;
 use failover::sim::run::{Course, Setup};
-use failover::sim::world::World;
+use failover::sim::world::{Node, World};
 use failover::wire::sealed::{Author, SealError, Signature};
 use failover::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
 
@@ -165,7 +165,7 @@ impl Agents for ByWallClocks {
     async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer {
         let apart = self.world.with(|state, now| {
             let node = state.node(&order.site);
-            let ours = state.skew(failover::sim::world::Node::Neutral).wall(now);
+            let ours = state.skew(Node::Neutral).wall(now);
             state.skew(node).wall(now).since(ours)
         });
         if apart > within {
@@ -278,11 +278,30 @@ impl AgentLinks for Vouches {
     }
 }
 
+/// The active site is cut off for just so long that its standby is severed; then the other agent has
+/// its word again.
 #[derive(Debug)]
-struct PlantVouches;
+struct PlantVouches(Duration);
 
 impl Plant for PlantVouches {
-    fn links(&self, of: Arc<dyn AgentLinks>, _world: &Arc<World>) -> Arc<dyn AgentLinks> {
+    fn links(&self, of: Arc<dyn AgentLinks>, world: &Arc<World>) -> Arc<dyn AgentLinks> {
+        let (world, lasting) = (Arc::clone(world), self.0);
+        tokio::spawn(async move {
+            let between = [(Node::First, Node::Second), (Node::Second, Node::First)];
+            let neutral = [(Node::First, Node::Neutral), (Node::Neutral, Node::First)];
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            world.with(|state, now| {
+                for (from, to) in between.into_iter().chain(neutral) {
+                    state.set_link(now, from, to, false);
+                }
+            });
+            tokio::time::sleep(lasting).await;
+            world.with(|state, now| {
+                for (from, to) in between {
+                    state.set_link(now, from, to, true);
+                }
+            });
+        });
         Arc::new(Vouches(of))
     }
 }
@@ -290,7 +309,10 @@ impl Plant for PlantVouches {
 /// What a passive agent can do that somebody has taken over, where its word alone holds a right.
 #[test]
 fn one_that_vouches_after_its_sever_makes_two_writers_where_its_word_suffices() {
-    finds(Invariant::FenceBeforePromote, "WaitedOut", |seed| {
-        planted(seed, PlantVouches)
+    finds(Invariant::FenceBeforePromote, "can write", |seed| {
+        let lasting = Duration::from_millis(2200 + seed % 10 * 50);
+        let mut setup = planted(seed, PlantVouches(lasting));
+        setup.course = Course::Calm;
+        setup
     });
 }

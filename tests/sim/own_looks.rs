@@ -40,12 +40,32 @@ impl Probe for Harsh {
     }
 }
 
+/// From a moment on the looks at the active site are kept out, and nobody writes, so that nothing else
+/// speaks for it.
 #[derive(Debug)]
 struct PlantHarsh;
 
 impl Plant for PlantHarsh {
     fn probe(&self, of: Arc<dyn Probe>, _world: &Arc<World>) -> Arc<dyn Probe> {
         Arc::new(Harsh(of))
+    }
+    fn database(
+        &self,
+        of: Arc<dyn LocalDatabase>,
+        world: &Arc<World>,
+        node: Node,
+    ) -> Arc<dyn LocalDatabase> {
+        if node == Node::First {
+            let world = Arc::clone(world);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                world.with(|state, now| {
+                    state.machine(node).kept_out = Some((KeptOut::Door, Duration::MAX));
+                    state.set_link(now, Node::Clients, node, false);
+                });
+            });
+        }
+        of
     }
 }
 
@@ -54,7 +74,11 @@ fn a_look_of_ours_that_speaks_against_the_target_is_seen() {
     finds(
         Invariant::OwnTrouble,
         "only our looks are kept out",
-        |seed| planted(seed, PlantHarsh),
+        |seed| {
+            let mut setup = planted(seed, PlantHarsh);
+            setup.course = Course::Calm;
+            setup
+        },
     );
 }
 

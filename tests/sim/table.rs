@@ -70,14 +70,13 @@ fn wanted(row: &Row) -> Wanted<'static> {
                 ((P, N), HOLD, Code::ObserverSideFault),
             ],
         ),
-        // With P's word A counts as failed, a moment before P's last answer is too old: no sever
-        // gets to P, and nobody is promoted.
+        // With P's word A counts as failed; but no order would get to P.
         "everybody is cut off" => (
             HOLD,
             Code::OwnIsolation,
             &[
                 ((A, N), HOLD, Code::StandbyAgentSilent),
-                ((P, N), "fail over, undone", Code::ActiveSiteFailed),
+                ((P, N), HOLD, Code::StandbyUnreachable),
             ],
         ),
         "the service of A is down" => (HOLD, Code::ActiveApiFailed, &[]),

@@ -145,6 +145,16 @@ impl Brain {
         let claimed = lately.iter().filter(|(_, claim)| stands(claim));
         let claimed = claimed.map(|((site, _), claim)| (site.clone(), claim.epoch));
         let holders: BTreeMap<SiteName, Epoch> = claimed.collect();
+        let timeline = |site: &SiteName| Some(self.databases.get(site)?.1.timeline);
+        let other = self.topology.peer(&ask.active);
+        if let (Some(theirs), Some(ours)) = (timeline(other), timeline(&ask.active))
+            && theirs > ours
+        {
+            return Err(format!(
+                "the database of site `{other}` is on timeline {theirs}, that of `{}` on {ours}: it went on without it",
+                ask.active
+            ));
+        }
         let adopted = (ask.epoch, &ask.active);
         self.heard.agrees(adopted, &holders, &primaries, group)?;
         let mut holds = lately.iter();
