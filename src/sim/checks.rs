@@ -96,6 +96,8 @@ pub struct Checks {
     pub stepped: bool,
     /// When the open plan declared its loss.
     declared_at: Truth,
+    /// When that began: a slow disk may write long after it.
+    declaring_at: Truth,
 }
 
 impl Checks {
@@ -125,6 +127,7 @@ impl Checks {
             epochs: BTreeMap::new(),
             stepped: false,
             declared_at: Duration::ZERO,
+            declaring_at: Duration::ZERO,
         }
     }
 
@@ -335,6 +338,8 @@ impl Checks {
                     .insert((*plan, *index), (step.clone(), event.name()));
                 if let Event::Done { fact } = event {
                     self.step_done(at, step, fact, truth);
+                } else if (step, event) == (&Step::Freeze, &Event::Started) {
+                    self.declaring_at = at;
                 }
             }
             Body::Outcome { ending, .. } => {

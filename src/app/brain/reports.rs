@@ -200,8 +200,11 @@ impl Brain {
             return Err(Refusal::LogUnwitnessed);
         }
         if holds && report.instance.is_some() && !group.instances.contains_key(site) {
-            // None is named while a plan is open, nor before the one before is certainly over.
-            if group.open.is_none() {
+            // None is named while a plan is open, nor before the one before is certainly over. Until
+            // then a right that never ended goes on, and the one that the plan promotes gets it.
+            let plan = group.open.as_ref();
+            let goes_on = plan.is_some_and(|saga| report.holds || saga.plan.route.to == *site);
+            if !goes_on {
                 return Err(self.second(report, group, now));
             }
         }

@@ -49,7 +49,7 @@ impl Checks {
         // The log counts in whole milliseconds.
         if self.stepped {
             let slack = Duration::from_millis(2);
-            let before = self.declared_at.saturating_sub(at);
+            let before = self.declaring_at.saturating_sub(at);
             let drift = neutral.lasting(Duration::from_secs(1));
             let most = declared.window.map(|window| {
                 let whole = window.as_millis().saturating_mul(drift.as_micros()) / 1_000_000;
