@@ -36,6 +36,9 @@ pub enum Course {
     Partition(Row),
 }
 
+/// So far apart are wall clocks on which nothing may rest, in milliseconds.
+pub const HOURS: u64 = 6 * 3_600_000;
+
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -49,6 +52,9 @@ pub struct Setup {
     pub course: Course,
     /// How far clocks are apart; `None`: as far as the policy bears.
     pub drift_ppm: Option<u64>,
+    /// How far wall clocks are apart, in milliseconds; `None`: hours where faults are of every kind, since
+    /// nothing may rest on them, else a second.
+    pub wall_ms: Option<u64>,
     /// What is planted.
     pub plant: Arc<dyn Plant>,
 }
@@ -62,6 +68,7 @@ impl Setup {
             policy,
             course: Course::Faults,
             drift_ppm: None,
+            wall_ms: None,
             plant: Arc::new(Honest),
         }
     }
@@ -180,15 +187,14 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
     let drift = u64::from(setup.policy.lease.clock_drift_ppm);
     let clocks = Clocks {
         drift_ppm: setup.drift_ppm.unwrap_or(drift),
-        // Hours: nothing may rest on them. Where one thing is to go wrong, they are not it.
-        wall_ms: match setup.course {
-            Course::Faults => 6 * 3_600_000,
+        wall_ms: setup.wall_ms.unwrap_or(match setup.course {
+            Course::Faults => HOURS,
             Course::Calm
             | Course::SiteLost
             | Course::SeverFails
             | Course::StartedByHand
             | Course::Partition(_) => 1_000,
-        },
+        }),
     };
     let world = made(setup, topology, clocks);
     let (lead, lead_killed) = mpsc::unbounded_channel();

@@ -15,7 +15,7 @@ use failover::ports::{AgentLinks, Agents, EffectError, Probe, Verifier, Way};
 use failover::sim::invariant::Invariant;
 use failover::sim::liar::of_seed;
 use failover::sim::processes::Plant;
-use failover::sim::run::{Course, Setup};
+use failover::sim::run::{Course, HOURS, Setup};
 use failover::sim::world::{Node, World};
 use failover::wire::sealed::{Author, SealError, Signature};
 use failover::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
@@ -190,6 +190,7 @@ fn orders_that_rest_on_two_wall_clocks_are_seen() {
     finds(Invariant::Liveness, "writable after", |seed| {
         let mut setup = planted(seed, PlantByWallClocks);
         setup.course = Course::SiteLost;
+        setup.wall_ms = Some(HOURS);
         setup
     });
 }
