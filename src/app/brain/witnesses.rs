@@ -180,3 +180,72 @@ impl Brain {
         self.begin_anew(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::policy::Policy;
+    use crate::engine::situation::samples::{aws, gcp, healthy};
+    use crate::engine::topology::Topology;
+    use crate::engine::units::Timeline;
+
+    fn now() -> MonoTime {
+        MonoTime(Duration::from_secs(10))
+    }
+
+    /// A brain whose log is new, and to which the agent of gcp said that it knows of an epoch.
+    fn told(epoch: Epoch) -> (Brain, GroupState) {
+        let topology = Topology {
+            group: "shop".parse().unwrap(),
+            first: aws(),
+            second: gcp(),
+            traffic: Vec::new(),
+        };
+        let policy = Policy::read("fast", include_str!("../../../policies/fast.toml")).unwrap();
+        let group = GroupState::new(&topology);
+        let mut brain = Brain::new(topology, policy, &group, now(), 7);
+        let word = AgentWord {
+            site: gcp(),
+            epoch,
+            log: None,
+            holds: false,
+        };
+        let log = Log {
+            state: &group,
+            recent: &brain.recent,
+        };
+        brain.heard.agent(&word, log);
+        (brain, group)
+    }
+
+    fn ask(active: SiteName) -> AdoptAsk {
+        AdoptAsk {
+            epoch: Epoch(2),
+            active,
+            reason: "restored".to_owned(),
+        }
+    }
+
+    #[test]
+    fn nothing_is_adopted_where_nobody_knows_more_than_the_log() {
+        let (brain, group) = told(Epoch(1));
+        let refused = brain.adopt(&ask(aws()), &group, now()).unwrap_err();
+        assert!(refused.contains("nothing to adopt"), "{refused}");
+    }
+
+    #[test]
+    fn a_site_that_the_other_went_on_without_is_not_adopted() {
+        let (mut brain, group) = told(Epoch(2));
+        for (site, role, timeline) in [(aws(), Role::Standby, 1), (gcp(), Role::Primary, 2)] {
+            let database = healthy().sites[&site].database.clone();
+            let mut facts = database.unwrap().fact;
+            (facts.role, facts.timeline) = (role, Timeline(timeline));
+            brain.databases.insert(site, (now(), facts));
+        }
+        let refused = brain.adopt(&ask(aws()), &group, now()).unwrap_err();
+        assert!(refused.contains("went on without it"), "{refused}");
+        assert!(brain.adopt(&ask(gcp()), &group, now()).is_ok());
+    }
+}
