@@ -79,6 +79,8 @@ pub enum Input {
     TrafficSays(TargetName, Answer),
     /// The executor: grant nobody anything any more, the epoch is raised.
     Raise(Epoch, oneshot::Sender<LastRight>),
+    /// The executor: whether the log is behind the world.
+    Behind(oneshot::Sender<bool>),
     /// The executor: let a site hold the right. Refused while the log is behind the world.
     PassTo(SiteName, oneshot::Sender<Result<(), String>>),
     /// The executor: what is the situation, under this request?
@@ -201,6 +203,15 @@ impl Control {
         }
     }
 
+    /// Lets a site hold the right, unless the log is behind the world.
+    fn pass_to(&mut self, site: SiteName) -> Result<(), String> {
+        if let Some(LogBehind { witness, knows, .. }) = self.brain.behind(&self.journal.state()) {
+            return Err(format!("{}: {witness} knows {knows}", Code::LogBehind));
+        }
+        self.brain.pass_to(site);
+        Ok(())
+    }
+
     async fn take(&mut self, input: Input) -> Result<(), JournalError> {
         self.world.leadership.left()?;
         let now = self.clock.now();
@@ -245,16 +256,11 @@ impl Control {
             }
             Input::TrafficSays(target, answer) => self.brain.traffic_says(target, answer),
             Input::Raise(epoch, answer) => drop(answer.send(self.brain.raise(epoch))),
-            Input::PassTo(site, answer) => {
-                let behind = self.brain.behind(&self.journal.state());
-                if behind.is_none() {
-                    self.brain.pass_to(site);
-                }
-                let refused = |it: LogBehind| {
-                    format!("{}: {} knows {}", Code::LogBehind, it.witness, it.knows)
-                };
-                drop(answer.send(behind.map_or(Ok(()), |behind| Err(refused(behind)))));
+            Input::Behind(answer) => {
+                let behind = self.brain.behind(&self.journal.state()).is_some();
+                answer.send(behind).unwrap_or_default();
             }
+            Input::PassTo(site, answer) => drop(answer.send(self.pass_to(site))),
             Input::Look(request, answer) => drop(answer.send(self.situation(request))),
             Input::OrderUntil(site, within, answer) => {
                 let until = self.brain.order_until(&site, within, now);

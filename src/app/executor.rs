@@ -131,9 +131,13 @@ impl Executor {
         }
     }
 
-    /// Walks the open plan to its end, or until it is stuck.
+    /// Walks the open plan to its end, or until it is stuck. By a log that is behind the world nothing
+    /// is done, and nothing is taken back: what it has for a plan under way may be over long since.
     pub async fn run(mut self) -> Result<(), JournalError> {
         while let Some(saga) = self.journal.state().open {
+            if self.steps.log_is_behind().await {
+                return Ok(());
+            }
             match saga.next() {
                 Next::Run { index, check_first } => self.step(&saga, index, check_first).await?,
                 Next::Undo { index } => self.undo(&saga, index).await?,
@@ -189,6 +193,9 @@ impl Executor {
             // Before the pivot everything can be taken back, also what may have happened in part.
             (Attempt::Failed(why) | Attempt::Unknown(why), Kind::Check | Kind::Undoable)
             | (Attempt::Failed(why), Kind::Pivot) => {
+                if self.steps.log_is_behind().await {
+                    return Ok(());
+                }
                 self.write(saga, index, Event::Failed { why }).await?;
             }
             (Attempt::Unknown(why), Kind::Pivot)

@@ -241,6 +241,11 @@ impl Steps {
         }
     }
 
+    /// Whether somebody is known to know more than the log, or nobody is there to say.
+    pub async fn log_is_behind(&self) -> bool {
+        self.control.ask(Input::Behind).await.unwrap_or(true)
+    }
+
     /// Decides once more. A plan that is gone on with after a restart needs no more than its own
     /// record of what cannot be seen any more.
     async fn recheck(&self, saga: &OpenSaga) -> Outcome {

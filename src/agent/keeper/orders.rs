@@ -217,6 +217,12 @@ impl Keeper {
     /// Severs. The word is durable before it is acted on: from then on the other site's agent is
     /// told that it is superseded.
     async fn sever(&mut self, epoch: Epoch, order: &Sealed) -> OrderAnswer {
+        if self.look.role() == Role::Primary && self.memory.epoch >= epoch {
+            let known = self.memory.epoch;
+            return Err(EffectError::Unknown(format!(
+                "this site was promoted in epoch {known}: the order is of a log that is behind"
+            )));
+        }
         if self.look.role() == Role::Primary && self.memory.severed.is_none() {
             return Err(EffectError::Refused(
                 "this site's database is no standby".to_owned(),
