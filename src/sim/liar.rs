@@ -94,10 +94,13 @@ pub(super) fn report(world: &World, node: Node, mut report: Report) -> Report {
             let Finding::Good(Facts::Database(facts)) = &mut seen.finding else {
                 continue;
             };
-            facts.position = match facts.role {
-                Role::Standby => boasted(facts.position),
-                Role::Primary => Lsn(0),
-            };
+            // What it says of its own primary is the active side's word, which is trusted.
+            let own = seen.target.site == report.site;
+            match facts.role {
+                Role::Standby if own => facts.position = boasted(facts.position),
+                Role::Primary if !own => facts.position = Lsn(0),
+                Role::Standby | Role::Primary => {}
+            }
         }
     }
     report
