@@ -198,9 +198,9 @@ fn hundreds_of_mute_handshakes_a_second_cost_no_grant_no_write_and_no_slow_clien
             "{knocked} mute connections in {took:.1} s ({rate:.0} a second): the right held at {held} of {looks} looks, {} writes, {lost} lost; {done} slow clients let in, {failed} not; peak memory {controller:?} MiB of the controller, {agents:?} MiB of agents",
             attempts.len() - before
         );
-        assert!(rate > 150.0, "that was no flood");
+        assert!(rate > 300.0, "that was no flood");
         assert_eq!((held, lost, failed), (looks, 0, 0));
-        assert!(done >= 5, "{done}");
+        assert!(done >= 10, "{done}");
         assert!(ready.starts_with("HTTP/1.1 "), "{ready}");
         assert!(controller.iter().chain(&agents).all(|peak| *peak < 256));
         let status = lab.status().await.unwrap();
