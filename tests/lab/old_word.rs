@@ -14,6 +14,7 @@ use failover::lab::scenario::start_client;
 use failover::lab::standing::Fault;
 use failover::lab::supervisor::Supervisor;
 use failover::wire::Status;
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use crate::drill::failover;
 use crate::stage::{entries, facts, on_a_lab, until, until_status, written_at};
@@ -82,6 +83,15 @@ fn copy(of: &Instance, tools: &PostgresTools) -> Instance {
     copy
 }
 
+/// Takes a server that was killed off the system's list: for as long as its number is on it, no
+/// other server starts beside the files that it left. It is ours, because `pg_ctl` has ended.
+fn reap(killed: &Instance) {
+    let file = fs::read_to_string(killed.data().join("postmaster.pid")).unwrap();
+    let number: i32 = file.lines().next().unwrap().parse().unwrap();
+    let pid = Pid::from_raw(number).unwrap();
+    waitpid(Some(pid), WaitOptions::empty()).unwrap();
+}
+
 /// Waits until the new side has gone on writing for a while, with a verdict that is none of two.
 async fn stays_quiet(lab: &Supervisor) {
     let mut seen = 0;
@@ -121,6 +131,7 @@ fn whoever_starts_a_fenced_primary_is_stopped_or_named_whatever_was_said_before(
             said.contains("started by somebody else"),
             "{started:?}: {said}"
         );
+        reap(&aws.instance);
         stays_quiet(lab).await;
         let attempts = client.stop().await.unwrap();
         let at_old = attempts.iter().filter(|attempt| {

@@ -2,11 +2,13 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::print_stderr,
     clippy::print_stdout,
     reason = "helpers of tests fail as tests do; clippy sees only the test functions as such"
 )]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -90,8 +92,19 @@ pub(crate) fn on_a_prepared_lab(
     }));
     let said = logs(dir.path());
     runtime.block_on(lab.end()).unwrap();
-    // The panic itself has been shown; whoever looks into it needs what the processes said.
-    assert!(ran.is_ok(), "{said}");
+    // Whoever looks into it needs what the processes said, and the cause where a record that was
+    // cut in the middle still shows it: at the end.
+    if let Err(cause) = ran {
+        eprintln!("{said}\n{}", cause_of(&*cause));
+        resume_unwind(cause);
+    }
+}
+
+/// What a panic said.
+fn cause_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without a text")
 }
 
 /// The last that the processes of a lab said.
