@@ -43,6 +43,7 @@ mod fence;
 mod lookout;
 mod marker;
 mod right;
+mod senders;
 mod standing;
 mod wire;
 

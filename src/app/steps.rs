@@ -34,8 +34,17 @@ pub struct Steps {
     clock: Arc<dyn Clock>,
     policy: Policy,
     topology: Topology,
-    /// When this process had the sever confirmed.
-    severed: Option<MonoTime>,
+    /// What this process had confirmed of the sever.
+    severed: Option<Severed>,
+}
+
+/// What is known of a sever, on this process's clock.
+#[derive(Debug, Clone, Copy)]
+struct Severed {
+    /// When it was confirmed.
+    at: MonoTime,
+    /// Until when the severed site can have let the other one's right stand.
+    vouched: MonoTime,
 }
 
 mod promote;
@@ -290,8 +299,14 @@ impl Steps {
             .order(saga, to, What::Sever, Way::Direct, false, deadline)
             .await?
         {
-            Came::Severed { position, replayed } => {
-                self.severed = Some(self.clock.now());
+            Came::Severed {
+                position,
+                replayed,
+                vouched_ago,
+            } => {
+                let at = self.clock.now();
+                let vouched = at.minus(vouched_ago.unwrap_or_default());
+                self.severed = Some(Severed { at, vouched });
                 Ok(Fact::Severed { position, replayed })
             }
             other @ (Came::Done | Came::NotDone | Came::Fenced { .. } | Came::Promoted { .. }) => {
@@ -306,7 +321,11 @@ impl Steps {
         if self.severed.is_none() {
             self.sever(saga, deadline).await?;
         }
-        let severed = self.severed.unwrap_or_else(|| self.clock.now());
+        let now = self.clock.now();
+        let severed = self.severed.unwrap_or(Severed {
+            at: now,
+            vouched: now,
+        });
         let epoch = saga.plan.route.epoch;
         let last = self
             .control
@@ -370,16 +389,17 @@ impl Steps {
 
     /// F3: waits until the old primary's right is certainly over and its guard has done its work.
     /// Never ends where waiting proves nothing.
-    async fn wait_out(&self, saga: &OpenSaga, severed: MonoTime, last: &LastRight) -> FenceProof {
+    async fn wait_out(&self, saga: &OpenSaga, severed: Severed, last: &LastRight) -> FenceProof {
         if !saga.plan.can_wait_out {
             std::future::pending::<()>().await;
         }
-        let until = waited_out_at(&self.policy.lease, severed, last.granted);
+        let until = waited_out_at(&self.policy.lease, severed.vouched, last.granted);
         loop {
             let now = self.clock.now();
             if now >= until {
                 return FenceProof::WaitedOut {
-                    severed_ago: now.since(severed),
+                    severed_ago: now.since(severed.at),
+                    vouched_ago: Some(now.since(severed.vouched)),
                     granted_ago: now.since(last.granted),
                 };
             }

@@ -234,10 +234,12 @@ pub fn is_superseded(asked: Epoch, severed: Option<Epoch>, known: Epoch) -> bool
     severed > Some(asked) || known > asked
 }
 
-/// From when a site that got its last grant at `granted` and last answer of its peer before
-/// `severed` is certainly fenced, all on the controller's clock (DESIGN section 6, F3).
-pub fn waited_out_at(timers: &LeaseTimers, severed: MonoTime, granted: MonoTime) -> MonoTime {
-    let by_peer = severed.plus(timers.with_drift(timers.peer_ttl));
+/// From when a site that got its last grant at `granted`, and the last answer of its peer that let
+/// its right stand at `vouched`, is certainly fenced, all on the controller's clock (F3). How long
+/// ago it vouched the peer measured on a clock of its own: the bound of drift holds between any two
+/// of the three, so that what was measured on either side of its word adds up.
+pub fn waited_out_at(timers: &LeaseTimers, vouched: MonoTime, granted: MonoTime) -> MonoTime {
+    let by_peer = vouched.plus(timers.with_drift(timers.peer_ttl));
     let by_grant = granted.plus(timers.with_drift(timers.lease_ttl));
     by_peer.max(by_grant).plus(timers.fence_and_margin())
 }
@@ -260,9 +262,18 @@ pub enum FenceProof {
     },
     /// F3: the right is certainly over, and the guard has certainly done its work.
     WaitedOut {
-        /// How long ago the sever was confirmed.
+        /// How long ago this process had the sever confirmed.
         #[serde(rename = "severed_ms_ago", with = "millis")]
         severed_ago: Duration,
+        /// How long ago the severed site last let the right stand; `None` in the log of an older
+        /// controller, which took the sever for it.
+        #[serde(
+            default,
+            rename = "vouched_ms_ago",
+            with = "millis::option",
+            skip_serializing_if = "Option::is_none"
+        )]
+        vouched_ago: Option<Duration>,
         /// How long ago the last right may have been granted.
         #[serde(rename = "granted_ms_ago", with = "millis")]
         granted_ago: Duration,
@@ -327,13 +338,13 @@ mod tests {
     #[test]
     fn the_holder_counts_from_before_it_asked() {
         let mut holder = Holder::granted(Epoch(1), at(1000), timers());
-        assert_eq!(holder.deadline(), Some(at(4000)));
+        assert_eq!(holder.deadline(), Some(at(2500)));
         holder.renewed(Epoch(1), at(900), timers());
-        assert_eq!(holder.deadline(), Some(at(4000)), "never backwards");
+        assert_eq!(holder.deadline(), Some(at(2500)), "never backwards");
         holder.renewed(Epoch(0), at(9000), timers());
         assert_eq!(
             holder.deadline(),
-            Some(at(4000)),
+            Some(at(2500)),
             "not by a grant of a lower epoch"
         );
     }
@@ -352,7 +363,7 @@ mod tests {
         holder.renewed(Epoch(1), at(1), strict);
         assert_eq!(
             holder.deadline(),
-            Some(at(3001)),
+            Some(at(1501)),
             "unless the policy is stricter"
         );
     }
@@ -360,8 +371,8 @@ mod tests {
     #[test]
     fn a_right_is_over_from_its_deadline_on() {
         let holder = Holder::granted(Epoch(1), at(0), timers());
-        assert!(!holder.is_over(at(2999)));
-        assert!(holder.is_over(at(3000)));
+        assert!(!holder.is_over(at(1499)));
+        assert!(holder.is_over(at(1500)));
     }
 
     #[test]
@@ -376,15 +387,15 @@ mod tests {
     fn waiting_out_covers_every_holder_within_the_bound_of_drift() {
         let timers = timers();
         // The holder's clock runs slow by the whole bound: its second lasts 1 + d of ours.
-        for (severed, granted) in [(0, 0), (5000, 0), (0, 5000), (2000, 1999)] {
+        for (vouched, granted) in [(0, 0), (5000, 0), (0, 5000), (2000, 1999)] {
             let mut holder = Holder::granted(Epoch(1), at(granted), timers.clone());
-            holder.peer_answered(at(severed));
+            holder.peer_answered(at(vouched));
             let on_its_clock = holder.deadline().unwrap();
-            let begun = at(granted.max(severed));
+            let begun = at(granted.max(vouched));
             let left = on_its_clock.since(begun);
             let on_ours = begun.plus(timers.with_drift(left));
             let fenced = on_ours.plus(timers.with_drift(timers.fence_within));
-            assert!(waited_out_at(&timers, at(severed), at(granted)) > fenced);
+            assert!(waited_out_at(&timers, at(vouched), at(granted)) > fenced);
         }
     }
 }

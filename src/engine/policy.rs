@@ -476,7 +476,7 @@ impl LeaseTimers {
             .saturating_add(self.margin)
     }
 
-    /// The longest wait-out, when sever and last grant are both just now.
+    /// The longest wait-out, when the right was vouched for and granted just now.
     pub fn longest_wait_out(&self) -> Duration {
         let right = self.with_drift(self.lease_ttl.max(self.peer_ttl));
         right.saturating_add(self.fence_and_margin())

@@ -29,10 +29,8 @@ pub const PROMOTION: Duration = Duration::from_millis(800);
 pub fn timers(policy: &Policy) -> Vec<Timer> {
     let lease = &policy.lease;
     let detect = &policy.detect;
-    let peer = lease.with_drift(lease.peer_ttl);
     let twice = detect.probe_every.saturating_mul(2);
-    let seen = detect.probe_every.saturating_add(detect.fail_after);
-    let lease_left = lease.with_drift(lease.lease_ttl).saturating_sub(seen);
+    let seen = detect.fail_after.saturating_add(twice);
     let timer = |fault, possible: bool, parts: Vec<(&'static str, Duration)>| {
         let total = parts
             .iter()
@@ -48,13 +46,10 @@ pub fn timers(policy: &Policy) -> Vec<Timer> {
             parts,
         }
     };
+    // It runs from the loss on, beside the detection.
     let wait = (
-        "peer_ttl or the rest of lease_ttl, with drift",
-        peer.max(lease_left),
-    );
-    let fence = (
-        "fence_within, with drift, and margin",
-        lease.fence_and_margin(),
+        "the rest of lease_ttl or peer_ttl, fence_within and margin, with drift",
+        lease.longest_wait_out().saturating_sub(seen),
     );
     let detect_parts = [
         ("detect.fail_after", detect.fail_after),
@@ -64,7 +59,7 @@ pub fn timers(policy: &Policy) -> Vec<Timer> {
     let replay = ("data.max_replay_time", policy.data.max_replay_time);
     let can_wait_out = lease.on_total_isolation == OnTotalIsolation::Fence;
     let mut whole_site = detect_parts.to_vec();
-    whole_site.extend([wait, fence, replay, promotion]);
+    whole_site.extend([wait, replay, promotion]);
     let mut relayed = detect_parts.to_vec();
     relayed.extend([("fence_within", lease.fence_within), replay, promotion]);
     let restart = (

@@ -133,19 +133,24 @@ fn a_lost_site_is_waited_out_before_the_promotion() {
             proof:
                 FenceProof::WaitedOut {
                     severed_ago,
+                    vouched_ago,
                     granted_ago,
                 },
         } = fact(&stage, &Step::Fence)
         else {
             panic!("not waited out");
         };
-        // fast.toml: lease_ttl 3 s, peer_ttl 1.2 s, fence_within 1 s, margin 200 ms.
+        // fast.toml: lease_ttl 1.5 s, peer_ttl 1.2 s, fence_within 650 ms, margin 200 ms.
+        let vouched_ago = vouched_ago.unwrap();
         assert!(
-            severed_ago >= Duration::from_millis(2400),
-            "{severed_ago:?}"
+            vouched_ago >= Duration::from_millis(2050),
+            "{vouched_ago:?}"
         );
+        // The one site let the other's right stand for the last time some seconds before its sever.
+        let before = vouched_ago.saturating_sub(severed_ago);
+        assert!(before >= Duration::from_millis(900), "{before:?}");
         assert!(
-            granted_ago >= Duration::from_millis(4200),
+            granted_ago >= Duration::from_millis(2350),
             "{granted_ago:?}"
         );
         assert_eq!(stage.change(|earth| earth.promotions()), 1);

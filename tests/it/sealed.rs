@@ -85,6 +85,7 @@ fn an_answer_whose_words_were_changed_is_nobodys() {
     let severed = Ok(Came::Severed {
         position: Lsn(0x300_0000),
         replayed: true,
+        vouched_ago: Some(Duration::ZERO),
     });
     let answer = seal_answer(&signed, severed, &aws).unwrap();
     let mut wire = serde_json::to_value(&answer).unwrap();

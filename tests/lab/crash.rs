@@ -108,8 +108,9 @@ fn a_controller_killed_at_every_moment_of_every_step_ends_its_plan_with_one_prom
             Fact::Fenced {
                 proof:
                     FenceProof::WaitedOut {
-                        severed_ago,
+                        vouched_ago: Some(vouched_ago),
                         granted_ago,
+                        ..
                     },
             },
         ] = fence[..]
@@ -119,7 +120,7 @@ fn a_controller_killed_at_every_moment_of_every_step_ends_its_plan_with_one_prom
         let timers = Policy::read("fast", FAST).unwrap().lease;
         let bound = timers.fence_and_margin();
         assert!(granted_ago >= timers.lease_ttl + bound, "{granted_ago:?}");
-        assert!(severed_ago >= timers.peer_ttl + bound, "{severed_ago:?}");
+        assert!(vouched_ago >= timers.peer_ttl + bound, "{vouched_ago:?}");
         let [
             Fact::Promoted {
                 timeline, already, ..

@@ -26,6 +26,7 @@ mod planted;
 mod own_looks;
 mod relogged;
 mod table;
+mod vouches;
 mod zero_loss;
 
 const FAST: &str = include_str!("../../policies/fast.toml");

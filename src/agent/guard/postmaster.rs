@@ -430,6 +430,10 @@ fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&String::from_utf8_lossy(&text))
 }
 
+pub(super) fn parent_of(pid: i32) -> Option<i32> {
+    Some(stat(pid)?.parent)
+}
+
 /// The name of the program, in parentheses, may hold anything; the fields count from the last one.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, fields) = text.rsplit_once(") ")?;

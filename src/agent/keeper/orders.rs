@@ -236,7 +236,11 @@ impl Keeper {
         })
         .await?;
         let (position, replayed) = self.database.sever(SQL).await?;
-        Ok(Came::Severed { position, replayed })
+        Ok(Came::Severed {
+            position,
+            replayed,
+            vouched_ago: Some(self.clock.now().since(self.vouched)),
+        })
     }
 
     /// Runs beside the keeper: a host's supervisor may take its time, the right may not.

@@ -390,6 +390,7 @@ impl Earth {
                 Came::Severed {
                     position,
                     replayed: true,
+                    vouched_ago: Some(Duration::from_secs(1)),
                 }
             }
             What::Reconnect => {
