@@ -48,7 +48,7 @@ pub fn timers(policy: &Policy) -> Vec<Timer> {
     };
     // It runs from the loss on, beside the detection.
     let wait = (
-        "the rest of lease_ttl or peer_ttl, fence_within and margin, with drift",
+        "what is left of waiting the right out",
         lease.longest_wait_out().saturating_sub(seen),
     );
     let detect_parts = [

@@ -132,6 +132,13 @@ pub(super) fn sections() -> Vec<Section> {
             )],
         },
         Section {
+            heading: "Rights that outlast the detection",
+            about: "What happens to the controller while it waits for the end of a right.",
+            base: "fast.toml",
+            changes: &[("lease_ttl = \"1s 500ms\"", "lease_ttl = \"6s\"")],
+            rows: waited_for(),
+        },
+        Section {
             heading: "As it ships",
             about: "The policy for production, which waits for long before it believes in a loss.",
             base: "standard.toml",
@@ -372,18 +379,23 @@ fn failed_over() -> Vec<Row> {
             fault("the whole of A is frozen, and thaws", Fault::FreezeSite),
             Then::Thawed,
         ),
-        then(
-            cut(
-                "N–A and A–P down, and the controller is killed in the plan",
-                &isolated,
-            ),
+    ]
+}
+
+/// The rows in which the controller has to wait, and something happens to it meanwhile.
+fn waited_for() -> Vec<Row> {
+    let isolated = [both(Neutral, Aws), both(Gcp, Aws)].concat();
+    let cut = |name, then| Row {
+        then,
+        ..row(name, &isolated, None, Expect::FailOver)
+    };
+    vec![
+        cut(
+            "N–A and A–P down, and the controller is killed in the plan",
             Then::ControllerKilled,
         ),
-        then(
-            cut(
-                "N–A and A–P down, and the controller is frozen in the plan",
-                &isolated,
-            ),
+        cut(
+            "N–A and A–P down, and the controller is frozen in the plan",
             Then::ControllerFrozen,
         ),
     ]
