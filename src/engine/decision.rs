@@ -103,6 +103,7 @@ fn beside(situation: &Situation, policy: &Policy) -> Vec<Reason> {
         let reason = Reason::word(Code::LogUnwitnessed, "nobody", "one other witness");
         reasons.push(reason.at(&situation.active));
     }
+    reasons.extend(provenance::stopped(log));
     reasons
 }
 

@@ -26,7 +26,7 @@ use super::vantages;
 /// data it does not, except where the request says so itself.
 pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let mut gates = Vec::new();
-    gates.extend(provenance::gate_of(situation));
+    gates.extend(provenance::gates_of(situation));
     if situation.request.is_none() {
         gates.extend(automation_gates(situation, policy));
     }

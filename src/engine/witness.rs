@@ -243,6 +243,7 @@ impl Testimony {
     /// For a situation: as the active site would be answered that asks anew.
     pub fn facts(&self, log: Log<'_>) -> LogFacts {
         LogFacts {
+            stopped: None,
             behind: self.behind(log),
             unwitnessed: log.state.open.is_none() && !self.witnessed(&log.state.active, log),
         }
