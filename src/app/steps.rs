@@ -390,7 +390,8 @@ impl Steps {
     /// F3: waits until the old primary's right is certainly over and its guard has done its work.
     /// Never ends where waiting proves nothing.
     async fn wait_out(&self, saga: &OpenSaga, severed: Severed, last: &LastRight) -> FenceProof {
-        if !saga.plan.can_wait_out {
+        // What the plan found may have changed until the epoch was raised.
+        if !saga.plan.can_wait_out || last.alive == Some(false) {
             std::future::pending::<()>().await;
         }
         let until = waited_out_at(&self.policy.lease, severed.vouched, last.granted);

@@ -26,7 +26,7 @@ pub struct LeaseBook {
     last_grant: MonoTime,
     /// Whether that was by a grant of ours, so that its agent was alive then, or only the moment
     /// of taking over.
-    alive_at_last_grant: bool,
+    alive_at_last_grant: Option<bool>,
 }
 
 /// Why a grant is refused.
@@ -88,8 +88,9 @@ pub struct LastRight {
     pub site: SiteName,
     /// The last moment at which it may have been granted the right.
     pub granted: MonoTime,
-    /// Whether its agent was alive then. Otherwise waiting proves nothing.
-    pub alive: bool,
+    /// Whether its agent was alive then, and all that may let its right stand is severed. Where that is not
+    /// known, waiting proves nothing but what a plan wrote down before.
+    pub alive: Option<bool>,
 }
 
 impl LeaseBook {
@@ -101,7 +102,7 @@ impl LeaseBook {
             holder: Some(active.clone()),
             last_holder: active,
             last_grant: now,
-            alive_at_last_grant: false,
+            alive_at_last_grant: None,
         }
     }
 
@@ -113,7 +114,7 @@ impl LeaseBook {
     /// The last grant shows no longer that the holder's right can be waited out: its agent counts
     /// answers of another instance of the other site than the one that would be severed.
     pub fn cannot_wait_out(&mut self) {
-        self.alive_at_last_grant = false;
+        self.alive_at_last_grant = Some(false);
     }
 
     /// Grants the right to a site that asks for it in an epoch.
@@ -129,7 +130,7 @@ impl LeaseBook {
         }
         self.last_holder = site.clone();
         self.last_grant = now;
-        self.alive_at_last_grant = true;
+        self.alive_at_last_grant = Some(true);
         Ok(())
     }
 
@@ -246,7 +247,7 @@ pub fn waited_out_at(timers: &LeaseTimers, vouched: MonoTime, granted: MonoTime)
 
 /// Whether waiting can prove a fence at all.
 pub fn can_wait_out(timers: &LeaseTimers, last: &LastRight) -> bool {
-    last.alive && timers.on_total_isolation == OnTotalIsolation::Fence
+    last.alive == Some(true) && timers.on_total_isolation == OnTotalIsolation::Fence
 }
 
 /// The proof that a site cannot write: without one nothing is promoted (invariant 2).

@@ -513,7 +513,7 @@ mod tests {
         let last = LastRight {
             site: aws(),
             granted: MonoTime::default(),
-            alive: true,
+            alive: Some(true),
         };
         Plan::failover(&healthy(), &topology(), &last, WallTime(0))
     }

@@ -110,7 +110,7 @@ impl Book {
             epoch: book.epoch,
             holder: if active { Some(Site::Active) } else { passive },
             last_grant: age_of(last.granted),
-            alive: last.alive,
+            alive: last.alive == Some(true),
         }
     }
 

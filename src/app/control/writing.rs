@@ -1,7 +1,7 @@
 //! What the control loop writes down while it goes on: one thing at a time, and nothing waits for
 //! it but what must not be done before it is durable.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future;
 use std::time::Duration;
 
@@ -12,7 +12,10 @@ use super::{Asked, Control, Signature};
 use crate::app::journal::{Journal, JournalError};
 use crate::engine::chain::Body;
 use crate::engine::decision::decide;
+use crate::engine::synchrony::RpoWindow;
+use crate::engine::topology::SiteName;
 use crate::engine::units::MonoTime;
+use crate::ports::AppendError;
 use crate::wire::{PlanStatus, PromoteAnswer, Report, ReportAnswer};
 
 /// How long a report waits for what is to be written before it is answered, unless it is answered
@@ -28,6 +31,25 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 struct Writing {
     task: JoinHandle<Result<u64, JournalError>>,
     then: Then,
+}
+
+/// What entries rule out that may be durable, and are not known to be: an answer must be right with
+/// them and without them.
+#[derive(Debug, Default)]
+struct RuledOut {
+    /// A right for these sites: another instance may count there.
+    sites: BTreeSet<SiteName>,
+    /// A permission to go on without the standby: the window may be closed.
+    window: bool,
+}
+
+impl RuledOut {
+    fn add(&mut self, body: &Body) {
+        if let Body::Instance { change } = body {
+            self.sites.insert(change.site.clone());
+        }
+        self.window |= matches!(body, Body::Window { .. });
+    }
 }
 
 /// What is done once something is durable.
@@ -56,6 +78,7 @@ pub(super) enum Then {
 #[derive(Debug, Default)]
 pub(super) struct Desk {
     writing: Option<Writing>,
+    ruled_out: RuledOut,
     reports: Vec<(MonoTime, Box<Report>, oneshot::Sender<ReportAnswer>)>,
     /// What people ask for, with who asks.
     pub(super) asked: VecDeque<(String, Asked)>,
@@ -114,9 +137,12 @@ impl Control {
     /// Begins to write what somebody, named, does. To be called only while something can be written.
     pub(super) fn write(&mut self, bodies: Vec<(&str, Body)>, then: Then) {
         let bodies = bodies.into_iter();
-        let bodies = bodies
+        let bodies: Vec<(String, Body)> = bodies
             .map(|(actor, body)| (actor.to_owned(), body))
             .collect();
+        for (_, body) in &bodies {
+            self.desk.ruled_out.add(body);
+        }
         let task = tokio::spawn(write_all(self.journal.clone(), bodies));
         self.desk.writing = Some(Writing { task, then });
     }
@@ -127,6 +153,10 @@ impl Control {
         then: Then,
         written: Result<u64, JournalError>,
     ) -> Result<(), JournalError> {
+        // What may be in the log without our knowing is there until another entry takes its place.
+        if !matches!(&written, Err(JournalError::Store(AppendError::Unknown(_)))) {
+            self.desk.ruled_out = RuledOut::default();
+        }
         match written {
             Ok(number) => self.follow(then, number),
             Err(cause) if cause.passes() => {
@@ -192,10 +222,15 @@ impl Control {
         }
     }
 
-    fn answer(&mut self, report: Report, answer: oneshot::Sender<ReportAnswer>) {
+    fn answer(&mut self, mut report: Report, answer: oneshot::Sender<ReportAnswer>) {
         let group = self.group();
         let (now, wall) = (self.clock.now(), self.clock.wall());
-        drop(answer.send(self.brain.report(report, &group, now, wall)));
+        report.asks &= !self.desk.ruled_out.sites.contains(&report.site);
+        let mut told = self.brain.report(report, &group, now, wall);
+        if self.desk.ruled_out.window {
+            told.window = told.window.map(|_permitted| RpoWindow::Closed);
+        }
+        drop(answer.send(told));
     }
 
     /// Whether something is to be durable before this report is answered. It is begun to be written
