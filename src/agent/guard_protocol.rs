@@ -108,8 +108,8 @@ impl GuardConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopTimes {
-    /// SIGINT: sessions are ended, buffers written. Waits for WAL senders, so for a standby that
-    /// is gone it never ends by itself.
+    /// SIGINT: sessions are ended, buffers written. Waits for WAL senders, so with a standby out of
+    /// reach for as long as `wal_sender_timeout` (postgres.md P35).
     pub fast_ms: u64,
     /// SIGQUIT: as in a crash.
     pub immediate_ms: u64,
@@ -317,7 +317,7 @@ pub struct FenceProof {
 }
 
 /// What ended PostgreSQL in a fence, from mild to harsh. Never a smart shutdown, which lets open
-/// sessions commit (POSTGRES.md row 19).
+/// sessions commit (postgres.md P35).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FenceMethod {

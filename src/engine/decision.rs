@@ -338,7 +338,7 @@ fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
         return trouble(Reason::word(Code::ReplicationBroken, status, "streaming"));
     }
     // A receiver on a dead line calls itself streaming for a minute: what counts is what arrives
-    // (POSTGRES.md row 10).
+    // (postgres.md P7).
     let replication = &situation.replication;
     let behind = replication.lag() > Some(Bytes(0));
     let quiet = replication
