@@ -299,7 +299,7 @@ impl Exit {
     }
 }
 
-/// The proof that this PostgreSQL acknowledges nothing any more: F1 of DESIGN.md section 6.
+/// The proof that this PostgreSQL acknowledges nothing any more (invariants.md F1).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FenceProof {
     /// Whose right ended.

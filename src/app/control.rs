@@ -348,7 +348,7 @@ impl Control {
         Ok(())
     }
 
-    /// Arms automation again once reverse replication streams (invariant 8). A hold stays.
+    /// Arms automation again once reverse replication streams (invariants.md I8). A hold stays.
     async fn rearm(&mut self, situation: &Situation) -> Result<(), JournalError> {
         let automation = &situation.automation;
         let quiet = situation.plan.is_none() && automation.hold.is_none();

@@ -296,7 +296,7 @@ fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Ve
     reasons
 }
 
-/// A controller that hears of no site knows nothing of either (invariant 6).
+/// A controller that hears of no site knows nothing of either (invariants.md I6).
 fn own_isolation(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let limit = policy.detect.stale_after;
     let isolated = situation.sites.values().all(|site| !site.heard(limit));

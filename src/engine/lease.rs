@@ -235,7 +235,7 @@ pub fn is_superseded(asked: Epoch, severed: Option<Epoch>, known: Epoch) -> bool
 }
 
 /// From when a site that got its last grant at `granted` and last answer of its peer before
-/// `severed` is certainly fenced, all on the controller's clock (DESIGN section 6, F3).
+/// `severed` is certainly fenced, all on the controller's clock (invariants.md F3).
 pub fn waited_out_at(timers: &LeaseTimers, severed: MonoTime, granted: MonoTime) -> MonoTime {
     let by_peer = severed.plus(timers.with_drift(timers.peer_ttl));
     let by_grant = granted.plus(timers.with_drift(timers.lease_ttl));
@@ -247,18 +247,19 @@ pub fn can_wait_out(timers: &LeaseTimers, last: &LastRight) -> bool {
     last.alive && timers.on_total_isolation == OnTotalIsolation::Fence
 }
 
-/// The proof that a site cannot write: without one nothing is promoted (invariant 2).
+/// The proof that a site cannot write: without one nothing is promoted (invariants.md I2).
+/// There is no proof by the infrastructure yet (invariants.md F2).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "by")]
 pub enum FenceProof {
-    /// F1: the site's own agent confirms.
+    /// The site's own agent confirms (invariants.md F1).
     Agent {
         /// Whether its word came through the other site's agent.
         relayed: bool,
         /// What it says about how.
         said: String,
     },
-    /// F3: the right is certainly over, and the guard has certainly done its work.
+    /// The right is certainly over, and the guard has certainly done its work (invariants.md F3).
     WaitedOut {
         /// How long ago the sever was confirmed.
         #[serde(rename = "severed_ms_ago", with = "millis")]
@@ -267,7 +268,7 @@ pub enum FenceProof {
         #[serde(rename = "granted_ms_ago", with = "millis")]
         granted_ago: Duration,
     },
-    /// F4: a named person said so.
+    /// A named person said so (invariants.md F4).
     Override {
         /// Who.
         operator: String,

@@ -137,7 +137,7 @@ impl ProbeFailure {
     }
 
     /// What it says about the target. Only what is against it counts as evidence; everything else
-    /// leaves the target's health unknown (invariant 4).
+    /// leaves the target's health unknown (invariants.md I4).
     pub fn bearing(&self) -> Bearing {
         match self {
             // We are not let in, or asked too often: said by whatever guards the door.

@@ -205,7 +205,7 @@ impl MonoTime {
     /// How long ago `earlier` was, seen from here, in whole milliseconds; zero where it is later.
     ///
     /// Whole, because that is how ages are recorded: what is decided on them must be decided again
-    /// from the record (invariant 11).
+    /// from the record (invariants.md I11).
     pub fn since(self, earlier: MonoTime) -> Duration {
         Duration::from_millis(as_millis(self.0.saturating_sub(earlier.0)))
     }
