@@ -46,7 +46,7 @@ pub enum EffectError {
     #[error("{0}")]
     Refused(String),
     /// It may have happened: a time-out, a lost connection. Read the world again before anything
-    /// else (invariant 4).
+    /// else (invariants.md I4).
     #[error("outcome unknown: {0}")]
     Unknown(String),
     /// As `Unknown`, because the time that we gave it ourselves was over: it says nothing of the
@@ -112,7 +112,7 @@ impl LastError {
 }
 
 /// Whether a change may still be made, asked once more just before the wire: a process that stood
-/// still since it decided must not go on as if no time had passed (invariants 9 and 10).
+/// still since it decided must not go on as if no time had passed (invariants.md I9, I10).
 pub type Still<'s> = &'s (dyn Fn() -> Result<(), EffectError> + Send + Sync);
 
 /// Something that decides which site users reach: a DNS zone, a load balancer.

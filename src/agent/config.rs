@@ -354,7 +354,7 @@ fn check_conninfo(at: &Section<'_>, conninfo: &str, plaintext: bool, agent: Opti
     if !encrypted && !plaintext && !has("host").is_none_or(config::is_local) {
         at.problem("primary_conninfo", "`postgres.primary_conninfo` leads to another host and does not insist on TLS (`sslmode` is `prefer` where nothing is said): write `sslmode=verify-full sslrootcert=FILE`, or set `postgres.allow_plaintext = true` where the network itself is encrypted");
     }
-    // POSTGRES.md row 23: two standbys of one name are taken for each other.
+    // Two standbys of one name are taken for each other (postgres.md P33).
     if let Some(agent) = agent
         && has("application_name") != Some(agent.site.as_str())
     {

@@ -305,7 +305,7 @@ impl Control {
         Ok(())
     }
 
-    /// Arms automation again once reverse replication streams (invariant 8). A hold stays.
+    /// Arms automation again once reverse replication streams (invariants.md I8). A hold stays.
     fn rearm(&mut self, situation: &Situation) -> bool {
         let automation = &situation.automation;
         let quiet = situation.plan.is_none() && automation.hold.is_none();

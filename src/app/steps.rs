@@ -315,7 +315,7 @@ impl Steps {
         }
     }
 
-    /// Proves that the old primary cannot write, by whichever way is first (DESIGN section 6).
+    /// Proves that the old primary cannot write, by whichever way is first (invariants.md I2).
     async fn fence(&mut self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
         // After a restart the sever counts from when this process had it confirmed.
         if self.severed.is_none() {
@@ -354,7 +354,7 @@ impl Steps {
         Ok(Fact::Fenced { proof })
     }
 
-    /// F1: asks the old primary's agent until it confirms.
+    /// Asks the old primary's agent until it confirms (invariants.md F1).
     async fn tell_to_fence(
         &self,
         saga: &OpenSaga,
@@ -387,8 +387,8 @@ impl Steps {
         }
     }
 
-    /// F3: waits until the old primary's right is certainly over and its guard has done its work.
-    /// Never ends where waiting proves nothing.
+    /// Waits until the old primary's right is certainly over and its guard has done its work
+    /// (invariants.md F3). Never ends where waiting proves nothing.
     async fn wait_out(&self, saga: &OpenSaga, severed: Severed, last: &LastRight) -> FenceProof {
         // What the plan found may have changed until the epoch was raised.
         if !saga.plan.can_wait_out || last.alive == Some(false) {
@@ -408,7 +408,7 @@ impl Steps {
         }
     }
 
-    /// F4: a named person vouches, once the agent had its chance to confirm.
+    /// A named person vouches, once the agent had its chance to confirm (invariants.md F4).
     async fn override_fence(&self, saga: &OpenSaga) -> FenceProof {
         let request = saga
             .plan

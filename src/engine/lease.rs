@@ -236,7 +236,7 @@ pub fn is_superseded(asked: Epoch, severed: Option<Epoch>, known: Epoch) -> bool
 }
 
 /// From when a site that got its last grant at `granted`, and the last answer of its peer that let
-/// its right stand at `vouched`, is certainly fenced, all on the controller's clock (F3). How long
+/// its right stand at `vouched`, is certainly fenced, all on the controller's clock (invariants.md F3). How long
 /// ago it vouched the peer measured on a clock of its own: the bound of drift holds between any two
 /// of the three, so that what was measured on either side of its word adds up.
 pub fn waited_out_at(timers: &LeaseTimers, vouched: MonoTime, granted: MonoTime) -> MonoTime {
@@ -250,18 +250,19 @@ pub fn can_wait_out(timers: &LeaseTimers, last: &LastRight) -> bool {
     last.alive == Some(true) && timers.on_total_isolation == OnTotalIsolation::Fence
 }
 
-/// The proof that a site cannot write: without one nothing is promoted (invariant 2).
+/// The proof that a site cannot write: without one nothing is promoted (invariants.md I2).
+/// There is no proof by the infrastructure yet (invariants.md F2).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "by")]
 pub enum FenceProof {
-    /// F1: the site's own agent confirms.
+    /// The site's own agent confirms (invariants.md F1).
     Agent {
         /// Whether its word came through the other site's agent.
         relayed: bool,
         /// What it says about how.
         said: String,
     },
-    /// F3: the right is certainly over, and the guard has certainly done its work.
+    /// The right is certainly over, and the guard has certainly done its work (invariants.md F3).
     WaitedOut {
         /// How long ago this process had the sever confirmed.
         #[serde(rename = "severed_ms_ago", with = "millis")]
@@ -279,7 +280,7 @@ pub enum FenceProof {
         #[serde(rename = "granted_ms_ago", with = "millis")]
         granted_ago: Duration,
     },
-    /// F4: a named person said so.
+    /// A named person said so (invariants.md F4).
     Override {
         /// Who.
         operator: String,

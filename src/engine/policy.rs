@@ -63,8 +63,8 @@ pub struct Detect {
     pub quorum: u32,
 }
 
-/// The right to take writes (DESIGN: leases and fencing). The same values hold for the controller,
-/// both agents and their guards: each grant carries them.
+/// The right to take writes (invariants.md I1). The same values hold for the controller, both agents
+/// and their guards: each grant carries them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseTimers {
     /// How often the active site's agent asks for a grant. 100 ms to 1 min.

@@ -1,5 +1,5 @@
 //! Everything a decision rests on, as plain data: ages instead of moments, so that a recorded
-//! situation replays anywhere, a year later, to the same decision (invariant 11).
+//! situation replays anywhere, a year later, to the same decision (invariants.md I11).
 
 use std::collections::BTreeMap;
 use std::time::Duration;

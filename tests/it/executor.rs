@@ -117,7 +117,7 @@ fn a_dead_database_leads_to_a_failover_in_order_and_fenced_by_the_agents_word() 
         assert!(agent, "{proof:?}");
         let state = stage.state();
         assert_eq!((state.epoch, state.active), (Epoch(2), gcp()));
-        assert!(state.disarmed, "invariant 8");
+        assert!(state.disarmed, "one recovery at a time (invariants.md I8)");
     });
 }
 

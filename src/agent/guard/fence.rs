@@ -1,4 +1,5 @@
-//! A fence: PostgreSQL is made to end, harder and harder, until it is proven that it has.
+//! A fence: PostgreSQL is made to end, harder and harder, until it is proven that it has. A read-only
+//! setting would be no fence (postgres.md P37).
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -132,7 +133,8 @@ impl Guard {
             {
                 FenceMethod::Fast
             }
-            // Sessions without their first process, or with one that hears nothing, go on serving.
+            // Sessions without their first process, or with one that hears nothing, go on serving
+            // (postgres.md P36).
             None => FenceMethod::Kill,
             Some(postmaster) if postmaster.is_stopped() => FenceMethod::Kill,
             Some(_) if fence.took() >= immediate => FenceMethod::Kill,

@@ -169,7 +169,7 @@ impl Keeper {
                     already: true,
                 })
             }
-            // PostgreSQL goes on with what it was told, whoever waits for it.
+            // PostgreSQL goes on with what it was told, whoever waits for it (postgres.md P16).
             None if self.memory.promoting.is_some() => Err(under_way()),
             Some(_) | None => Ok(Came::NotDone),
         }
