@@ -46,7 +46,7 @@ pub enum EffectError {
     #[error("{0}")]
     Refused(String),
     /// It may have happened: a time-out, a lost connection. Read the world again before anything
-    /// else (invariant 4).
+    /// else (invariants.md I4).
     #[error("outcome unknown: {0}")]
     Unknown(String),
     /// As `Unknown`, because the time that we gave it ourselves was over: it says nothing of the
@@ -112,7 +112,7 @@ impl LastError {
 }
 
 /// Whether a change may still be made, asked once more just before the wire: a process that stood
-/// still since it decided must not go on as if no time had passed (invariants 9 and 10).
+/// still since it decided must not go on as if no time had passed (invariants.md I9, I10).
 pub type Still<'s> = &'s (dyn Fn() -> Result<(), EffectError> + Send + Sync);
 
 /// Something that decides which site users reach: a DNS zone, a load balancer.
@@ -244,16 +244,33 @@ pub trait FrontDoor: Send + Sync + fmt::Debug {
     ) -> Vec<(String, Result<SiteName, OutsideFault>)>;
 }
 
-/// Why the decision log could not be written.
+/// Why something could not be kept, or not be learned from where it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the decision log cannot be written: {0}")]
+#[error("cannot be kept: {0}")]
 pub struct StoreError(pub String);
+
+/// Why an entry was not made durable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The log is not as this controller left it: another may write it. Nothing more may be written,
+    /// and nothing be done by it.
+    #[error("the decision log is not this controller's any more: {0}")]
+    Conflict(String),
+    /// The entry is not in the log, and does not come into it. It may be tried again.
+    #[error("the decision log cannot be written: {0}")]
+    Failed(String),
+    /// The entry may be found in the log by whoever opens it next. The next one that is written here
+    /// takes its place.
+    #[error("the decision log cannot be written, and may hold the entry all the same: {0}")]
+    Unknown(String),
+}
 
 /// Where the decision log is kept. Opening it verifies it; this is what remains to be done.
 #[async_trait]
 pub trait LogStore: Send + fmt::Debug {
-    /// Writes one line, and returns only when it is durable.
-    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError>;
+    /// Writes one line, and returns only when it is durable. What an earlier call that failed has
+    /// left is taken away first.
+    async fn append(&mut self, line: &[u8]) -> Result<(), AppendError>;
 
     /// How often [`LogStore::look`] is worth while; `None`: never.
     fn look_every(&self) -> Option<Duration> {
@@ -261,7 +278,7 @@ pub trait LogStore: Send + fmt::Debug {
     }
 
     /// Whether the log is still where, and as, it was left.
-    async fn look(&mut self) -> Result<(), StoreError> {
+    async fn look(&mut self) -> Result<(), AppendError> {
         Ok(())
     }
 }

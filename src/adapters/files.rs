@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::engine::chain::{Broken, Chain, Entry, READ_LINE};
 use crate::engine::text::clipped;
-use crate::ports::{LogStore, StoreError};
+use crate::ports::{AppendError, LogStore};
 
 /// Why a log cannot be opened or does not verify.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +92,8 @@ pub struct FileLog {
 struct Held {
     file: File,
     length: u64,
+    /// A line that could not be made durable: some of it may lie behind the end.
+    failed: Option<Vec<u8>>,
 }
 
 /// How often it is seen that the log still is where it was.
@@ -130,10 +132,33 @@ impl Held {
         }
     }
 
-    fn append(&mut self, path: &Path, line: &[u8]) -> Result<(), Changed> {
+    /// Takes away what is left of a line that could not be made durable, so that the file ends where
+    /// it did before.
+    fn settle(&mut self, path: &Path) -> Result<(), Changed> {
+        let Some(line) = &self.failed else {
+            return self.unchanged(path);
+        };
+        let found = self.file.metadata()?.len();
+        let beyond = usize::try_from(found.saturating_sub(self.length)).unwrap_or(usize::MAX);
+        let mut left = vec![0; beyond.min(line.len())];
+        self.file.read_exact_at(&mut left, self.length)?;
+        let ours = found >= self.length && beyond <= line.len() && line.starts_with(&left);
+        if ours {
+            self.file.set_len(self.length)?;
+            self.file.sync_data()?;
+        }
         self.unchanged(path)?;
-        self.file.write_all(line)?;
-        self.file.sync_data()?;
+        self.failed = None;
+        Ok(())
+    }
+
+    fn append(&mut self, path: &Path, line: &[u8]) -> Result<(), Changed> {
+        self.settle(path)?;
+        let written = self.file.write_all(line);
+        if let Err(cause) = written.and_then(|()| self.file.sync_data()) {
+            self.failed = Some(line.to_owned());
+            return Err(cause.into());
+        }
         let written = u64::try_from(line.len()).unwrap_or(u64::MAX);
         self.length = self.length.saturating_add(written);
         // Somebody may have written between the first look and our line.
@@ -155,6 +180,7 @@ impl FileLog {
         let held = Held {
             length: metadata.len(),
             file,
+            failed: None,
         };
         // It may have been moved before it was locked.
         let unchanged = held.unchanged(path);
@@ -399,44 +425,53 @@ fn cut_torn_line(path: &Path, file: &mut File, whole: u64) -> Result<Option<Torn
 }
 
 impl FileLog {
-    /// Does something with the locked file; whatever goes wrong, nothing is done with it again.
+    /// Does something with the locked file. Once it is not as it was left, nothing is done with it
+    /// again.
     async fn with(
         &mut self,
         work: impl FnOnce(&mut Held, &Path) -> Result<(), Changed> + Send + 'static,
-    ) -> Result<(), StoreError> {
-        let told = |cause: &dyn std::fmt::Display| {
-            StoreError(format!("`{}`: {cause}", self.path.display()))
-        };
-        // A write that failed may have left half a line: nothing is appended after it.
+    ) -> Result<(), AppendError> {
+        let name = self.path.display().to_string();
+        let told = |cause: &dyn std::fmt::Display| format!("`{name}`: {cause}");
         let Some(mut held) = self.file.take() else {
-            return Err(told(
-                &"an earlier write failed; the controller must start anew",
-            ));
+            let text = "it changed under this controller, which must start anew";
+            return Err(AppendError::Conflict(told(&text)));
         };
         let path = self.path.clone();
         let done = tokio::task::spawn_blocking(move || {
-            work(&mut held, &path)?;
-            Ok::<Held, Changed>(held)
+            let done = work(&mut held, &path);
+            let settled = done.is_ok() || held.settle(&path).is_ok();
+            (held, done, settled)
         });
-        match done.await {
-            Ok(Ok(held)) => {
+        let (held, done, settled) = done
+            .await
+            .map_err(|cause| AppendError::Conflict(told(&cause)))?;
+        match done {
+            Ok(()) => {
                 self.file = Some(held);
                 Ok(())
             }
-            Ok(Err(Changed::Io(cause))) => Err(told(&cause)),
-            Ok(Err(changed @ (Changed::Gone | Changed::Replaced | Changed::Length { .. }))) => {
-                Err(told(&format_args!(
-                    "{changed}; nothing more is decided (see runbooks/log-changed.md)"
-                )))
+            Err(Changed::Io(cause)) => {
+                self.file = Some(held);
+                let text = told(&cause);
+                Err(if settled {
+                    AppendError::Failed(text)
+                } else {
+                    AppendError::Unknown(text)
+                })
             }
-            Err(cause) => Err(told(&cause)),
+            Err(changed @ (Changed::Gone | Changed::Replaced | Changed::Length { .. })) => {
+                Err(AppendError::Conflict(told(&format_args!(
+                    "{changed}; nothing more is decided (see runbooks/log-changed.md)"
+                ))))
+            }
         }
     }
 }
 
 #[async_trait]
 impl LogStore for FileLog {
-    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+    async fn append(&mut self, line: &[u8]) -> Result<(), AppendError> {
         let line = line.to_owned();
         self.with(move |held, path| held.append(path, &line)).await
     }
@@ -445,8 +480,8 @@ impl LogStore for FileLog {
         Some(LOOK_EVERY)
     }
 
-    async fn look(&mut self) -> Result<(), StoreError> {
-        self.with(|held, path| held.unchanged(path)).await
+    async fn look(&mut self) -> Result<(), AppendError> {
+        self.with(Held::settle).await
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A zone knows no weights: a site is on when its addresses are in the record, off when they are
 //! not. Each change is one message that replaces the record and the epoch note together, on
-//! condition that both are still exactly as they were read; the server applies it as a whole or
-//! not at all (CLOUDS.md 2.6).
+//! condition that both are still exactly as they were read: the prerequisites of RFC 2136, section 2.4.
+//! The server applies it as a whole or not at all (section 3.4).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

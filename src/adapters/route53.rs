@@ -2,8 +2,9 @@
 //! with the epoch note.
 //!
 //! Route 53 has no version of a record, but a batch that deletes each old record exactly and
-//! creates each new one is applied as a whole or not at all: that is our compare-and-swap
-//! (CLOUDS.md 2.1). Never an `UPSERT`, and never a failed batch in pieces.
+//! creates each new one is applied as a whole or not at all, and a deletion must repeat every value
+//! that is there: that is our compare-and-swap. Never an `UPSERT`, which overwrites whatever it
+//! meets, and never a failed batch in pieces, which could leave both sites on or none.
 //!
 //! What records mean is in `records`, how to speak to the service in `api`.
 
@@ -238,8 +239,8 @@ async fn sample(
     Ok((records, notes))
 }
 
-/// How long Route 53 may take until all of its servers have a change: 60 s is usual (CLOUDS.md
-/// 2.1), twice that is not worth waiting out in an emergency.
+/// How long Route 53 may take until all of its servers have a change. Its documentation says usually
+/// within 60 s; more than twice that is not worth waiting out in an emergency.
 pub const IN_SYNC_WITHIN: Duration = Duration::from_mins(2);
 /// How often to ask whether they have it: well below the limit of 10 calls a second that all
 /// users of the account share.

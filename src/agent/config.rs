@@ -23,6 +23,25 @@ const OWN_SETTINGS: [&str; 7] = [
     "allow_alter_system",
 ];
 
+/// What PostgreSQL is started with where `options` says nothing else. A line that is cut and heals
+/// must carry WAL again at once: TCP itself repeats ever more seldom what was lost, and by
+/// PostgreSQL's own defaults a standby notices after a minute, and tries again every 5 s.
+const USUAL_OPTIONS: [(&str, &str); 3] = [
+    ("wal_sender_timeout", "5s"),
+    ("wal_receiver_timeout", "5s"),
+    ("wal_retrieve_retry_interval", "500ms"),
+];
+
+/// The same of `primary_conninfo`: a connection that is not made within this time is given up, since the next
+/// one begins at once. Milliseconds for the second, seconds for the others.
+const USUAL_CONNINFO: [(&str, &str); 5] = [
+    ("connect_timeout", "2"),
+    ("tcp_user_timeout", "5000"),
+    ("keepalives_idle", "2"),
+    ("keepalives_interval", "1"),
+    ("keepalives_count", "3"),
+];
+
 /// All that an agent is told.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -242,6 +261,7 @@ fn build_postgres(at: &Section<'_>, files: Files<'_>, agent: Option<&Agent>) -> 
     let conninfo = conninfo?;
     check_options(at, &options);
     check_conninfo(at, &conninfo, plaintext, agent);
+    let options = usual_options(&options).chain(options.clone()).collect();
     Some(Postgres {
         bin_dir: bin_dir?,
         data_dir: data_dir?,
@@ -253,8 +273,38 @@ fn build_postgres(at: &Section<'_>, files: Files<'_>, agent: Option<&Agent>) -> 
         database: database?,
         options,
         log_file: log_file?,
-        primary_conninfo: conninfo,
+        primary_conninfo: with_usual(conninfo),
     })
+}
+
+/// A setting's name as PostgreSQL reads it on its command line: either case, and a hyphen for an
+/// underscore.
+fn setting(option: &str) -> String {
+    let name = option.split_once('=').map_or(option, |(name, _)| name);
+    name.trim().to_ascii_lowercase().replace('-', "_")
+}
+
+fn usual_options(given: &[String]) -> impl Iterator<Item = String> {
+    let given: Vec<String> = given.iter().map(|option| setting(option)).collect();
+    let left = USUAL_OPTIONS
+        .into_iter()
+        .filter(move |(name, _)| !given.iter().any(|it| it == name));
+    left.map(|(name, value)| format!("{name}={value}"))
+}
+
+fn with_usual(mut conninfo: String) -> String {
+    for (name, value) in USUAL_CONNINFO {
+        if parameter(&conninfo, name).is_none() {
+            conninfo = format!("{conninfo} {name}={value}");
+        }
+    }
+    conninfo
+}
+
+/// A parameter of a connection string that quotes nothing.
+fn parameter<'c>(conninfo: &'c str, name: &str) -> Option<&'c str> {
+    let mut parts = conninfo.split_whitespace();
+    parts.find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// The guard asks no name server, which could keep it waiting while a deadline passes.
@@ -273,15 +323,14 @@ fn are_own_addresses(at: &Section<'_>, text: &str) -> bool {
 
 fn check_options(at: &Section<'_>, options: &[String]) {
     for option in options {
-        let Some((name, _)) = option.split_once('=') else {
+        if !option.contains('=') {
             at.problem(
                 "options",
                 format!("`postgres.options` holds `{option}`: write it like `max_connections=200`"),
             );
             continue;
-        };
-        // PostgreSQL takes either case, and on its command line a hyphen for an underscore.
-        let name = name.trim().to_ascii_lowercase().replace('-', "_");
+        }
+        let name = setting(option);
         if OWN_SETTINGS.contains(&name.as_str()) {
             at.problem("options", format!(
                 "`postgres.options` holds `{option}`, but the agent sets `{name}` itself: leave it out"
@@ -291,11 +340,7 @@ fn check_options(at: &Section<'_>, options: &[String]) {
 }
 
 fn check_conninfo(at: &Section<'_>, conninfo: &str, plaintext: bool, agent: Option<&Agent>) {
-    let has = |name: &str| {
-        conninfo
-            .split_whitespace()
-            .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
-    };
+    let has = |name: &str| parameter(conninfo, name);
     if has("password").is_some() {
         at.problem("primary_conninfo", "`postgres.primary_conninfo` holds a password: put it into a file and name that with `passfile=`");
     }
@@ -309,7 +354,7 @@ fn check_conninfo(at: &Section<'_>, conninfo: &str, plaintext: bool, agent: Opti
     if !encrypted && !plaintext && !has("host").is_none_or(config::is_local) {
         at.problem("primary_conninfo", "`postgres.primary_conninfo` leads to another host and does not insist on TLS (`sslmode` is `prefer` where nothing is said): write `sslmode=verify-full sslrootcert=FILE`, or set `postgres.allow_plaintext = true` where the network itself is encrypted");
     }
-    // POSTGRES.md row 23: two standbys of one name are taken for each other.
+    // Two standbys of one name are taken for each other (postgres.md P33).
     if let Some(agent) = agent
         && has("application_name") != Some(agent.site.as_str())
     {

@@ -1,11 +1,11 @@
 //! The guard: a small process that owns PostgreSQL and ends it when the right to take writes runs
-//! out, whatever the agent is doing (DESIGN.md section 6).
+//! out, whatever the agent is doing (invariants.md I1).
 //!
 //! It has no network (its proof of a fence, a refused connection to its own port, apart), no async
 //! runtime and no opinion: the agent says when to start, until when writes are allowed, and when
 //! to fence. It never starts PostgreSQL by itself. When the guard dies, the kernel ends PostgreSQL
 //! ([`postmaster::exec`]). What it cannot survive is being frozen itself: then nobody looks at the
-//! deadline until it thaws; that is the one exception of invariant 1.
+//! deadline until it thaws, which is an exception that the invariant names.
 //!
 //! The loop below is `run`; each turn looks at the deadline *before* it obeys a command, so that a
 //! renewal that was waiting while we were frozen comes too late.
@@ -43,6 +43,7 @@ mod fence;
 mod lookout;
 mod marker;
 mod right;
+mod senders;
 mod standing;
 mod wire;
 

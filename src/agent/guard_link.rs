@@ -43,7 +43,7 @@ pub enum GuardLinkError {
     /// It was certainly not asked.
     #[error("cannot reach the guard: {0}")]
     Unreachable(String),
-    /// It may have been done: read the status before anything else (invariant 4).
+    /// It may have been done: read the status before anything else (invariants.md I4).
     #[error("outcome unknown: {0}")]
     Unknown(String),
     /// It was not done; the text says why and what to do next.

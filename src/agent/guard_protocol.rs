@@ -108,8 +108,8 @@ impl GuardConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopTimes {
-    /// SIGINT: sessions are ended, buffers written. Waits for WAL senders, so for a standby that
-    /// is gone it never ends by itself.
+    /// SIGINT: sessions are ended, buffers written. Waits for WAL senders, so with a standby out of
+    /// reach for as long as `wal_sender_timeout` (postgres.md P35).
     pub fast_ms: u64,
     /// SIGQUIT: as in a crash.
     pub immediate_ms: u64,
@@ -299,7 +299,7 @@ impl Exit {
     }
 }
 
-/// The proof that this PostgreSQL acknowledges nothing any more: F1 of DESIGN.md section 6.
+/// The proof that this PostgreSQL acknowledges nothing any more (invariants.md F1).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FenceProof {
     /// Whose right ended.
@@ -317,7 +317,7 @@ pub struct FenceProof {
 }
 
 /// What ended PostgreSQL in a fence, from mild to harsh. Never a smart shutdown, which lets open
-/// sessions commit (POSTGRES.md row 19).
+/// sessions commit (postgres.md P35).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FenceMethod {

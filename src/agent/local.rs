@@ -154,7 +154,7 @@ impl GuardedDatabase {
         }
     }
 
-    /// What a primary has done so far that is not ready yet.
+    /// What a primary has done so far that is not ready yet, by its pid file (postgres.md P14).
     fn recovering(postmaster: i32, config: &GuardConfig) -> Option<u64> {
         let told = std::fs::read_to_string(config.data_dir.join("postmaster.pid")).ok()?;
         let own = told.lines().next()?.trim().parse() == Ok(postmaster);

@@ -1,5 +1,5 @@
 //! Ending the process that receives WAL. PostgreSQL ends it by itself, but only after all that arrived is
-//! replayed; and no SQL function reaches it.
+//! replayed; and no SQL function reaches it (postgres.md P26).
 
 use std::fs;
 use std::io;
@@ -8,7 +8,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Ends a WAL receiver, which then acknowledges nothing any more. The server goes on.
 ///
-/// The handle is opened before the title is read, so that a pid reused in between is never hit.
+/// The handle is opened before the title is read (postgres.md P15), so that a pid reused in between is
+/// never hit.
 pub(super) fn end(pid: i32) -> io::Result<()> {
     let found = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process has this number"))?;
     let handle = pidfd_open(found, PidfdFlags::empty())?;

@@ -1,4 +1,5 @@
-//! A database that recovers after a crash, told from one that is dead: by the work that it does.
+//! A database that recovers after a crash, told from one that is dead: by the work that it does
+//! (postgres.md P15).
 
 use crate::engine::situation::LocalDatabase;
 use crate::engine::units::MonoTime;

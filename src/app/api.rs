@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::control::{Handle, Input};
+use super::control::{Asked, Handle, Input};
 use super::journal::{Journal, Noise, View};
 use crate::adapters::files;
 use crate::adapters::tls::{Identity, OperatorRole, PeerIdentity};
@@ -297,7 +297,7 @@ async fn promote(
     ask.reason = reason(&ask.reason)?;
     let done = api
         .control
-        .ask(|answer| Input::Promote(name, ask, answer))
+        .ask(|answer| Input::Asked(name, Asked::Promote(ask, answer)))
         .await?;
     done.map(Json)
         .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))

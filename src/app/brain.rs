@@ -328,7 +328,7 @@ impl Brain {
         self.book.last_right()
     }
 
-    /// What would be lost if the standby, cut off, stands at `position` (invariant 5). Where the active side
+    /// What would be lost if the standby, cut off, stands at `position` (invariants.md I5). Where the active side
     /// never told this process how it stands, what the plan recorded is used.
     pub fn declare(
         &self,

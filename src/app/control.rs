@@ -21,25 +21,26 @@ use crate::engine::rate::Budget;
 use crate::engine::reason::Code;
 use crate::engine::rehearsal::Found;
 use crate::engine::saga::{Command, GroupState};
-use crate::engine::situation::{LogBehind, Request, Situation};
+use crate::engine::situation::{LogBehind, LogStopped, Request, Situation};
 use crate::engine::step::DeclaredLoss;
 use crate::engine::topology::{Role, SiteName, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use crate::ports::Clock;
 use crate::wire::{
-    AdoptAsk, AdoptInstanceAsk, HoldAsk, ObserverAnswer, ObserverReport, PlanStatus, Postmark,
-    PromoteAnswer, PromoteAsk, ReleaseAsk, Report, ReportAnswer, Status,
+    ObserverAnswer, ObserverReport, PlanStatus, Postmark, Report, ReportAnswer, Status,
 };
 
+mod asked;
 mod handle;
 mod pace;
+mod writing;
 
+pub use asked::Asked;
 pub use handle::{Ended, Handle};
+use writing::{Desk, Then};
 
 /// How often it decides when nothing arrives. Bounds the reaction to the end of a window.
 pub const TICK: Duration = Duration::from_millis(25);
-
-mod asked;
 
 /// What comes in.
 #[derive(Debug)]
@@ -57,24 +58,8 @@ pub enum Input {
         Box<ObserverReport>,
         oneshot::Sender<Result<ObserverAnswer, String>>,
     ),
-    /// A person asks for a site to become active.
-    Promote(
-        String,
-        PromoteAsk,
-        oneshot::Sender<Result<PromoteAnswer, String>>,
-    ),
-    /// A person stops automation.
-    Hold(String, HoldAsk, oneshot::Sender<Result<(), String>>),
-    /// A person lets automation act again.
-    Release(String, ReleaseAsk, oneshot::Sender<Result<(), String>>),
-    /// A person says how the world stands, where the log is behind it.
-    Adopt(String, AdoptAsk, oneshot::Sender<Result<(), String>>),
-    /// A person lets another instance of a site's agent have its right and its word.
-    AdoptInstance(
-        String,
-        AdoptInstanceAsk,
-        oneshot::Sender<Result<(), String>>,
-    ),
+    /// A person, named, asks for something.
+    Asked(String, Asked),
     /// What a traffic target answers, read once after the start.
     TrafficSays(TargetName, Answer),
     /// The executor: grant nobody anything any more, the epoch is raised.
@@ -120,6 +105,7 @@ pub struct Control {
     closed: Option<MonoTime>,
     /// When it last went round.
     went_round: MonoTime,
+    desk: Desk,
     executor: Option<tokio::task::JoinHandle<Result<(), JournalError>>>,
 }
 
@@ -149,6 +135,7 @@ impl Control {
             decisions: Budget::default(),
             closed: None,
             went_round,
+            desk: Desk::default(),
             executor: None,
         };
         (control, shown)
@@ -165,23 +152,26 @@ impl Control {
         }
     }
 
-    /// Decides until the log cannot be written any more.
+    /// Decides until the log is not this controller's any more.
     pub async fn run(mut self) -> Result<(), JournalError> {
         loop {
-            let input = tokio::select! {
+            let mut input = None;
+            tokio::select! {
                 biased;
-                input = self.inputs.recv() => input,
-                () = self.clock.sleep(TICK) => None,
-            };
+                (then, written) = self.desk.written() => self.go_on(then, written)?,
+                came = self.inputs.recv() => input = came,
+                () = self.clock.sleep(TICK) => {}
+            }
             self.begin_anew_after_a_standstill();
             if let Some(input) = input {
-                self.take(input).await?;
+                self.take(input)?;
                 while let Ok(input) = self.inputs.try_recv() {
-                    self.take(input).await?;
+                    self.take(input)?;
                 }
             }
+            self.look_at_desk();
             self.look_after_executor().await?;
-            self.decide().await?;
+            self.decide()?;
         }
     }
 
@@ -212,7 +202,7 @@ impl Control {
         Ok(())
     }
 
-    async fn take(&mut self, input: Input) -> Result<(), JournalError> {
+    fn take(&mut self, input: Input) -> Result<(), JournalError> {
         self.world.leadership.left()?;
         let now = self.clock.now();
         // Whoever asked may be gone by now: an answer that nobody waits for is no mistake.
@@ -224,36 +214,11 @@ impl Control {
             }
             Input::Anchors(reached, of, own) => self.brain.surroundings((reached, of), own),
             Input::Rehearsed(began, found) => self.brain.rehearsed(began, found),
-            Input::Reported(report, answer) => {
-                let told = self.reported(*report, now).await?;
-                drop(answer.send(told));
-            }
+            Input::Reported(report, answer) => self.reported(report, answer),
             Input::ObserverReported(report, answer) => {
                 drop(answer.send(self.brain.observed(*report, now)));
             }
-            Input::Promote(operator, ask, answer) => {
-                let done = self.promote(&operator, &ask).await?;
-                drop(answer.send(done));
-            }
-            Input::Hold(operator, ask, answer) => {
-                let done = self.hold(&operator, ask).await?;
-                drop(answer.send(done));
-            }
-            Input::Release(operator, ask, answer) => {
-                let command = Command::Release { reason: ask.reason };
-                self.journal
-                    .append(&operator, Body::Command { command })
-                    .await?;
-                drop(answer.send(Ok(())));
-            }
-            Input::Adopt(operator, ask, answer) => {
-                let done = self.adopt(&operator, &ask).await?;
-                drop(answer.send(done));
-            }
-            Input::AdoptInstance(operator, ask, answer) => {
-                let done = self.adopt_instance(&operator, ask).await?;
-                drop(answer.send(done));
-            }
+            Input::Asked(operator, asked) => self.asked(operator, asked),
             Input::TrafficSays(target, answer) => self.brain.traffic_says(target, answer),
             Input::Raise(epoch, answer) => drop(answer.send(self.brain.raise(epoch))),
             Input::Behind(answer) => {
@@ -283,133 +248,86 @@ impl Control {
         view.state.clone()
     }
 
-    /// Answers an agent. What must be durable before is written first.
-    async fn reported(
-        &mut self,
-        report: Report,
-        now: MonoTime,
-    ) -> Result<ReportAnswer, JournalError> {
-        self.tell_of_foreign(&report);
-        let group = self.group();
-        self.brain.remembers(&report, &group, now);
-        if let Some(change) = self.brain.instance_change(&report, &group, now) {
-            tracing::warn!(%change, "instance");
-            self.journal
-                .append("controller", Body::Instance { change })
-                .await?;
-        }
-        let group = self.group();
-        let change = self.brain.window_change(&report, &group, now);
-        if let Some(change) = change.filter(|change| self.may_change(change, now)) {
-            tracing::warn!(%change, "durability");
-            self.journal
-                .append("controller", Body::Window { change })
-                .await?;
-        }
-        let group = self.group();
-        Ok(self.brain.report(report, &group, now, self.clock.wall()))
-    }
-
     fn situation(&mut self, request: Option<Request>) -> Situation {
         let group = self.group();
         let (now, wall) = (self.clock.now(), self.clock.wall());
-        self.brain
-            .situation(&group, self.executor.is_some(), request, now, wall)
+        let mut situation =
+            self.brain
+                .situation(&group, self.executor.is_some(), request, now, wall);
+        situation.log.stopped = self.journal.delay().and_then(|delay| {
+            let lasting = delay.worth_a_word(now)?;
+            let cause = delay.cause;
+            Some(LogStopped { lasting, cause })
+        });
+        situation
     }
 
-    async fn decide(&mut self) -> Result<(), JournalError> {
+    fn decide(&mut self) -> Result<(), JournalError> {
         self.world.leadership.left()?;
         let known_at = self.clock.wall();
         let situation = self.situation(None);
-        self.rearm(&situation).await?;
         let decision = decide(&situation, self.brain.policy());
         self.show(&situation, &decision);
+        if !self.desk.is_free(self.clock.now()) || self.rearm(&situation) {
+            return Ok(());
+        }
         let codes = decision
             .reasons
             .iter()
             .map(|reason| (reason.code, reason.site.clone()));
         let signature = (decision.verdict.clone(), codes.collect());
         let changed = self.logged.as_ref() != Some(&signature);
-        if changed && self.may_log(&decision, &signature) {
-            self.log_decision(&decision, &situation).await?;
-            self.logged = Some(signature);
+        let told = changed && self.may_log(&decision, &signature);
+        let mut bodies = Vec::new();
+        if told {
+            bodies.push(("controller", logged(&decision, &situation)));
         }
         match decision.verdict {
             Verdict::FailOver { .. } => {
-                self.open_plan(&situation, known_at).await?;
+                bodies.push(("controller", self.plan(&situation, known_at)));
+                self.write(bodies, Then::Walk(signature));
             }
             Verdict::Resume { plan } => {
                 tracing::info!(plan_id = plan, "plan resumed");
-                self.start_executor();
+                if told {
+                    self.write(bodies, Then::Walk(signature));
+                } else {
+                    self.start_executor();
+                }
             }
             // Nothing decides on a planned switchover yet.
-            Verdict::Hold | Verdict::Prepare | Verdict::SwitchOver { .. } | Verdict::Escalate => {}
+            Verdict::Hold | Verdict::Prepare | Verdict::SwitchOver { .. } | Verdict::Escalate => {
+                if told {
+                    self.write(bodies, Then::Logged(signature));
+                }
+            }
         }
         Ok(())
     }
 
-    /// Arms automation again once reverse replication streams (invariant 8). A hold stays.
-    async fn rearm(&mut self, situation: &Situation) -> Result<(), JournalError> {
+    /// Arms automation again once reverse replication streams (invariants.md I8). A hold stays.
+    fn rearm(&mut self, situation: &Situation) -> bool {
         let automation = &situation.automation;
         let quiet = situation.plan.is_none() && automation.hold.is_none();
         let quiet = quiet && situation.log.is_sound();
-        if automation.disarmed && quiet && follows(situation, self.brain.policy()) {
+        let rearms = automation.disarmed && quiet && follows(situation, self.brain.policy());
+        if rearms {
             let reason = "reverse replication streams".to_owned();
             let command = Command::Release { reason };
-            self.journal
-                .append("controller", Body::Command { command })
-                .await?;
+            let body = ("controller", Body::Command { command });
+            self.write(vec![body], Then::GoOn);
         }
-        Ok(())
+        rearms
     }
 
-    async fn log_decision(
-        &mut self,
-        decision: &Decision,
-        situation: &Situation,
-    ) -> Result<(), JournalError> {
-        let first = decision
-            .reasons
-            .first()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        tracing::info!(verdict = %decision.verdict, reason = %first, "decided");
-        let (decision, situation) = (Box::new(decision.clone()), Box::new(situation.clone()));
-        let body = Body::Decision {
-            decision,
-            situation,
-        };
-        match self.journal.append("controller", body).await {
-            // Nothing that others say may end this process. What the decision leads to is written
-            // down by itself, or is not done.
-            Err(JournalError::Refused(cause)) => {
-                tracing::error!(%cause, "the decision cannot be written down with its evidence");
-                let text = format!("a decision is left out, with its evidence: {cause}");
-                self.journal.note("entry-refused", text).await.map(drop)
-            }
-            written => written.map(drop),
-        }
-    }
-
-    async fn open_plan(
-        &mut self,
-        situation: &Situation,
-        known_at: WallTime,
-    ) -> Result<u64, JournalError> {
+    /// The plan that follows from a decision.
+    fn plan(&self, situation: &Situation, known_at: WallTime) -> Body {
         let last = self.brain.last_right();
-        let plan = Box::new(Plan::failover(
-            situation,
-            self.brain.topology(),
-            &last,
-            known_at,
-        ));
-        tracing::info!(to = %plan.route.to, epoch = plan.route.epoch.0, "plan opened");
-        let id = self
-            .journal
-            .append("controller", Body::Plan { plan })
-            .await?;
-        self.start_executor();
-        Ok(id)
+        let plan = Plan::failover(situation, self.brain.topology(), &last, known_at);
+        tracing::info!(to = %plan.route.to, epoch = plan.route.epoch.0, "a plan is opened");
+        Body::Plan {
+            plan: Box::new(plan),
+        }
     }
 
     fn start_executor(&mut self) {
@@ -429,6 +347,11 @@ impl Control {
             return Ok(());
         };
         match executor.await {
+            Ok(Err(cause)) if cause.passes() => {
+                // The plan stays open, and is resumed.
+                self.desk.rest(self.clock.now());
+                Ok(())
+            }
             Ok(ended) => ended,
             Err(cause) => {
                 // A panic: the plan stays open, and is resumed by checking before repeating.
@@ -458,6 +381,20 @@ impl Control {
             plan: PlanStatus::of(&group),
             log,
         }));
+    }
+}
+
+/// A decision with its evidence, for the log.
+fn logged(decision: &Decision, situation: &Situation) -> Body {
+    let first = decision
+        .reasons
+        .first()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    tracing::info!(verdict = %decision.verdict, reason = %first, "decided");
+    Body::Decision {
+        decision: Box::new(decision.clone()),
+        situation: Box::new(situation.clone()),
     }
 }
 

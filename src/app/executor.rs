@@ -211,7 +211,7 @@ impl Executor {
     }
 
     /// Tries a step until it is done, certainly cannot be, or its time is over. After an attempt
-    /// whose outcome is not known the world is asked before anything is repeated (invariant 4).
+    /// whose outcome is not known the world is asked before anything is repeated (invariants.md I4).
     async fn attempt(
         &mut self,
         saga: &OpenSaga,

@@ -9,10 +9,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::noise::{Told, Unsaid};
 use super::leadership::NotLeading;
 use crate::engine::chain::{Body, Broken, Chain, Digest, Entry, Recent};
+use crate::engine::provenance::LOG_PATIENCE;
 use crate::engine::saga::GroupState;
 use crate::engine::topology::Topology;
 use crate::engine::units::{MonoTime, as_millis};
-use crate::ports::{Clock, LogStore, StoreError};
+use crate::ports::{AppendError, Clock, LogStore};
 
 mod noise;
 
@@ -34,15 +35,53 @@ pub enum JournalError {
     /// was written, and nothing happened.
     #[error("refused by the decision log: {0}")]
     Refused(#[from] Broken),
-    /// It could not be made durable. Nothing may be done any more: the process ends.
+    /// It could not be made durable, so what it tells of must not be done.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] AppendError),
     /// Another controller may act by now.
     #[error(transparent)]
     NotLeading(#[from] NotLeading),
     /// The journal ended.
     #[error("the decision log is closed")]
     Closed,
+}
+
+impl JournalError {
+    /// Whether another entry may be tried later on. After anything else the process ends.
+    pub fn passes(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(AppendError::Failed(_) | AppendError::Unknown(_))
+        )
+    }
+}
+
+/// An entry that is not durable yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delay {
+    /// Since when the log takes no entry.
+    pub since: MonoTime,
+    /// What the last try came to; `None`: the first goes on.
+    pub cause: Option<String>,
+}
+
+impl Delay {
+    /// How long it lasts, once that is worth a word: a disk takes some milliseconds.
+    pub fn worth_a_word(&self, now: MonoTime) -> Option<Duration> {
+        let lasting = now.since(self.since);
+        (self.cause.is_some() || lasting >= LOG_PATIENCE).then_some(lasting)
+    }
+
+    /// What is written down of it when it is over.
+    fn told(&self, now: MonoTime) -> Option<Body> {
+        let lasting = as_millis(self.worth_a_word(now)?);
+        let why = self.cause.as_deref();
+        let why = why.unwrap_or("the first entry of that time was written in the end");
+        Some(Body::Note {
+            code: "log-delayed".to_owned(),
+            text: format!("for {lasting} ms the log took no entry: {why}"),
+        })
+    }
 }
 
 /// The state of the group, and the end of the log it follows from.
@@ -64,6 +103,7 @@ pub struct Journal {
     queue: mpsc::Sender<Append>,
     noise: mpsc::Sender<Told>,
     view: watch::Receiver<View>,
+    delay: watch::Receiver<Option<Delay>>,
 }
 
 #[derive(Debug)]
@@ -85,6 +125,9 @@ pub struct Writer {
     noise: mpsc::Receiver<Told>,
     unsaid: Unsaid,
     view: watch::Sender<View>,
+    delay: watch::Sender<Option<Delay>>,
+    /// The delay that the last entry ended.
+    delayed: Option<Delay>,
 }
 
 /// How many entries may wait: the control loop and one executor write one at a time each.
@@ -109,6 +152,7 @@ impl Journal {
             head: Digest::ZERO,
             recent: Recent::default(),
         });
+        let (delay_sender, delay) = watch::channel(None);
         let (sender, queue) = mpsc::channel(WAITING);
         let (noise_sender, noise) = mpsc::channel(NOISE_WAITING);
         let mut writer = Writer {
@@ -121,6 +165,8 @@ impl Journal {
             noise,
             unsaid: Unsaid::default(),
             view: view_sender,
+            delay: delay_sender,
+            delayed: None,
         };
         if writer.chain.entries == 0 {
             let topology = writer.topology.clone();
@@ -134,6 +180,7 @@ impl Journal {
                 queue: sender,
                 noise: noise_sender,
                 view,
+                delay,
             },
             writer,
         ))
@@ -182,10 +229,24 @@ impl Journal {
     pub fn view(&self) -> watch::Receiver<View> {
         self.view.clone()
     }
+
+    /// The entry that is not durable yet, if there is one.
+    pub fn delay(&self) -> Option<Delay> {
+        self.delay.borrow().clone()
+    }
+}
+
+/// Whether the log still is this controller's.
+fn ours(done: Result<(), AppendError>) -> Result<(), JournalError> {
+    match done {
+        Err(cause @ AppendError::Conflict(_)) => Err(cause.into()),
+        Err(AppendError::Failed(_) | AppendError::Unknown(_)) | Ok(()) => Ok(()),
+    }
 }
 
 impl Writer {
-    /// Writes until every way to the journal is gone, or the log cannot be written any more.
+    /// Writes until every way to the journal is gone, or the log is not ours any more. What cannot be
+    /// made durable is refused, and the next entry is tried all the same.
     pub async fn run(mut self) -> Result<(), JournalError> {
         let mut looked = self.clock.now();
         loop {
@@ -212,11 +273,13 @@ impl Writer {
                 () = pause => {}
             }
             let now = self.clock.now();
+            let delayed = self.delayed.take().and_then(|delay| delay.told(now));
+            self.notes(delayed).await?;
             let notes = self.unsaid.flush(now);
             self.notes(notes).await?;
             let every = self.store.look_every();
             if every.is_some_and(|every| now.since(looked) >= every) {
-                self.store.look().await?;
+                ours(self.store.look().await)?;
                 looked = now;
             }
         }
@@ -233,22 +296,25 @@ impl Writer {
         let Append { actor, body, done } = append;
         let written = self.write(actor, body).await;
         let fatal = match &written {
-            Err(JournalError::Store(cause)) => Some(cause.clone()),
+            Err(JournalError::Store(cause)) => ours(Err(cause.clone())),
             Ok(_)
             | Err(JournalError::Refused(_) | JournalError::NotLeading(_) | JournalError::Closed) => {
-                None
+                Ok(())
             }
         };
         self.publish();
         // Whoever asked may be gone; the entry stands all the same.
         drop(done.send(written));
-        fatal.map_or(Ok(()), |cause| Err(cause.into()))
+        fatal
     }
 
     async fn notes(&mut self, notes: impl IntoIterator<Item = Body>) -> Result<(), JournalError> {
         for note in notes {
-            self.write("controller".to_owned(), note).await?;
-            self.publish();
+            match self.write("controller".to_owned(), note).await {
+                Ok(_) => self.publish(),
+                Err(cause) if cause.passes() => {}
+                Err(cause) => return Err(cause),
+            }
         }
         Ok(())
     }
@@ -273,10 +339,23 @@ impl Writer {
         };
         let before = self.chain.clone();
         let line = self.chain.append(&entry)?;
+        let since = self.clock.now();
+        self.delay.send_if_modified(|delay| {
+            let first = delay.is_none();
+            delay.get_or_insert(Delay { since, cause: None });
+            first
+        });
         if let Err(cause) = self.store.append(&line).await {
             self.chain = before;
+            tracing::error!(%cause, "an entry is not written");
+            self.delay.send_modify(|delay| {
+                if let Some(delay) = delay {
+                    delay.cause = Some(cause.to_string());
+                }
+            });
             return Err(cause.into());
         }
+        self.delayed = self.delay.send_replace(None);
         Ok(entry.seq)
     }
 

@@ -1,5 +1,6 @@
 //! Tries beforehand, slowly and beside everything else, what the steps after a promotion will need:
-//! so that what is wrong with it is known days before, and not when users have no site.
+//! so that what is wrong with it is known days before, and not when users have no site
+//! (invariants.md I16).
 
 use std::sync::Arc;
 use std::time::Duration;

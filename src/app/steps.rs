@@ -34,8 +34,17 @@ pub struct Steps {
     clock: Arc<dyn Clock>,
     policy: Policy,
     topology: Topology,
-    /// When this process had the sever confirmed.
-    severed: Option<MonoTime>,
+    /// What this process had confirmed of the sever.
+    severed: Option<Severed>,
+}
+
+/// What is known of a sever, on this process's clock.
+#[derive(Debug, Clone, Copy)]
+struct Severed {
+    /// When it was confirmed.
+    at: MonoTime,
+    /// Until when the severed site can have let the other one's right stand.
+    vouched: MonoTime,
 }
 
 mod promote;
@@ -290,8 +299,14 @@ impl Steps {
             .order(saga, to, What::Sever, Way::Direct, false, deadline)
             .await?
         {
-            Came::Severed { position, replayed } => {
-                self.severed = Some(self.clock.now());
+            Came::Severed {
+                position,
+                replayed,
+                vouched_ago,
+            } => {
+                let at = self.clock.now();
+                let vouched = at.minus(vouched_ago.unwrap_or_default());
+                self.severed = Some(Severed { at, vouched });
                 Ok(Fact::Severed { position, replayed })
             }
             other @ (Came::Done | Came::NotDone | Came::Fenced { .. } | Came::Promoted { .. }) => {
@@ -300,13 +315,17 @@ impl Steps {
         }
     }
 
-    /// Proves that the old primary cannot write, by whichever way is first (DESIGN section 6).
+    /// Proves that the old primary cannot write, by whichever way is first (invariants.md I2).
     async fn fence(&mut self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
         // After a restart the sever counts from when this process had it confirmed.
         if self.severed.is_none() {
             self.sever(saga, deadline).await?;
         }
-        let severed = self.severed.unwrap_or_else(|| self.clock.now());
+        let now = self.clock.now();
+        let severed = self.severed.unwrap_or(Severed {
+            at: now,
+            vouched: now,
+        });
         let epoch = saga.plan.route.epoch;
         let last = self
             .control
@@ -335,7 +354,7 @@ impl Steps {
         Ok(Fact::Fenced { proof })
     }
 
-    /// F1: asks the old primary's agent until it confirms.
+    /// Asks the old primary's agent until it confirms (invariants.md F1).
     async fn tell_to_fence(
         &self,
         saga: &OpenSaga,
@@ -368,18 +387,20 @@ impl Steps {
         }
     }
 
-    /// F3: waits until the old primary's right is certainly over and its guard has done its work.
-    /// Never ends where waiting proves nothing.
-    async fn wait_out(&self, saga: &OpenSaga, severed: MonoTime, last: &LastRight) -> FenceProof {
-        if !saga.plan.can_wait_out {
+    /// Waits until the old primary's right is certainly over and its guard has done its work
+    /// (invariants.md F3). Never ends where waiting proves nothing.
+    async fn wait_out(&self, saga: &OpenSaga, severed: Severed, last: &LastRight) -> FenceProof {
+        // What the plan found may have changed until the epoch was raised.
+        if !saga.plan.can_wait_out || last.alive == Some(false) {
             std::future::pending::<()>().await;
         }
-        let until = waited_out_at(&self.policy.lease, severed, last.granted);
+        let until = waited_out_at(&self.policy.lease, severed.vouched, last.granted);
         loop {
             let now = self.clock.now();
             if now >= until {
                 return FenceProof::WaitedOut {
-                    severed_ago: now.since(severed),
+                    severed_ago: now.since(severed.at),
+                    vouched_ago: Some(now.since(severed.vouched)),
                     granted_ago: now.since(last.granted),
                 };
             }
@@ -387,7 +408,7 @@ impl Steps {
         }
     }
 
-    /// F4: a named person vouches, once the agent had its chance to confirm.
+    /// A named person vouches, once the agent had its chance to confirm (invariants.md F4).
     async fn override_fence(&self, saga: &OpenSaga) -> FenceProof {
         let request = saga
             .plan

@@ -253,11 +253,13 @@ pub fn fact_line(fact: &Fact) -> String {
             proof:
                 FenceProof::WaitedOut {
                     severed_ago,
+                    vouched_ago,
                     granted_ago,
                 },
         } => format!(
-            ": waited out; severed {} ago, last right {} ago (F3)",
+            ": waited out; severed {} ago, last let stand {} ago, last granted {} ago (F3)",
             super::status::rough(*severed_ago),
+            super::status::rough(vouched_ago.unwrap_or(*severed_ago)),
             super::status::rough(*granted_ago)
         ),
         Fact::Fenced {

@@ -109,7 +109,7 @@ fn show_timers(file: &Path, output: &Output) -> anyhow::Result<Exit> {
         human(lease.fence.longest()), human(lease.fence_within)
     ));
     output.text(format!(
-        "A promotion that waits the old right out begins no earlier than\n  max(severed + peer_ttl {}, last grant + lease_ttl {}) + fence_within {}, each x (1 + {} ppm), + margin {}\n  that is at most {} after the later of sever and last grant\n",
+        "A promotion that waits the old right out begins no earlier than\n  max(last vouch + peer_ttl {}, last grant + lease_ttl {}) + fence_within {}, each x (1 + {} ppm), + margin {}\n  that is at most {} after the later of last vouch and last grant\n",
         human(lease.peer_ttl), human(lease.lease_ttl), human(lease.fence_within),
         lease.clock_drift_ppm, human(lease.margin), rounded(lease.longest_wait_out())
     ));

@@ -1,4 +1,4 @@
-//! What a traffic target answers, and the one guard that every write of it passes (invariant 9).
+//! What a traffic target answers, and the one guard that every write of it passes (invariants.md I9).
 
 use std::collections::BTreeMap;
 
@@ -64,7 +64,7 @@ pub enum ForbiddenAnswer {
     Foreign(SiteName),
 }
 
-/// The one guard just before the wire: refuses every answer that must never be given (invariant 9).
+/// The one guard just before the wire: refuses every answer that must never be given (invariants.md I9).
 pub fn guard_answer(
     answer: &Answer,
     topology: &Topology,

@@ -1,5 +1,5 @@
 //! What the primary's stream of a standby's name confirms, held against what the standby says itself. A name is
-//! not a system: whoever streams under it confirms commits that only he has.
+//! not a system: whoever streams under it confirms commits that only he has (postgres.md P33).
 
 use std::collections::VecDeque;
 

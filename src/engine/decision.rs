@@ -103,6 +103,7 @@ fn beside(situation: &Situation, policy: &Policy) -> Vec<Reason> {
         let reason = Reason::word(Code::LogUnwitnessed, "nobody", "one other witness");
         reasons.push(reason.at(&situation.active));
     }
+    reasons.extend(provenance::stopped(log));
     reasons
 }
 
@@ -296,7 +297,7 @@ fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Ve
     reasons
 }
 
-/// A controller that hears of no site knows nothing of either (invariant 6).
+/// A controller that hears of no site knows nothing of either (invariants.md I6).
 fn own_isolation(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let limit = policy.detect.stale_after;
     let isolated = situation.sites.values().all(|site| !site.heard(limit));
@@ -338,7 +339,7 @@ fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
         return trouble(Reason::word(Code::ReplicationBroken, status, "streaming"));
     }
     // A receiver on a dead line calls itself streaming for a minute: what counts is what arrives
-    // (POSTGRES.md row 10).
+    // (postgres.md P7).
     let replication = &situation.replication;
     let behind = replication.lag() > Some(Bytes(0));
     let quiet = replication

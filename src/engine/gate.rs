@@ -26,7 +26,7 @@ use super::vantages;
 /// data it does not, except where the request says so itself.
 pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let mut gates = Vec::new();
-    gates.extend(provenance::gate_of(situation));
+    gates.extend(provenance::gates_of(situation));
     if situation.request.is_none() {
         gates.extend(automation_gates(situation, policy));
     }
@@ -90,7 +90,7 @@ fn automation_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     ]
 }
 
-/// A controller that reaches too little judges nobody (invariant 6).
+/// A controller that reaches too little judges nobody (invariants.md I6).
 fn isolation_gate(situation: &Situation, policy: &Policy) -> Gate {
     let controller = &situation.controller;
     let limit = policy.detect.stale_after;
@@ -317,7 +317,7 @@ pub fn seen_by_others_only() -> Reason {
     )
 }
 
-/// Whether the loss that would be declared is known and small enough (invariant 5).
+/// Whether the loss that would be declared is known and small enough (invariants.md I5).
 fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let accepted = situation
         .request
@@ -343,7 +343,7 @@ fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     ]
 }
 
-/// Whether a proof that the old primary cannot write can be had at all (invariant 2).
+/// Whether a proof that the old primary cannot write can be had at all (invariants.md I2).
 fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
     let agent = fresh_agent(situation, policy);
     let (way, open) = if agent.is_some_and(|agent| agent.guarded) {

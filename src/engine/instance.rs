@@ -1,6 +1,6 @@
 //! Which installation of an agent speaks for a site. A certificate names a site, and a copied
 //! machine has it too: the right to take writes belongs to one instance, and another one waits
-//! until the first one's right is certainly over.
+//! until the first one's right is certainly over (invariants.md I13).
 
 use std::fmt;
 use std::str::FromStr;

@@ -26,7 +26,7 @@ pub struct LeaseBook {
     last_grant: MonoTime,
     /// Whether that was by a grant of ours, so that its agent was alive then, or only the moment
     /// of taking over.
-    alive_at_last_grant: bool,
+    alive_at_last_grant: Option<bool>,
 }
 
 /// Why a grant is refused.
@@ -88,8 +88,9 @@ pub struct LastRight {
     pub site: SiteName,
     /// The last moment at which it may have been granted the right.
     pub granted: MonoTime,
-    /// Whether its agent was alive then. Otherwise waiting proves nothing.
-    pub alive: bool,
+    /// Whether its agent was alive then, and all that may let its right stand is severed. Where that is not
+    /// known, waiting proves nothing but what a plan wrote down before.
+    pub alive: Option<bool>,
 }
 
 impl LeaseBook {
@@ -101,7 +102,7 @@ impl LeaseBook {
             holder: Some(active.clone()),
             last_holder: active,
             last_grant: now,
-            alive_at_last_grant: false,
+            alive_at_last_grant: None,
         }
     }
 
@@ -113,7 +114,7 @@ impl LeaseBook {
     /// The last grant shows no longer that the holder's right can be waited out: its agent counts
     /// answers of another instance of the other site than the one that would be severed.
     pub fn cannot_wait_out(&mut self) {
-        self.alive_at_last_grant = false;
+        self.alive_at_last_grant = Some(false);
     }
 
     /// Grants the right to a site that asks for it in an epoch.
@@ -129,7 +130,7 @@ impl LeaseBook {
         }
         self.last_holder = site.clone();
         self.last_grant = now;
-        self.alive_at_last_grant = true;
+        self.alive_at_last_grant = Some(true);
         Ok(())
     }
 
@@ -234,40 +235,52 @@ pub fn is_superseded(asked: Epoch, severed: Option<Epoch>, known: Epoch) -> bool
     severed > Some(asked) || known > asked
 }
 
-/// From when a site that got its last grant at `granted` and last answer of its peer before
-/// `severed` is certainly fenced, all on the controller's clock (DESIGN section 6, F3).
-pub fn waited_out_at(timers: &LeaseTimers, severed: MonoTime, granted: MonoTime) -> MonoTime {
-    let by_peer = severed.plus(timers.with_drift(timers.peer_ttl));
+/// From when a site that got its last grant at `granted`, and the last answer of its peer that let
+/// its right stand at `vouched`, is certainly fenced, all on the controller's clock (invariants.md F3). How long
+/// ago it vouched the peer measured on a clock of its own: the bound of drift holds between any two
+/// of the three, so that what was measured on either side of its word adds up.
+pub fn waited_out_at(timers: &LeaseTimers, vouched: MonoTime, granted: MonoTime) -> MonoTime {
+    let by_peer = vouched.plus(timers.with_drift(timers.peer_ttl));
     let by_grant = granted.plus(timers.with_drift(timers.lease_ttl));
     by_peer.max(by_grant).plus(timers.fence_and_margin())
 }
 
 /// Whether waiting can prove a fence at all.
 pub fn can_wait_out(timers: &LeaseTimers, last: &LastRight) -> bool {
-    last.alive && timers.on_total_isolation == OnTotalIsolation::Fence
+    last.alive == Some(true) && timers.on_total_isolation == OnTotalIsolation::Fence
 }
 
-/// The proof that a site cannot write: without one nothing is promoted (invariant 2).
+/// The proof that a site cannot write: without one nothing is promoted (invariants.md I2).
+/// There is no proof by the infrastructure yet (invariants.md F2).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "by")]
 pub enum FenceProof {
-    /// F1: the site's own agent confirms.
+    /// The site's own agent confirms (invariants.md F1).
     Agent {
         /// Whether its word came through the other site's agent.
         relayed: bool,
         /// What it says about how.
         said: String,
     },
-    /// F3: the right is certainly over, and the guard has certainly done its work.
+    /// The right is certainly over, and the guard has certainly done its work (invariants.md F3).
     WaitedOut {
-        /// How long ago the sever was confirmed.
+        /// How long ago this process had the sever confirmed.
         #[serde(rename = "severed_ms_ago", with = "millis")]
         severed_ago: Duration,
+        /// How long ago the severed site last let the right stand; `None` in the log of an older
+        /// controller, which took the sever for it.
+        #[serde(
+            default,
+            rename = "vouched_ms_ago",
+            with = "millis::option",
+            skip_serializing_if = "Option::is_none"
+        )]
+        vouched_ago: Option<Duration>,
         /// How long ago the last right may have been granted.
         #[serde(rename = "granted_ms_ago", with = "millis")]
         granted_ago: Duration,
     },
-    /// F4: a named person said so.
+    /// A named person said so (invariants.md F4).
     Override {
         /// Who.
         operator: String,
@@ -327,13 +340,13 @@ mod tests {
     #[test]
     fn the_holder_counts_from_before_it_asked() {
         let mut holder = Holder::granted(Epoch(1), at(1000), timers());
-        assert_eq!(holder.deadline(), Some(at(4000)));
+        assert_eq!(holder.deadline(), Some(at(2500)));
         holder.renewed(Epoch(1), at(900), timers());
-        assert_eq!(holder.deadline(), Some(at(4000)), "never backwards");
+        assert_eq!(holder.deadline(), Some(at(2500)), "never backwards");
         holder.renewed(Epoch(0), at(9000), timers());
         assert_eq!(
             holder.deadline(),
-            Some(at(4000)),
+            Some(at(2500)),
             "not by a grant of a lower epoch"
         );
     }
@@ -352,7 +365,7 @@ mod tests {
         holder.renewed(Epoch(1), at(1), strict);
         assert_eq!(
             holder.deadline(),
-            Some(at(3001)),
+            Some(at(1501)),
             "unless the policy is stricter"
         );
     }
@@ -360,8 +373,8 @@ mod tests {
     #[test]
     fn a_right_is_over_from_its_deadline_on() {
         let holder = Holder::granted(Epoch(1), at(0), timers());
-        assert!(!holder.is_over(at(2999)));
-        assert!(holder.is_over(at(3000)));
+        assert!(!holder.is_over(at(1499)));
+        assert!(holder.is_over(at(1500)));
     }
 
     #[test]
@@ -376,15 +389,15 @@ mod tests {
     fn waiting_out_covers_every_holder_within_the_bound_of_drift() {
         let timers = timers();
         // The holder's clock runs slow by the whole bound: its second lasts 1 + d of ours.
-        for (severed, granted) in [(0, 0), (5000, 0), (0, 5000), (2000, 1999)] {
+        for (vouched, granted) in [(0, 0), (5000, 0), (0, 5000), (2000, 1999)] {
             let mut holder = Holder::granted(Epoch(1), at(granted), timers.clone());
-            holder.peer_answered(at(severed));
+            holder.peer_answered(at(vouched));
             let on_its_clock = holder.deadline().unwrap();
-            let begun = at(granted.max(severed));
+            let begun = at(granted.max(vouched));
             let left = on_its_clock.since(begun);
             let on_ours = begun.plus(timers.with_drift(left));
             let fenced = on_ours.plus(timers.with_drift(timers.fence_within));
-            assert!(waited_out_at(&timers, at(severed), at(granted)) > fenced);
+            assert!(waited_out_at(&timers, at(vouched), at(granted)) > fenced);
         }
     }
 }

@@ -80,18 +80,18 @@ pub enum ProbeFailure {
     /// There is no way there.
     #[error("unreachable: {0}")]
     Unreachable(String),
-    /// The database is starting, stopping or recovering (SQLSTATE 57P03; POSTGRES.md row 28).
+    /// The database is starting, stopping or recovering (SQLSTATE 57P02, 57P03; postgres.md P38).
     #[error("not accepting connections: {0}")]
     NotAccepting(String),
-    /// Every connection is taken (SQLSTATE 53300): looks like death, is not (POSTGRES.md row 38).
+    /// Every connection is taken (SQLSTATE 53300): looks like death, is not (postgres.md P39).
     #[error("too many connections: {0}")]
     Exhausted(String),
-    /// A write that should have worked did not: full disk, frozen disk, read-only (POSTGRES.md
-    /// row 39).
+    /// A write that should have worked did not come to its end: a disk that does not answer, no
+    /// memory (postgres.md P40).
     #[error("cannot write: {0}")]
     CannotWrite(String),
-    /// The database lives and says that its disk is full or fails (SQLSTATE 53100, 58030; POSTGRES.md
-    /// row 39).
+    /// The database lives and says that its disk is full or fails (SQLSTATE 53100, 58030;
+    /// postgres.md P40).
     #[error("no room to write: {0}")]
     DiskFailed(String),
     /// What we alone do there is refused or held up: a lock on our tables, a missing grant, a
@@ -137,7 +137,7 @@ impl ProbeFailure {
     }
 
     /// What it says about the target. Only what is against it counts as evidence; everything else
-    /// leaves the target's health unknown (invariant 4).
+    /// leaves the target's health unknown (invariants.md I4).
     pub fn bearing(&self) -> Bearing {
         match self {
             // We are not let in, or asked too often: said by whatever guards the door.
@@ -186,16 +186,16 @@ impl ProbeFailure {
 pub struct DatabaseFacts {
     /// Primary or standby, from `pg_is_in_recovery()`.
     pub role: Role,
-    /// `pg_control_system().system_identifier` (POSTGRES.md row 14).
+    /// `pg_control_system().system_identifier` (postgres.md P1).
     pub system_id: SystemId,
     /// Of a primary: from the name of the WAL file being written. Of a standby: the receiver's,
-    /// else the control file's (POSTGRES.md row 15).
+    /// else the control file's (postgres.md P3).
     pub timeline: Timeline,
-    /// `server_version_num` (POSTGRES.md row 41).
+    /// `server_version_num` (postgres.md P10).
     pub version: u32,
     /// Of a primary: `pg_current_wal_insert_lsn()`, read before anything else, so that every
-    /// commit acknowledged before the probe began lies below it. Of a standby: the greatest of
-    /// received, flushed and replayed (POSTGRES.md row 7).
+    /// commit acknowledged before the probe began lies below it (postgres.md P9). Of a standby: the
+    /// greater of what it has received and flushed, and what it has replayed (postgres.md P5).
     pub position: Lsn,
     /// Of a standby: how far it has replayed; equal to `position` on a primary.
     pub replayed: Lsn,
@@ -207,21 +207,21 @@ pub struct DatabaseFacts {
     pub heartbeat: Option<Heartbeat>,
     /// The epoch row, if there is one.
     pub epoch: Option<Epoch>,
-    /// Of a standby: whether replay is paused, and why it must be (POSTGRES.md rows 5 and 6).
+    /// Of a standby: whether replay is paused, and why it must be (postgres.md P20, P21).
     pub replay_pause: ReplayPause,
     /// Of a standby: what its replay is doing.
     #[serde(default)]
     pub replay_state: ReplayState,
-    /// `recovery_min_apply_delay` (POSTGRES.md row 27).
+    /// `recovery_min_apply_delay` (postgres.md P22).
     #[serde(rename = "apply_delay_ms", with = "millis")]
     pub apply_delay: Duration,
-    /// `synchronous_standby_names`; empty is asynchronous (POSTGRES.md row 20).
+    /// `synchronous_standby_names`; empty is asynchronous (postgres.md P24).
     pub synchronous_names: String,
     /// Of a primary: the statements whose commits wait for a standby, at whatever level of
     /// `synchronous_commit`: each by its process and its beginning, the first sixteen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commits_waiting: Vec<String>,
-    /// The settings that must not be lower on a standby than on its primary (POSTGRES.md row 6):
+    /// The settings that must not be lower on a standby than on its primary (postgres.md P21):
     /// `max_connections`, `max_worker_processes`, `max_wal_senders`, `max_prepared_transactions`,
     /// `max_locks_per_transaction`, in this order.
     pub limits: [u32; 5],
@@ -277,7 +277,7 @@ impl DatabaseFacts {
         of(true).or_else(|| of(false))
     }
 
-    /// The names that commits wait for although nobody of that name streams (POSTGRES.md row 20).
+    /// The names that commits wait for although nobody of that name streams (postgres.md P24).
     /// Heartbeats do not wait, and so do not tell.
     pub fn waits_in_vain(&self) -> Option<&str> {
         let waits = !self.synchronous_names.is_empty();
@@ -286,7 +286,7 @@ impl DatabaseFacts {
     }
 }
 
-/// The WAL receiver of a standby (POSTGRES.md row 10).
+/// The WAL receiver of a standby (postgres.md P7).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiverFacts {
     /// `streaming`, or what PostgreSQL says instead.
@@ -306,7 +306,7 @@ impl ReceiverFacts {
 /// One row of `pg_stat_replication` on a primary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SenderFacts {
-    /// `application_name`; must be unique over both sites (POSTGRES.md row 23).
+    /// `application_name`; must be unique over both sites (postgres.md P33).
     pub name: String,
     /// `streaming`, `catchup`, …
     pub state: String,
@@ -323,7 +323,7 @@ impl SenderFacts {
     }
 }
 
-/// The newest heartbeat row: written on the primary, read on either side (POSTGRES.md row 9).
+/// The newest heartbeat row: written on the primary, read on either side (postgres.md P8).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Grows with each write.
@@ -344,7 +344,7 @@ pub enum ReplayPause {
     /// Somebody asked for the pause: a promotion ends it (PostgreSQL 13 and later).
     Paused,
     /// Paused because a limit is lower than the primary's: a promotion is refused until a restart
-    /// (POSTGRES.md row 6).
+    /// (postgres.md P21).
     InsufficientLimits,
 }
 

@@ -58,7 +58,9 @@ impl Plan {
             steps,
             loss: LossEstimate::of(situation),
             known_at,
-            can_wait_out: situation.can_wait_out && last.alive && last.site == situation.active,
+            can_wait_out: situation.can_wait_out
+                && last.alive == Some(true)
+                && last.site == situation.active,
             request: situation.request.clone(),
         }
     }
@@ -91,7 +93,7 @@ mod tests {
         let last = LastRight {
             site: aws(),
             granted: MonoTime::default(),
-            alive: true,
+            alive: Some(true),
         };
         let plan = Plan::failover(&healthy().active_lost(), &topology, &last, WallTime(0));
         let names: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();

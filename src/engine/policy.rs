@@ -63,8 +63,8 @@ pub struct Detect {
     pub quorum: u32,
 }
 
-/// The right to take writes (DESIGN: leases and fencing). The same values hold for the controller,
-/// both agents and their guards: each grant carries them.
+/// The right to take writes (invariants.md I1). The same values hold for the controller, both agents
+/// and their guards: each grant carries them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseTimers {
     /// How often the active site's agent asks for a grant. 100 ms to 1 min.
@@ -476,7 +476,7 @@ impl LeaseTimers {
             .saturating_add(self.margin)
     }
 
-    /// The longest wait-out, when sever and last grant are both just now.
+    /// The longest wait-out, when the right was vouched for and granted just now.
     pub fn longest_wait_out(&self) -> Duration {
         let right = self.with_drift(self.lease_ttl.max(self.peer_ttl));
         right.saturating_add(self.fence_and_margin())
@@ -509,16 +509,16 @@ mod tests {
 
     #[test]
     fn a_policy_that_breaks_the_inequality_is_refused_with_the_numbers() {
-        let said = changed("fence_within = \"1s\"", "fence_within = \"900ms\"");
+        let said = changed("fence_within = \"650ms\"", "fence_within = \"640ms\"");
         assert!(
-            said.contains("`fence_within` is 900ms, which is less than 1s"),
+            said.contains("`fence_within` is 640ms, which is less than 650ms"),
             "{said}"
         );
         let said = changed("max_replay_time = \"2s\"", "max_replay_time = \"30s\"");
         assert!(said.contains("replay for up to 30s first"), "{said}");
         let said = changed("fence = \"30s\"", "fence = \"2s\"");
         assert!(
-            said.contains("waiting out the lease takes up to 4s 202ms"),
+            said.contains("waiting out the lease takes up to 2s 351ms"),
             "{said}"
         );
     }
@@ -538,7 +538,7 @@ mod tests {
                 "more slowly than failing",
             ),
             (
-                "lease_ttl = \"3s\"",
+                "lease_ttl = \"1s 500ms\"",
                 "lease_ttl = \"1s\"",
                 "three times `renew_every`",
             ),

@@ -1,5 +1,6 @@
 //! Which databases take writes as seen now, what is at a site that its guard did not start, and
-//! what it runs with otherwise than its file says.
+//! what it runs with otherwise than its file says. What is seen now outweighs what was said before
+//! (invariants.md I15).
 
 use std::time::Duration;
 

@@ -6,19 +6,32 @@ use super::condition::{Gate, gate};
 use super::instance::Instance;
 use super::policy::Policy;
 use super::reason::{Code, Reason};
-use super::situation::{LogBehind, Situation};
+use super::situation::{LogBehind, LogFacts, Situation};
 
-/// Nobody acts by a log that is behind the world, or may be. Only where there is something to say.
-pub fn gate_of(situation: &Situation) -> Option<Gate> {
+/// Nobody acts by a log that is behind the world, or may be, or by one that takes no entry. Only
+/// where there is something to say.
+pub fn gates_of(situation: &Situation) -> Vec<Gate> {
     let log = &situation.log;
     let behind = log.behind.as_ref().map(behind_by);
     let unwitnessed = || {
         let reason = Reason::word(Code::LogUnwitnessed, "nobody", "one other witness");
         reason.at(&situation.active)
     };
-    let reason = behind.or_else(|| log.unwitnessed.then(unwitnessed))?;
-    Some(gate(false, reason))
+    let reason = behind.or_else(|| log.unwitnessed.then(unwitnessed));
+    let reasons = reason.into_iter().chain(stopped(log));
+    reasons.map(|reason| gate(false, reason)).collect()
 }
+
+/// That the log takes no entry, and since when.
+pub fn stopped(log: &LogFacts) -> Option<Reason> {
+    let stopped = log.stopped.as_ref()?;
+    let reason = Reason::time(Code::LogUnwritable, stopped.lasting, LOG_PATIENCE);
+    let why = stopped.cause.as_deref();
+    Some(reason.because(why.unwrap_or("an entry is not durable yet")))
+}
+
+/// How long an entry may take.
+pub const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who knows of more than stands in the decision log.
 pub fn behind_by(behind: &LogBehind) -> Reason {

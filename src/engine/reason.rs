@@ -89,6 +89,7 @@ codes! {
     ClockSkew = "clock-skew": "Two wall clocks are so far apart that keys and signatures of others will fail by it.",
     LogBehind = "log-behind": "Somebody knows of more than stands in the decision log: it is an old one, or another.",
     LogUnwitnessed = "log-unwitnessed": "Nobody has shown since the controller started that its decision log is not an old one.",
+    LogUnwritable = "log-unwritable": "The decision log takes no entry, and what cannot be written down is not done.",
     SecondInstance = "second-instance": "Two installations of one site's agent report: one is a copy.",
     SettingsPending = "settings-pending": "A site's database runs with other settings than its agent's file says, until it is started the next time.",
     ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",

@@ -1,6 +1,7 @@
-//! What follows from what was tried beforehand. What is lost with the active site must not keep
-//! its failover: silence, and an answer that leads elsewhere, count only where they lasted before
-//! anything was wrong there. A clear no counts always: the step would get the same.
+//! What follows from what was tried beforehand (invariants.md I16). What is lost with the active
+//! site must not keep its failover: silence, and an answer that leads elsewhere, count only where
+//! they lasted before anything was wrong there. A clear no counts always: the step would get the
+//! same.
 //!
 //! All of this stops automation and no person: a failover without its last steps is worth more to
 //! whoever stands by than none, and no data is in danger.

@@ -60,7 +60,8 @@ pub struct ReplayWatch {
 impl ReplayWatch {
     /// Takes in what a standby said on a look that began at `read`. Looks come in the order of their time.
     pub fn seen(&mut self, read: MonoTime, facts: &DatabaseFacts) {
-        // The last record may have arrived in part: then all that is whole is replayed.
+        // The last record may have arrived in part: then all that is whole is replayed
+        // (postgres.md P6).
         let idle = facts.replay_state == ReplayState::AtEnd;
         let backlog = if idle {
             Bytes(0)

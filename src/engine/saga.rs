@@ -95,7 +95,7 @@ pub enum Happening<'e> {
 /// A log that tells something impossible: it is not one of ours, or a rule was broken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SagaError {
-    /// Invariant 8.
+    /// There is one recovery at a time (invariants.md I8).
     #[error("plan {0} is opened while plan {1} is open")]
     SecondPlan(u64, u64),
     /// About a plan that is not open.
@@ -513,7 +513,7 @@ mod tests {
         let last = LastRight {
             site: aws(),
             granted: MonoTime::default(),
-            alive: true,
+            alive: Some(true),
         };
         Plan::failover(&healthy(), &topology(), &last, WallTime(0))
     }

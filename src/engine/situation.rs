@@ -1,5 +1,5 @@
 //! Everything a decision rests on, as plain data: ages instead of moments, so that a recorded
-//! situation replays anywhere, a year later, to the same decision (invariant 11).
+//! situation replays anywhere, a year later, to the same decision (invariants.md I11).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -58,24 +58,43 @@ pub struct Situation {
     /// What a person asked for.
     pub request: Option<Request>,
     /// Whether the decision log can be gone by.
-    #[serde(default, skip_serializing_if = "LogFacts::is_sound")]
+    #[serde(default, skip_serializing_if = "LogFacts::says_nothing")]
     pub log: LogFacts,
 }
 
-/// Whether the decision log can be gone by: it may be an old one, or another.
+/// Whether the decision log can be gone by: it may be an old one, or another; and whether it takes
+/// entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogFacts {
     /// Who knows of more than stands in it, and what.
     pub behind: Option<LogBehind>,
     /// Whether nobody has shown since this controller started that it is not behind.
     pub unwitnessed: bool,
+    /// That it takes no entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<LogStopped>,
 }
 
 impl LogFacts {
-    /// Whether there is nothing to say.
+    /// Whether it can be gone by.
     pub fn is_sound(&self) -> bool {
         self.behind.is_none() && !self.unwitnessed
     }
+
+    /// Whether there is nothing to say.
+    fn says_nothing(&self) -> bool {
+        self.is_sound() && self.stopped.is_none()
+    }
+}
+
+/// The decision log takes no entry: what cannot be written down is not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogStopped {
+    /// For how long.
+    #[serde(rename = "lasting_ms", with = "millis")]
+    pub lasting: Duration,
+    /// What the last try came to; `None`: one goes on.
+    pub cause: Option<String>,
 }
 
 /// Somebody knows of more than stands in the decision log.

@@ -18,10 +18,11 @@ pub enum During {
 pub fn sort(state: &str, during: During, text: String) -> ProbeFailure {
     let class = state.get(..2).unwrap_or_default();
     match (class, state) {
-        // Recovering, starting or stopping for everybody; a crash ends everybody's sessions.
+        // Recovering, starting or stopping for everybody; a crash ends everybody's sessions
+        // (postgres.md P38).
         (_, "57P02" | "57P03") => ProbeFailure::NotAccepting(text),
-        // Disk full; I/O error. The server lives, and is of no use. A missing file (58P01) may be a
-        // library that only our role is told to load.
+        // Disk full; I/O error. The server lives, and is of no use (postgres.md P40). A missing file
+        // (58P01) may be a library that only our role is told to load.
         (_, "53100" | "58030") => ProbeFailure::DiskFailed(text),
         // A lack of memory is everybody's.
         (_, "53000" | "53200") => ProbeFailure::CannotWrite(text),

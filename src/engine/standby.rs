@@ -25,6 +25,7 @@ pub(super) fn promotable(
     if let Some(primary) = primary {
         gates.extend(same_pair(site, standby, primary));
     }
+    // What it replays late it would also promote late (postgres.md P22).
     gates.push(gate(
         standby.apply_delay.is_zero(),
         Reason::time(
@@ -47,7 +48,7 @@ fn same_pair(site: &SiteName, standby: &DatabaseFacts, primary: &DatabaseFacts) 
         || (limits_low && standby.replay_pause == ReplayPause::Paused);
     let major = |facts: &DatabaseFacts| facts.version.checked_div(10_000).unwrap_or_default();
     [
-        // POSTGRES.md row 14.
+        // Another system (postgres.md P1).
         gate(
             standby.system_id == primary.system_id,
             Reason::word(
@@ -57,17 +58,17 @@ fn same_pair(site: &SiteName, standby: &DatabaseFacts, primary: &DatabaseFacts) 
             )
             .at(site),
         ),
-        // POSTGRES.md rows 15 and 16: while the active database lives it decides the timeline.
+        // While the active database lives it decides the timeline (postgres.md P2, P4).
         gate(
             standby.timeline == primary.timeline,
             Reason::word(Code::TimelineDiverged, standby.timeline, primary.timeline).at(site),
         ),
-        // POSTGRES.md row 6.
+        // It would refuse the promotion (postgres.md P21).
         gate(
             !stopped,
             Reason::word(Code::StandbyLimitsTooLow, standby.replay_pause, "replaying").at(site),
         ),
-        // POSTGRES.md row 41.
+        // It cannot stream (postgres.md P10).
         gate(
             major(standby) == major(primary),
             Reason::word(Code::VersionDiffers, standby.version, primary.version).at(site),

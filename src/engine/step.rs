@@ -205,7 +205,7 @@ impl Fact {
 }
 
 /// The window of writes that an unplanned failover may lose, stated before the promotion
-/// (invariant 5). No acknowledged write outside it is ever lost.
+/// (invariants.md I5). No acknowledged write outside it is ever lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeclaredLoss {
     /// The standby has everything up to here.
@@ -231,7 +231,7 @@ pub struct DeclaredLoss {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "event")]
 pub enum Event {
-    /// It begins. Durable before its effect (invariant 3).
+    /// It begins. Durable before its effect (invariants.md I3).
     Started,
     /// It is done and verified.
     Done {

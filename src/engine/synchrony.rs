@@ -181,7 +181,7 @@ pub struct SyncLook {
     /// How far the standby has flushed, where exactly one of its name streams.
     pub flushed: Option<Lsn>,
     /// The statements whose commits wait to be confirmed, by names that no others bear. Under
-    /// `synchronous_commit = remote_apply` they wait until they are replayed.
+    /// `synchronous_commit = remote_apply` they wait until they are replayed (postgres.md P34).
     pub waiting: Vec<String>,
     /// What makes commits not wait in spite of the names.
     pub obstacle: Option<String>,

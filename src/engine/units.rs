@@ -164,7 +164,7 @@ impl FromStr for Epoch {
 }
 
 /// A PostgreSQL timeline. Not an identity: two sites can both reach timeline 2 on their own
-/// (POSTGRES.md row 15).
+/// (postgres.md P2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timeline(pub u32);
@@ -176,7 +176,7 @@ impl fmt::Display for Timeline {
 }
 
 /// A PostgreSQL system identifier: equal on both sites of a pair or they are not a pair
-/// (POSTGRES.md row 14). A text in the log, because JSON numbers end at 2^53.
+/// (postgres.md P1). A text in the log, because JSON numbers end at 2^53.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SystemId(pub u64);
 
@@ -205,7 +205,7 @@ impl MonoTime {
     /// How long ago `earlier` was, seen from here, in whole milliseconds; zero where it is later.
     ///
     /// Whole, because that is how ages are recorded: what is decided on them must be decided again
-    /// from the record (invariant 11).
+    /// from the record (invariants.md I11).
     pub fn since(self, earlier: MonoTime) -> Duration {
         Duration::from_millis(as_millis(self.0.saturating_sub(earlier.0)))
     }

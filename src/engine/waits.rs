@@ -1,5 +1,5 @@
 //! For how long users' commits wait for a standby. PostgreSQL says which sessions wait, not since when: that is
-//! seen, over several looks.
+//! seen, over several looks (postgres.md P34).
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Whether the decision log is behind the world. A controller that starts knows nothing but its
 //! log, which may be yesterday's, or an empty one: what agents, databases and traffic targets
-//! remember is held against it before anything is granted.
+//! remember is held against it before anything is granted (invariants.md I12).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -243,6 +243,7 @@ impl Testimony {
     /// For a situation: as the active site would be answered that asks anew.
     pub fn facts(&self, log: Log<'_>) -> LogFacts {
         LogFacts {
+            stopped: None,
             behind: self.behind(log),
             unwitnessed: log.state.open.is_none() && !self.witnessed(&log.state.active, log),
         }

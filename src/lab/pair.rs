@@ -102,7 +102,7 @@ pub struct Passwords {
     pub app: Secret,
 }
 
-/// How to stop a server. There is no "smart": it lets open sessions commit (POSTGRES.md row 19).
+/// How to stop a server. There is no "smart": it lets open sessions commit (postgres.md P35).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopMode {
     /// Ends the sessions and writes a shutdown checkpoint.

@@ -38,6 +38,8 @@ pub enum Fault {
     KillDatabase,
     /// Kill the agent; its guard and the database live
     KillAgent,
+    /// Kill the agent with its guard and the database; the API lives
+    KillAgentAndDatabase,
     /// Kill the API
     KillApi,
     /// Freeze everything at a site; `heal` thaws it

@@ -205,6 +205,12 @@ impl Supervisor {
                     .kill9(&Who::Name(format!("{site}-agent")))
                     .await?
             }
+            Fault::KillAgentAndDatabase => {
+                let name = format!("{site}-agent");
+                let agent = self.processes.pid(&name);
+                let agent = agent.with_context(|| format!("no agent runs at `{site}`"))?;
+                self.processes.kill9(&Who::Tree(agent)).await?
+            }
             Fault::FreezeAgent => {
                 self.processes
                     .freeze(&Who::Name(format!("{site}-agent")))

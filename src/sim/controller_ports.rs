@@ -19,8 +19,8 @@ use crate::engine::answer::Answer;
 use crate::engine::step::Step;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::ports::{
-    Agents, EffectError, FrontDoor, LeaseStore, LogStore, OutsideFault, OutsideView, Still,
-    StoreError, Traffic, Verifier, Versioned, Way,
+    Agents, AppendError, EffectError, FrontDoor, LeaseStore, LogStore, OutsideFault, OutsideView,
+    Still, StoreError, Traffic, Verifier, Versioned, Way,
 };
 use crate::wire::sealed::{Author, SealError, Sealed, SignedOrder, open_answer};
 use crate::wire::{Order, OrderAnswer, RelayAnswer};
@@ -256,24 +256,25 @@ pub struct SimLog {
 
 #[async_trait]
 impl LogStore for SimLog {
-    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+    async fn append(&mut self, line: &[u8]) -> Result<(), AppendError> {
         let place = &self.place;
         place.world.alive(&place.life).await;
-        let took = place.world.with(|state, _| {
+        let took = place.world.with(|state, now| {
             let most = state.slow_disk;
-            state.chance.millis(0, most)
+            let stalled = state.disk_stalled.saturating_sub(now);
+            stalled.saturating_add(state.chance.millis(0, most))
         });
         tokio::time::sleep(took).await;
         // Who is killed before this has written nothing; who is killed after, without knowing.
         place.world.alive(&place.life).await;
         let lines = self.lines;
         place.world.with(|state, now| {
-            let refused = |why: &str| Err(StoreError(why.to_owned()));
             if now < state.disk_full {
-                return refused("no space left on device");
+                return Err(AppendError::Failed("no space left on device".to_owned()));
             }
             if u64::try_from(state.log.len()) != Ok(lines) {
-                return refused("another controller has written");
+                let text = "another controller has written";
+                return Err(AppendError::Conflict(text.to_owned()));
             }
             log(state, now, line);
             Ok(())

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::machine::{Machine, STRANGER_ENDS_WITHIN, Truth};
 use crate::engine::policy::{GUARD_TICK, Policy};
 
-/// Whether a host is frozen, or thawed so lately that its guard may not be through (the one
-/// exception of invariant 1), or writes by a server that its guard could not have ended yet.
+/// Whether a host is frozen, or thawed so lately that its guard may not be through, or writes by a
+/// server that its guard could not have ended yet: exceptions of one writer (invariants.md I1).
 pub(super) fn is_excused(at: Truth, machine: &Machine, policy: &Policy) -> bool {
     let window = thaw_window(policy);
     let lately = |thawed| at.saturating_sub(thawed) <= window;

@@ -10,7 +10,7 @@ use super::machine::{KeptOut, Written};
 use super::processes::Plant;
 use super::restored::log_restored;
 use super::world::{Life, Node, State, World};
-use crate::app::control::{Handle, Input};
+use crate::app::control::{Asked, Handle, Input};
 use crate::engine::units::Bytes;
 use crate::wire::{HoldAsk, PromoteAsk, ReleaseAsk};
 
@@ -178,9 +178,7 @@ pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
             tokio::time::sleep(lasts).await;
             world.with(|state, _| state.lossy = 0);
         }
-        Fault::DiskFull => world.with(|state, now| {
-            state.disk_full = now.saturating_add(lasts.min(Duration::from_secs(5)));
-        }),
+        Fault::DiskFull => world.with(|state, now| disk(state, now.saturating_add(lasts))),
         Fault::Slow => world.with(|state, _| {
             state.slow_disk = state.chance.pick(&[4, 4, 40, 800]).unwrap_or(4);
             state.slow_promote = state.chance.pick(&[350, 350, 6_000, 40_000]).unwrap_or(350);
@@ -205,6 +203,15 @@ pub async fn happen(world: Arc<World>, kill: Kill, fault: Fault) {
         Fault::LogRestored => log_restored(&world, &kill, lasts).await,
         Fault::StandbyFile => standby_file(&world, node, lasts).await,
         Fault::StartedByHand => started_by_hand(&world, node),
+    }
+}
+
+/// The log's disk is full, or takes writes and does not end them.
+fn disk(state: &mut State, until: Duration) {
+    if state.chance.percent(50) {
+        state.disk_full = until;
+    } else {
+        state.disk_stalled = until;
     }
 }
 
@@ -360,7 +367,7 @@ pub async fn never_severed(world: Arc<World>) {
         dry_run: false,
     };
     if let Some(door) = door {
-        let asked = |answer| Input::Promote("ada".to_owned(), ask, answer);
+        let asked = |answer| Input::Asked("ada".to_owned(), Asked::Promote(ask, answer));
         drop(door.to.ask(asked).await);
     }
 }
@@ -389,20 +396,14 @@ async fn person(world: &World) {
             0 => drop(
                 handle
                     .ask(|answer| {
-                        Input::Hold(
-                            who,
-                            HoldAsk {
-                                reason,
-                                lasting: lasts,
-                            },
-                            answer,
-                        )
+                        let lasting = lasts;
+                        Input::Asked(who, Asked::Hold(HoldAsk { reason, lasting }, answer))
                     })
                     .await,
             ),
             1 | 2 => drop(
                 handle
-                    .ask(|answer| Input::Release(who, ReleaseAsk { reason }, answer))
+                    .ask(|answer| Input::Asked(who, Asked::Release(ReleaseAsk { reason }, answer)))
                     .await,
             ),
             _ => {
@@ -414,7 +415,11 @@ async fn person(world: &World) {
                     accept_replay: false,
                     dry_run: false,
                 };
-                drop(handle.ask(|answer| Input::Promote(who, ask, answer)).await);
+                drop(
+                    handle
+                        .ask(|answer| Input::Asked(who, Asked::Promote(ask, answer)))
+                        .await,
+                );
             }
         }
     };

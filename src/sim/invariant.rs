@@ -1,4 +1,5 @@
-//! The promises that are watched, by name, and what one that did not hold looks like.
+//! The promises that are watched, by name, and what one that did not hold looks like. Those of
+//! `docs/invariants.md` that are not here have no checker of their own: the page says what shows them.
 
 use std::fmt;
 
@@ -9,37 +10,41 @@ use crate::engine::saga::SagaError;
 /// What must always be so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Invariant {
-    /// 1: no two sites acknowledge writes in overlapping time.
+    /// No two sites acknowledge writes in overlapping time (invariants.md I1, I13).
     OneWriter,
-    /// 2: a promotion happens only when the old primary cannot write.
+    /// A promotion happens only when the old primary cannot write (invariants.md I2).
     FenceBeforePromote,
-    /// 3: `Started` is durable before the effect, the outcome is written after it.
+    /// `Started` is durable before the effect, the outcome is written after it (invariants.md I3).
     WriteAhead,
-    /// 5: what is lost lies inside the declared window.
+    /// What is lost lies inside the declared window (invariants.md I5).
     DeclaredLoss,
-    /// 6: a site that is well and seen by its peer is not failed over; an isolated controller holds.
+    /// A site that is well and seen by its peer is not failed over; an isolated controller holds
+    /// (invariants.md I6).
     AbsenceOfEvidence,
-    /// 14: what concerns only us condemns nobody.
+    /// What concerns only us condemns nobody (invariants.md I14).
     OwnTrouble,
-    /// 7: a site is not made active for being well again.
+    /// A site is not made active for being well again (invariants.md I7).
     NoAutomaticReturn,
-    /// 8: one plan at a time, and none by automation that is disarmed.
+    /// One plan at a time, and none by automation that is disarmed (invariants.md I8).
     OneRecovery,
-    /// 9: a traffic answer names one site, which is not fenced.
+    /// A traffic answer names one site, which is not fenced (invariants.md I9).
     ForbiddenAnswer,
-    /// 10: epochs only grow.
+    /// Epochs only grow (invariants.md I10).
     EpochMonotone,
-    /// 11: a logged decision replays.
+    /// A logged decision replays (invariants.md I11).
     SameDecision,
-    /// 12: the log verifies.
+    /// The log verifies (invariants.md I12).
     LogVerifies,
-    /// A site is fenced only in an epoch that the log has: nobody else's word moves a right.
+    /// A site is fenced only in an epoch that the log has: nobody else's word moves a right
+    /// (invariants.md I18).
     SignedWords,
-    /// 17: we never stop production by our own hand: a promotion with a right is not fenced for the lack of one.
+    /// We never stop production by our own hand: a promotion with a right is not fenced for the lack of
+    /// one (invariants.md I17).
     OwnHand,
-    /// 15: what is seen now outweighs what was said before.
+    /// What is seen now outweighs what was said before (invariants.md I15).
     SeenNow,
-    /// A lost site is replaced within the policy's worst case, and a healthy pair is left alone.
+    /// A lost site is replaced within the policy's worst case, and a healthy pair is left alone
+    /// (invariants.md I19).
     Liveness,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::faults::Kill;
 use super::machine::Truth;
 use super::world::{Node, State, World};
-use crate::app::control::{Handle, Input};
+use crate::app::control::{Asked, Handle, Input};
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::Epoch;
 use crate::wire::AdoptAsk;
@@ -56,7 +56,7 @@ async fn adopts(world: &World) -> bool {
     let handle: Handle = door.to.clone();
     let asked = async {
         world.alive(&door.life).await;
-        let adopted = |answer| Input::Adopt("ada".to_owned(), ask, answer);
+        let adopted = |answer| Input::Asked("ada".to_owned(), Asked::Adopt(ask, answer));
         handle.ask(adopted).await
     };
     let answer = tokio::time::timeout(Duration::from_secs(5), asked).await;

@@ -158,6 +158,8 @@ pub struct State {
     read: Chain,
     /// The log's disk takes nothing until then.
     pub disk_full: Truth,
+    /// Nor does it answer until then.
+    pub disk_stalled: Truth,
     /// Appends take so many milliseconds at most.
     pub slow_disk: u64,
     /// Percent of messages that are lost.
@@ -422,6 +424,7 @@ impl World {
             logged: Vec::new(),
             read: Chain::default(),
             disk_full: Duration::ZERO,
+            disk_stalled: Duration::ZERO,
             slow_disk: 4,
             lossy: 0,
             ambiguous: 0,

@@ -96,6 +96,16 @@ pub enum Came {
         position: Lsn,
         /// Whether it has replayed all of that.
         replayed: bool,
+        /// How long before this word, on the agent's own clock, it last let the other site's right
+        /// stand: from its sever on it never does. An agent that started since says when that was.
+        /// `None` from an older agent: until just now.
+        #[serde(
+            default,
+            rename = "vouched_ms_ago",
+            with = "millis::option",
+            skip_serializing_if = "Option::is_none"
+        )]
+        vouched_ago: Option<Duration>,
     },
     /// Promoted.
     Promoted {

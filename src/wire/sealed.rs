@@ -1,6 +1,6 @@
 //! Words that are signed by who says them, and handed on as the bytes that were signed: an order of
 //! the controller, and an agent's answer to one. Whoever carries them can lose or delay them, and
-//! neither forge nor alter one, nor show one for another.
+//! neither forge nor alter one, nor show one for another (invariants.md I18).
 //!
 //! Who signs and who knows signatures are ports ([`Signer`], [`Verifier`]); what a signature means is
 //! here, so that every process, and the simulator, reads it by the same rules.

@@ -17,3 +17,4 @@ mod commands;
 mod architecture;
 mod cli;
 mod named_tests;
+mod references;

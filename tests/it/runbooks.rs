@@ -59,7 +59,7 @@ fn pages() -> BTreeSet<String> {
     stems.filter(|stem| stem != "README").collect()
 }
 
-/// The pages that a text names as `runbooks/NAME.md`.
+/// The pages that a text names, each by its file below `runbooks/`.
 fn named_in(text: &str) -> BTreeSet<String> {
     let after = text.split("runbooks/").skip(1);
     let ends = |c: char| !(c.is_ascii_alphanumeric() || c == '-');

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use axum::routing::post;
 use axum::{Json, Router};
@@ -85,6 +86,7 @@ fn an_answer_whose_words_were_changed_is_nobodys() {
     let severed = Ok(Came::Severed {
         position: Lsn(0x300_0000),
         replayed: true,
+        vouched_ago: Some(Duration::ZERO),
     });
     let answer = seal_answer(&signed, severed, &aws).unwrap();
     let mut wire = serde_json::to_value(&answer).unwrap();

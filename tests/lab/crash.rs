@@ -34,7 +34,11 @@ fn plan(lab: &Supervisor) -> Plan {
         Some(*plan)
     });
     let plan = plans.next().expect("a plan was opened");
-    assert_eq!(plans.next(), None, "one recovery at a time (invariant 8)");
+    assert_eq!(
+        plans.next(),
+        None,
+        "one recovery at a time (invariants.md I8)"
+    );
     plan
 }
 
@@ -93,7 +97,7 @@ fn a_controller_killed_at_every_moment_of_every_step_ends_its_plan_with_one_prom
 
         // What the log tells.
         let log = lab.layout.log();
-        let chain = files::verify(&log).expect("the log verifies (invariant 12)");
+        let chain = files::verify(&log).expect("the log verifies (invariants.md I12)");
         assert_eq!(chain.state().unwrap().active, gcp.name);
         assert_eq!(chain.state().unwrap().epoch, Epoch(2));
         let entries = entries(&log);
@@ -108,8 +112,9 @@ fn a_controller_killed_at_every_moment_of_every_step_ends_its_plan_with_one_prom
             Fact::Fenced {
                 proof:
                     FenceProof::WaitedOut {
-                        severed_ago,
+                        vouched_ago: Some(vouched_ago),
                         granted_ago,
+                        ..
                     },
             },
         ] = fence[..]
@@ -119,7 +124,7 @@ fn a_controller_killed_at_every_moment_of_every_step_ends_its_plan_with_one_prom
         let timers = Policy::read("fast", FAST).unwrap().lease;
         let bound = timers.fence_and_margin();
         assert!(granted_ago >= timers.lease_ttl + bound, "{granted_ago:?}");
-        assert!(severed_ago >= timers.peer_ttl + bound, "{severed_ago:?}");
+        assert!(vouched_ago >= timers.peer_ttl + bound, "{vouched_ago:?}");
         let [
             Fact::Promoted {
                 timeline, already, ..

@@ -42,6 +42,7 @@ mod outsiders;
 mod observers;
 mod instances;
 mod log_behind;
+mod log_disk;
 mod outside;
 mod partitions;
 mod replay;

@@ -199,7 +199,11 @@ fn a_person_looks_at_a_lab_holds_it_breaks_it_releases_it_heals_it_and_takes_it_
         LocalDatabase::Up
     ));
     assert!(status.situation.automation.disarmed);
-    assert_eq!(plans(&person.log()), 1, "no automatic return (invariant 7)");
+    assert_eq!(
+        plans(&person.log()),
+        1,
+        "no automatic return (invariants.md I7)"
+    );
 
     // The log, offline.
     let lab = person.lab();

@@ -47,6 +47,11 @@ pub(crate) enum Flaw {
     /// The active site counts from when the grant, or the peer's answer, came in.
     GrantCountedFromItsArrival,
     PeerCountedFromItsArrival,
+    /// When the passive site last vouched does not outlive its agent, and one that started says that it
+    /// never did.
+    VouchForgotten,
+    /// Its age is that of a word from before the order to sever.
+    VouchHeldUp,
     /// The sever does not outlive the passive site's agent.
     SeverForgotten,
     /// A promoted site answers its peer as if it had never been severed, and such an answer
@@ -116,7 +121,7 @@ impl Model for Protocol {
                 stage: Stage::NoPlan,
                 can_wait_out: false,
                 book: Book::of(&granted),
-                severed: None,
+                vouched: None,
             },
             active: Active {
                 guarded: true,
@@ -130,6 +135,7 @@ impl Model for Protocol {
             },
             passive: Passive {
                 severed: None,
+                vouched: 0,
                 epoch: OLD,
                 ordered: false,
                 begun: false,
@@ -278,6 +284,16 @@ fn two_write_if_a_grant_counts_from_its_arrival() {
 #[test]
 fn two_write_if_an_answer_of_the_peer_counts_from_its_arrival() {
     finds(Flaw::PeerCountedFromItsArrival, None, &[]);
+}
+
+#[test]
+fn two_write_if_a_vouch_is_forgotten_with_the_agent() {
+    finds(Flaw::VouchForgotten, None, &[Move::RestartPassive]);
+}
+
+#[test]
+fn two_write_if_the_age_of_a_vouch_is_older_than_its_word() {
+    finds(Flaw::VouchHeldUp, None, &[]);
 }
 
 #[test]

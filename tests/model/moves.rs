@@ -9,12 +9,8 @@ use super::{Flaw, Protocol};
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Move {
-    /// Both clocks go on by a tick.
-    Tick,
-    /// The active site's clock is slow, and stays where it is.
-    TickOfController,
-    /// The controller's clock is slow.
-    TickOfActive,
+    /// These clocks go on by a tick; the others are slow, and stay where they are.
+    Tick(Clocks),
     Ask,
     Grant(u8),
     HearGrant(u8),
@@ -54,6 +50,26 @@ pub(crate) enum Move {
     RestartController,
 }
 
+/// Some of the three clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Clocks {
+    controller: bool,
+    active: bool,
+    passive: bool,
+}
+
+impl Clocks {
+    const ALL: Self = Self::of(0b111);
+
+    const fn of(bits: u8) -> Self {
+        Self {
+            controller: bits & 1 != 0,
+            active: bits & 2 != 0,
+            passive: bits & 4 != 0,
+        }
+    }
+}
+
 impl Protocol {
     /// Collects what can happen.
     pub(crate) fn moves(&self, now: &State, moves: &mut Vec<Move>) {
@@ -87,15 +103,10 @@ impl Protocol {
             (None, _) => true,
         };
         let apart = self.drift_every.is_some_and(|every| now.together >= every);
-        if apart {
-            moves.push(Move::TickOfController);
-        }
-        if stopped_in_time && heard {
-            moves.push(Move::Tick);
-            if apart {
-                moves.push(Move::TickOfActive);
-            }
-        }
+        let some = if apart { 1..7 } else { 7..7 };
+        let clocks = some.map(Clocks::of).chain([Clocks::ALL]);
+        let can = |clocks: &Clocks| !clocks.active || (stopped_in_time && heard);
+        moves.extend(clocks.filter(can).map(Move::Tick));
     }
 
     fn moves_of_active(&self, now: &State, moves: &mut Vec<Move>) {
@@ -147,14 +158,14 @@ impl Protocol {
             Stage::Raised if !raised => moves.push(Move::Raise),
             Stage::Raised => {
                 moves.push(Move::OrderSever);
-                if net.sever.confirmed {
+                if net.sever.confirmed.is_some() {
                     moves.push(Move::HearSevered);
                 }
             }
             Stage::Severed => {
-                if controller.severed.is_none() {
+                if controller.vouched.is_none() {
                     moves.push(Move::OrderSever);
-                    if net.sever.confirmed {
+                    if net.sever.confirmed.is_some() {
                         moves.push(Move::HearSevered);
                     }
                 } else {
@@ -180,7 +191,8 @@ impl Protocol {
     fn moves_of_passive(&self, now: &State, moves: &mut Vec<Move>) {
         let (passive, net) = (&now.passive, &now.net);
         moves.extend(net.questions.each().map(Move::AnswerPeer));
-        if net.sever.ordered && !passive.promoted {
+        // An order that comes again later is one that was held up.
+        if net.sever.ordered && net.sever.confirmed.is_none() && !passive.promoted {
             moves.push(Move::Sever);
         }
         let may_come =
@@ -196,9 +208,7 @@ impl Protocol {
     pub(crate) fn after(&self, before: &State, happens: Move) -> Option<State> {
         let mut next = before.clone();
         match happens {
-            Move::Tick => self.tick(&mut next, true, true),
-            Move::TickOfController => self.tick(&mut next, true, false),
-            Move::TickOfActive => self.tick(&mut next, false, true),
+            Move::Tick(clocks) => self.tick(&mut next, clocks),
             Move::Ask
             | Move::HearGrant(_)
             | Move::HearReplaced
@@ -246,15 +256,18 @@ impl Protocol {
         (next != *before).then_some(next)
     }
 
-    fn tick(&self, next: &mut State, controller: bool, active: bool) {
+    fn tick(&self, next: &mut State, clocks: Clocks) {
         let oldest = self.oldest();
-        if controller {
+        if clocks.controller {
             next.tick_controller(oldest);
         }
-        if active {
+        if clocks.active {
             next.tick_active(oldest);
         }
-        next.together = if controller && active {
+        if clocks.passive {
+            next.tick_passive(oldest);
+        }
+        next.together = if clocks == Clocks::ALL {
             (next.together + 1).min(self.drift_every.unwrap_or(0))
         } else {
             0
@@ -335,12 +348,16 @@ impl Protocol {
                 if is_superseded(OLD, passive.severed, known) {
                     next.net.superseded = true;
                 } else {
+                    let word_before = self.flaw == Some(Flaw::VouchHeldUp);
+                    if !(word_before && next.net.sever.ordered) {
+                        passive.vouched = 0;
+                    }
                     next.net.answers.send(asked, self.in_flight);
                 }
             }
             Move::Sever => {
                 passive.severed = passive.severed.max(Some(NEW));
-                next.net.sever.confirmed = true;
+                next.net.sever.confirmed = Some(passive.vouched);
             }
             Move::HearPromote => {
                 passive.epoch = NEW;
@@ -362,6 +379,10 @@ impl Protocol {
             }
             Move::RestartPassive => {
                 passive.ordered = false;
+                passive.vouched = match self.flaw {
+                    Some(Flaw::VouchForgotten) => self.oldest().at_controller,
+                    _ => 0,
+                };
                 if self.flaw == Some(Flaw::SeverForgotten) {
                     passive.severed = None;
                 }
@@ -401,7 +422,7 @@ impl Protocol {
             Move::OrderSever => net.sever.ordered = true,
             Move::HearSevered => {
                 controller.stage = Stage::Severed;
-                controller.severed = Some(0);
+                controller.vouched = Some(net.sever.confirmed?);
             }
             Move::OrderFence => {
                 book.raise(NEW);
@@ -451,7 +472,7 @@ impl Protocol {
                 };
             }
             Move::RestartController => {
-                net.sever.confirmed = false;
+                net.sever.confirmed = None;
                 net.fence.confirmed = false;
                 net.desist.confirmed = false;
                 controller.take_over(self.flaw);
@@ -463,7 +484,7 @@ impl Protocol {
 
     /// F3.
     fn waited_out(&self, controller: &Controller, book: &LeaseBook) -> bool {
-        let Some(severed) = controller.severed else {
+        let Some(vouched) = controller.vouched else {
             return false;
         };
         let timers = match self.flaw {
@@ -474,7 +495,7 @@ impl Protocol {
             },
             _ => &self.timers,
         };
-        ago(0) >= waited_out_at(timers, ago(severed), book.last_right().granted)
+        ago(0) >= waited_out_at(timers, ago(vouched), book.last_right().granted)
     }
 
     fn counted(&self, flaw: Flaw, asked: u8) -> u8 {

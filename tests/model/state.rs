@@ -51,8 +51,9 @@ pub(crate) struct Controller {
     /// Durable: what the plan recorded of the old primary's last right.
     pub(crate) can_wait_out: bool,
     pub(crate) book: Book,
-    /// The age of the sever's confirmation, if this process had it.
-    pub(crate) severed: Option<u8>,
+    /// When the passive site last let the right stand, at the latest, if this process had its sever
+    /// confirmed.
+    pub(crate) vouched: Option<u8>,
 }
 
 /// How far a plan is; each value is an entry of the decision log.
@@ -109,7 +110,7 @@ impl Book {
             epoch: book.epoch,
             holder: if active { Some(Site::Active) } else { passive },
             last_grant: age_of(last.granted),
-            alive: last.alive,
+            alive: last.alive == Some(true),
         }
     }
 
@@ -192,10 +193,12 @@ pub(crate) fn left(holder: &Holder) -> i8 {
     i8::try_from(ticks).unwrap()
 }
 
-/// The passive site. Everything but `ordered` is durable.
+/// The passive site. Everything but `ordered` and `vouched` is durable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Passive {
     pub(crate) severed: Option<Epoch>,
+    /// How long ago, on its own clock, it last let the active one's right stand; or started.
+    pub(crate) vouched: u8,
     /// The highest epoch in which it was told to promote.
     pub(crate) epoch: Epoch,
     /// It was told to promote, and waits for the grant.
@@ -248,7 +251,7 @@ pub(crate) struct Net {
     pub(crate) questions: Ages,
     pub(crate) answers: Ages,
     pub(crate) superseded: bool,
-    pub(crate) sever: Exchange,
+    pub(crate) sever: Sever,
     pub(crate) fence: Exchange,
     pub(crate) promote: bool,
     /// The passive site's right, granted.
@@ -261,6 +264,13 @@ pub(crate) struct Net {
 pub(crate) struct Exchange {
     pub(crate) ordered: bool,
     pub(crate) confirmed: bool,
+}
+
+/// The order to sever, and its confirmation: how long before it the right was last let stand.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Sever {
+    pub(crate) ordered: bool,
+    pub(crate) confirmed: Option<u8>,
 }
 
 fn older(age: u8, oldest: u8) -> u8 {
@@ -292,9 +302,13 @@ impl State {
 
     pub(crate) fn tick_controller(&mut self, oldest: Oldest) {
         self.controller.book.older(oldest.at_controller);
-        if let Some(age) = &mut self.controller.severed {
+        if let Some(age) = &mut self.controller.vouched {
             *age = older(*age, oldest.at_controller);
         }
+    }
+
+    pub(crate) fn tick_passive(&mut self, oldest: Oldest) {
+        self.passive.vouched = older(self.passive.vouched, oldest.at_controller);
     }
 
     pub(crate) fn tick_active(&mut self, oldest: Oldest) {
@@ -317,8 +331,9 @@ impl State {
         let controller = &mut self.controller;
         if controller.stage > Stage::Severed {
             controller.book.close();
-            controller.severed = None;
-            self.net.sever = Exchange::default();
+            controller.vouched = None;
+            self.passive.vouched = 0;
+            self.net.sever = Sever::default();
             self.net.fence = Exchange::default();
         }
         if !stale_counts {
@@ -388,7 +403,7 @@ impl Controller {
             book.raise(epoch);
         }
         self.book = Book::of(&book);
-        self.severed = None;
+        self.vouched = None;
     }
 }
 

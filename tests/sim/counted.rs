@@ -84,11 +84,10 @@ impl Plant for SlowAnswers {
 fn setup(seed: u64, from_arrival: bool) -> Setup {
     let text = FAST
         .replace("renew_every = \"500ms\"", "renew_every = \"1s\"")
-        .replace("lease_ttl = \"3s\"", "lease_ttl = \"10s\"")
-        .replace("fence_within = \"1s\"", "fence_within = \"400ms\"")
-        .replace("fence_fast = \"500ms\"", "fence_fast = \"100ms\"")
-        .replace("fence_immediate = \"250ms\"", "fence_immediate = \"100ms\"")
-        .replace("fence_kill = \"150ms\"", "fence_kill = \"100ms\"")
+        .replace("lease_ttl = \"1s 500ms\"", "lease_ttl = \"10s\"")
+        .replace("fence_within = \"650ms\"", "fence_within = \"400ms\"")
+        .replace("fence_fast = \"300ms\"", "fence_fast = \"100ms\"")
+        .replace("fence_immediate = \"150ms\"", "fence_immediate = \"100ms\"")
         .replace("margin = \"200ms\"", "margin = \"50ms\"");
     let mut setup = cut_off(seed, Policy::read("long-rights.toml", &text).unwrap());
     setup.plant = Arc::new(SlowAnswers {

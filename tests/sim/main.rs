@@ -26,26 +26,28 @@ mod planted;
 mod own_looks;
 mod relogged;
 mod table;
+mod vouches;
 mod zero_loss;
 
 const FAST: &str = include_str!("../../policies/fast.toml");
 
 /// Seeds that once broke an invariant, with their minutes. They stay, whatever they run into now.
-const ONCE_BROKEN: [(u64, u64); 14] = [
-    (10, 3),      // declared-loss: an agent's reading counted as younger than it was
-    (14, 3),      // same-decision: decided on nanoseconds, logged in milliseconds
-    (20, 5),      // same-decision
-    (30, 3),      // never-a-forbidden-answer: the right had run out before traffic was moved
-    (181, 1),     // never-a-forbidden-answer: frozen between the last check and the wire
-    (993, 10),    // absence-of-evidence: a report that was held up for 20 s
-    (1197, 1),    // absence-of-evidence: decided at once after a standstill
+const ONCE_BROKEN: [(u64, u64); 15] = [
+    (10, 3),        // declared-loss: an agent's reading counted as younger than it was
+    (14, 3),        // same-decision: decided on nanoseconds, logged in milliseconds
+    (20, 5),        // same-decision
+    (30, 3),        // never-a-forbidden-answer: the right had run out before traffic was moved
+    (181, 1),       // never-a-forbidden-answer: frozen between the last check and the wire
+    (993, 10),      // absence-of-evidence: a report that was held up for 20 s
+    (1197, 1),      // absence-of-evidence: decided at once after a standstill
     (303_026, 5), // absence-of-evidence: silence of the standby passed for stillness of the primary
     (1693, 6),    // one-writer: taken back while the promotion was still coming
     (610_717, 4), // one-writer: two instances of a site that none was named of, in an open plan
     (700_213, 6), // one-writer: a log from the middle of a plan that was over took it back
-    (1003, 4),    // an old fence marker outlived a promotion
-    (1015, 5),    // never-a-forbidden-answer
-    (1027, 3),    // declared-loss: the window was reckoned back from the plan's entry
+    (2_000_299, 6), // one-writer: a right granted while another instance of the site was being written down
+    (1003, 4),      // an old fence marker outlived a promotion
+    (1015, 5),      // never-a-forbidden-answer
+    (1027, 3),      // declared-loss: the window was reckoned back from the plan's entry
 ];
 
 pub(crate) fn policy() -> Policy {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use failover::engine::chain::{Body, Chain, read_line};
 use failover::engine::policy::Policy;
 use failover::engine::saga::GroupState;
-use failover::ports::{LogStore, StoreError};
+use failover::ports::{AppendError, LogStore};
 use failover::sim::invariant::Invariant;
 use failover::sim::processes::Plant;
 use failover::sim::run::{Course, Setup};
@@ -75,7 +75,7 @@ struct ReasonlessLog {
 
 #[async_trait]
 impl LogStore for ReasonlessLog {
-    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+    async fn append(&mut self, line: &[u8]) -> Result<(), AppendError> {
         let (_, mut entry) = read_line(line.strip_suffix(b"\n").unwrap()).unwrap();
         if let Body::Decision { decision, .. } = &entry.body {
             let (code, text) = ("decided".to_owned(), decision.verdict.to_string());

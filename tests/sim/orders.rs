@@ -55,6 +55,7 @@ impl Agents for OwnWord {
             What::Sever => Came::Severed {
                 position: Lsn(0x0100_0000),
                 replayed: true,
+                vouched_ago: None,
             },
             What::Promote => Came::Promoted {
                 timeline: Timeline(2),

@@ -13,8 +13,8 @@ use failover::engine::synchrony::SyncLook;
 use failover::engine::topology::{Role, SiteName, Target, TargetKind, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use failover::ports::{
-    AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, LogStore,
-    OutsideView, Probe, Still, StoreError, Traffic, Versioned,
+    AgentMemory, AgentStore, AppendError, Clock, EffectError, LocalDatabase, LocalLook, LocalRight,
+    LogStore, OutsideView, Probe, Still, StoreError, Traffic, Versioned,
 };
 use failover::sim::invariant::Invariant;
 use failover::sim::machine::Mistake;
@@ -214,7 +214,7 @@ struct Forgetful(Box<dyn LogStore>);
 
 #[async_trait]
 impl LogStore for Forgetful {
-    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+    async fn append(&mut self, line: &[u8]) -> Result<(), AppendError> {
         let text = String::from_utf8_lossy(line);
         if text.contains("\"event\":\"started\"") {
             return Ok(());

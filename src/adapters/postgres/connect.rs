@@ -181,7 +181,7 @@ impl fmt::Debug for Connect {
 }
 
 /// One connection. Never kept from one probe to the next: an old connection hides a server that
-/// takes no new ones. Closed when dropped.
+/// takes no new ones (postgres.md P41). Closed when dropped.
 pub struct Database {
     client: Client,
     line: Line,
@@ -296,7 +296,7 @@ async fn opened(connect: &Connect, timeout: Duration) -> Result<Database, SqlErr
     let first = opened_as(connect, timeout, believed).await;
     let major = match &first {
         Ok((_, major)) => *major,
-        // An option that it does not know: it is older than it was.
+        // An option that it does not know: it is older than it was (postgres.md P42).
         Err(error) if believed > 0 && error.state() == Some("42704") => 0,
         // A default that only newer ones know ended the session before it was let in.
         Err(error) if believed == 0 && error.state() == Some("25P04") => SEVENTEEN,

@@ -159,7 +159,7 @@ fn find_cause<'e, T: std::error::Error + 'static>(
 
 impl From<SqlError> for EffectError {
     /// Of a statement that was sent. What the server answers with an error is rolled back; the
-    /// end of a session is not an answer, because a commit may be underway (POSTGRES.md row 22).
+    /// end of a session is not an answer, because a commit may be underway (postgres.md P32).
     fn from(error: SqlError) -> Self {
         let text = error.to_string();
         match error.state() {

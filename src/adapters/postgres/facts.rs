@@ -24,11 +24,11 @@ pub struct HeartbeatWrite {
 }
 
 /// All facts in one statement. The position comes first, from a query of its own that nothing
-/// may be merged into.
+/// may be merged into: it covers what was acknowledged before (postgres.md P9).
 ///
 /// `pg_last_wal_receive_lsn()` alone falls back to the start of a segment when the standby
-/// restarts: what it has replayed it also has (POSTGRES.md row 7). The control file's timeline
-/// lags behind the receiver's (row 15), the newer of its two lags less.
+/// restarts: what it has replayed it also has (postgres.md P5). The control file's timeline lags
+/// behind the receiver's, the newer of its two lags less (postgres.md P3).
 const FACTS: &str = "
 WITH me AS MATERIALIZED (
   SELECT pg_is_in_recovery() AS standby
@@ -80,7 +80,7 @@ SELECT json_build_object(
 )::text FROM wal";
 
 /// The newest row is the one with the greatest sequence, not the latest time: after a failover
-/// another machine's clock writes.
+/// another machine's clock writes (postgres.md P8).
 const ROWS: &str = "
 SELECT json_build_object(
   'heartbeat', (SELECT json_build_object('sequence', sequence, 'site', site,
@@ -93,7 +93,7 @@ SELECT json_build_object(
 ///
 /// An update of one row finds its place in a page that is there, also on a disk on which no table can
 /// grow any more. So it sorts more than `work_mem` holds, which needs room for a temporary file
-/// (POSTGRES.md row 39).
+/// (postgres.md P40).
 const WRITE: &str = "
 WITH room AS MATERIALIZED (
   SELECT sum(length(filler)) AS used FROM (
@@ -134,7 +134,7 @@ struct StartupRow {
 
 impl StartupRow {
     /// Conflicts with queries show as `RecoveryConflict…`, as a lock, or as the pin of a buffer. Whatever else it
-    /// waits for (the disk, say) is part of its work.
+    /// waits for (the disk, say) is part of its work (postgres.md P23).
     fn state(self) -> ReplayState {
         let (Some(kind), Some(event)) = (self.r#type, self.event) else {
             return ReplayState::Working;
@@ -279,7 +279,7 @@ pub async fn facts(
 
 fn assemble(row: FactsRow) -> Result<DatabaseFacts, ProbeFailure> {
     let hidden = || {
-        // Without the privilege the rows are there and their columns are null (row 12).
+        // Without the privilege the rows are there and their columns are null (postgres.md P11).
         ProbeFailure::Unauthorized(
             "the state of replication is hidden: run `GRANT pg_read_all_stats TO` this role"
                 .to_owned(),

@@ -1,5 +1,5 @@
 //! Why a statement of ours on our own tables does not come to its end, and whether others are
-//! served meanwhile.
+//! served meanwhile: what concerns only us condemns nobody (invariants.md I14).
 
 use std::time::Duration;
 

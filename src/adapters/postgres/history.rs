@@ -1,5 +1,5 @@
-//! Where a timeline comes from. Two timelines with one number are not one timeline (POSTGRES.md
-//! row 15); a standby whose history is not part of the primary's can never follow it (row 16).
+//! Where a timeline comes from. Two timelines with one number are not one timeline (postgres.md P2);
+//! a standby whose history is not part of the primary's can never follow it (postgres.md P4).
 
 use std::time::Duration;
 

@@ -12,7 +12,7 @@ use crate::ports::EffectError;
 
 /// Whether schema and tables are there, and ours: made by a superuser and not changed since by
 /// anybody else. What somebody else owns may run whatever they like with the rights of whoever
-/// writes to it, by a trigger, a rule, a default, a view.
+/// writes to it, by a trigger, a rule, a default, a view (postgres.md P43).
 ///
 /// Triggers and rules that fire in ordinary sessions only are no concern: a superuser's session of
 /// ours lets none of them fire.
@@ -141,8 +141,9 @@ pub async fn prepare(database: &Database, timeout: Duration) -> Result<(), Effec
 }
 
 /// Lets `role` look and write heartbeats, and no more: `pg_read_all_stats`, so that the columns of
-/// the views on replication are not hidden from it, its heartbeat, the epoch to read and, from
-/// PostgreSQL 16 on, the reserved connections. What it has is not granted again. Needs a superuser.
+/// the views on replication are not hidden from it (postgres.md P11), its heartbeat, the epoch to read
+/// and, from PostgreSQL 16 on, the reserved connections (postgres.md P39). What it has is not granted
+/// again. Needs a superuser.
 pub async fn allow_monitoring(
     database: &Database,
     role: &str,

@@ -57,15 +57,15 @@ SELECT json_build_object(
 const LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// Promotes a standby and returns when it accepts writes. On a primary it does nothing and says
-/// so (POSTGRES.md row 3).
+/// so (postgres.md P18).
 ///
 /// A query that replay waits for would keep the promotion waiting for as long as it runs, whatever
 /// `max_standby_streaming_delay` allows it: once the promotion is asked for, sessions in a transaction are ended
-/// for as long as replay is held up by one.
+/// for as long as replay is held up by one (postgres.md P23).
 ///
 /// It does not wait for a checkpoint: see [`checkpoint`]. A replay that somebody paused goes on
-/// (row 5). `Unknown` is never "not promoted": once asked for, a promotion may finish at any time
-/// after the deadline (row 1).
+/// (postgres.md P20). `Unknown` is never "not promoted": once asked for, a promotion may finish at
+/// any time after the deadline (postgres.md P16).
 pub async fn promote(connect: &Connect, deadline: Duration) -> Result<Promoted, EffectError> {
     let deadline = Deadline::after(deadline);
     let database = Database::open(connect, deadline.left())
@@ -75,6 +75,7 @@ pub async fn promote(connect: &Connect, deadline: Duration) -> Result<Promoted, 
     if let Some(promoted) = promoted(&before, true, None, deadline) {
         return Ok(promoted);
     }
+    // It would fail all the same, after the names were taken away (postgres.md P19).
     if !before.allowed {
         return Err(EffectError::Refused(
             "this role may not promote: run `GRANT EXECUTE ON FUNCTION pg_promote TO` it, or use \
@@ -83,7 +84,7 @@ pub async fn promote(connect: &Connect, deadline: Duration) -> Result<Promoted, 
         ));
     }
     // Before, not after: a standby does not use the setting, a new primary would hang its first
-    // commit on it (POSTGRES.md row 20).
+    // commit on it (postgres.md P24).
     let names = Some(before.synchronous_names).filter(|names| !names.is_empty());
     if let Some(names) = &names {
         setting::set(&database, "synchronous_standby_names", "", deadline).await?;
@@ -199,8 +200,8 @@ fn promoted(
     })
 }
 
-/// Writes a checkpoint, which `pg_rewind` needs before it can tell the new timeline (POSTGRES.md
-/// row 30). Takes as long as the disk takes: never part of the way to the first write.
+/// Writes a checkpoint, which `pg_rewind` needs before it can tell the new timeline (postgres.md
+/// P25). Takes as long as the disk takes: never part of the way to the first write.
 pub async fn checkpoint(connect: &Connect, timeout: Duration) -> Result<(), EffectError> {
     let database = Database::open(connect, timeout).await.map_err(not_begun)?;
     Ok(database.run("CHECKPOINT", timeout).await?)

@@ -68,6 +68,7 @@ pub async fn rehearse(
             streamed: look.streams,
         }))
     };
+    // What we write would be taken, and have no effect (postgres.md P27).
     if let Some(fixed) = &look.fixed {
         let why = format!("{fixed} is given on the command line of `postgres`, which wins");
         return rehearsed(Some(why), None);
@@ -110,7 +111,7 @@ SELECT pg_catalog.json_build_object(
 
 impl Version {
     /// From version 17 on a standby synchronises logical slots only where its `primary_conninfo` names a
-    /// database: the one that the connection string names, else `dbname`.
+    /// database (postgres.md P29): the one that the connection string names, else `dbname`.
     pub(super) fn with_dbname(&self, conninfo: &str, dbname: &str) -> String {
         let syncs = self.version >= 170_000 && self.syncs_slots.as_deref() == Some("on");
         if syncs && parameter(conninfo, "dbname").is_none() {

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::connect::{Connect, Database, Deadline};
 use crate::engine::observation::ProbeFailure;
 
-/// What is kept for superusers, and from 16 on for who is granted it, is no room for others. The
-/// count includes the connection that asks.
+/// What is kept for superusers, and from 16 on for who is granted it, is no room for others
+/// (postgres.md P39). The count includes the connection that asks.
 const ROOM: &str = "
 SELECT pg_catalog.json_build_object('left',
   pg_catalog.current_setting('max_connections')::pg_catalog.int8

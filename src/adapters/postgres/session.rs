@@ -3,10 +3,10 @@
 //! taken.
 //!
 //! Startup options outrank `postgresql.conf`, the server's command line, `ALTER SYSTEM`,
-//! `ALTER DATABASE` and `ALTER ROLE`, and nothing of ours runs before they are in force. Names in
-//! our statements need no schema because of them: functions, operators and types are found in
-//! `pg_catalog` and nowhere else, since the schema of temporary objects comes last and is never
-//! searched for functions. Our own tables are always named with their schema.
+//! `ALTER DATABASE` and `ALTER ROLE` (postgres.md P42), and nothing of ours runs before they are in
+//! force. Names in our statements need no schema because of them: functions, operators and types are
+//! found in `pg_catalog` and nowhere else, since the schema of temporary objects comes last and is
+//! never searched for functions. Our own tables are always named with their schema.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -18,8 +18,8 @@ const ALWAYS: [(&str, &str); 34] = [
     // What names mean, and who we are: a default can make another role of us.
     ("search_path", "pg_catalog, pg_temp"),
     ("role", "none"),
-    // Whether a statement is taken at all. A read-only default travels to a standby with the
-    // database, and a serializable one refuses every statement there.
+    // Whether a statement is taken at all. A read-only default binds nobody (postgres.md P37); it
+    // travels to a standby with the database, and a serializable one refuses every statement there.
     ("default_transaction_read_only", "off"),
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_deferrable", "off"),
@@ -59,7 +59,8 @@ const ALWAYS: [(&str, &str); 34] = [
 ];
 
 /// What a superuser's session states beside that. In it no trigger, rule or event trigger of
-/// somebody else fires unless it was made to fire always; a trigger at login is one of them.
+/// somebody else fires unless it was made to fire always; a trigger at login is one of them
+/// (postgres.md P43).
 const SUPERUSER: [(&str, &str); 2] = [
     ("session_replication_role", "replica"),
     ("temp_file_limit", "-1"),
@@ -105,7 +106,8 @@ impl Session {
             state(name, value);
         }
         state("statement_timeout", &whole.to_string());
-        // What we write promises nobody anything: it must not wait for a standby that stalls.
+        // What we write promises nobody anything: it must not wait for a standby that stalls
+        // (postgres.md P31).
         if !self.default_commits {
             state("synchronous_commit", "local");
         }

@@ -9,7 +9,7 @@ use super::error::SqlError;
 use crate::ports::{EffectError, LastError};
 
 /// Sets a setting that a reload changes, and returns when a session of the server has taken it
-/// up. Survives a restart. Allowed on a standby too: it writes a file, not WAL.
+/// up. Survives a restart. Allowed on a standby too: it writes a file, not WAL (postgres.md P27).
 pub(super) async fn set(
     database: &Database,
     name: &str,

@@ -14,14 +14,15 @@ use crate::ports::EffectError;
 /// A standby after it was cut off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Severed {
-    /// The frozen position: all that arrived (POSTGRES.md row 7).
+    /// The frozen position: all that arrived (postgres.md P5).
     pub position: Lsn,
     /// How much of it is replayed. Less than `position` where the last record arrived in part
-    /// only, which a promotion drops, or where replay is slow, paused or held up by a query.
+    /// only, which a promotion drops (postgres.md P6), or where replay is slow, paused or held up by a
+    /// query.
     pub replayed: Lsn,
     /// Whether the receiver has ended. Where it has not, WAL may still arrive: the standby is *not*
     /// severed, whatever the settings say. It is the startup process that ends it, once it has replayed
-    /// all that arrived: never, where replay is paused or waits for a query.
+    /// all that arrived: never, where replay is paused or waits for a query (postgres.md P26).
     pub receiver_gone: bool,
     /// The process that receives, where one was seen and has not ended.
     pub receiver: Option<i32>,

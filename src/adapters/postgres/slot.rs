@@ -1,4 +1,5 @@
-//! The replication slot on a primary that its standby asks for.
+//! The replication slot on a primary that its standby asks for: no slot moves with a failover
+//! (postgres.md P28).
 
 use std::time::Duration;
 

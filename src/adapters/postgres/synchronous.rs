@@ -19,18 +19,18 @@ const NAMES: &str = "synchronous_standby_names";
 const NOBODY: &str = "ANY 1 (\"failover: nobody\")";
 
 /// Names one standby. In the agents' configuration a standby bears the name of its site
-/// (POSTGRES.md row 23).
+/// (postgres.md P33).
 fn only(standby: &SiteName) -> String {
     format!("ANY 1 (\"{standby}\")")
 }
 
 /// Where several of one name stream, and have been heard lately, somebody else confirms commits beside the
 /// standby. A sender whose line is dead lingers for `wal_sender_timeout` beside the one that took its place, and
-/// is not heard any more.
+/// is not heard any more (postgres.md P7).
 ///
 /// A default of `synchronous_commit` below `on`, of the server or of a role or database, lets
 /// commits go on whatever the names say. What a session sets for itself nobody sees
-/// (POSTGRES.md row 22).
+/// (postgres.md P31).
 const LOOK: &str = "
 WITH wal AS MATERIALIZED (SELECT pg_current_wal_insert_lsn() AS position)
 SELECT json_build_object(
@@ -101,7 +101,7 @@ async fn open(connect: &Connect, deadline: Deadline) -> Result<Database, EffectE
 ///
 /// That a session has taken a new setting up does not mean that commits wait: the checkpointer
 /// tells all of them, when it comes to it. So first everybody waits for a standby that does not
-/// exist, until a commit of ours is seen to wait; only then the name is put right.
+/// exist, until a commit of ours is seen to wait; only then the name is put right (postgres.md P30).
 pub async fn wait_for_standby(
     connect: &Connect,
     standby: &SiteName,

@@ -12,7 +12,7 @@ use crate::engine::answer::Answer;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::engine::units::Epoch;
 
-/// The largest weight that Route 53 takes (CLOUDS.md 2.1).
+/// The largest weight that Route 53 takes, by its API's definition.
 const WEIGHT_LIMIT: u16 = 255;
 /// The longest set identifier, in characters.
 const IDENTIFIER_LIMIT: usize = 128;

@@ -1,5 +1,6 @@
 //! Whom we believe at one moment: the authorities of `ca`, less what is revoked; and for how much
-//! longer than its date a certificate of our own processes is believed.
+//! longer than its date a certificate of our own processes is believed: a date alone stops no
+//! production (invariants.md I17).
 
 use std::sync::Arc;
 

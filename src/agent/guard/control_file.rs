@@ -1,5 +1,5 @@
 //! What PostgreSQL's control file says of the server that runs: the one file that the server itself
-//! keeps, and that no restart, tool or person has a reason to touch while it does.
+//! keeps, and that no restart, tool or person has a reason to touch while it does (postgres.md P12).
 
 use std::fs::File;
 use std::io::{self, Read};

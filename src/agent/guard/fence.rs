@@ -1,4 +1,5 @@
-//! A fence: PostgreSQL is made to end, harder and harder, until it is proven that it has.
+//! A fence: PostgreSQL is made to end, harder and harder, until it is proven that it has. A read-only
+//! setting would be no fence (postgres.md P37).
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -9,6 +10,7 @@ use rustix::process::Signal;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::postmaster::{self, Processes};
+use super::senders;
 use super::wire::Ticket;
 use super::{FenceMarker, FenceMethod, FenceProof, Guard, GuardEvent, GuardReply, marker};
 use crate::agent::guard_protocol::{Exit, GuardConfig, boottime_ns};
@@ -30,6 +32,8 @@ pub(super) struct Fence {
     seen: Processes,
     waiting: Vec<Ticket>,
     unproven_told: bool,
+    /// Since when only WAL senders keep the server from its end.
+    alone_since_ns: Option<u64>,
 }
 
 impl Guard {
@@ -61,6 +65,7 @@ impl Guard {
             seen: Processes::new(),
             waiting: ticket.into_iter().collect(),
             unproven_told: false,
+            alone_since_ns: None,
         };
         if hurry && let Some(postmaster) = &self.postmaster {
             postmaster.kill_family();
@@ -128,7 +133,8 @@ impl Guard {
             {
                 FenceMethod::Fast
             }
-            // Sessions without their first process, or with one that hears nothing, go on serving.
+            // Sessions without their first process, or with one that hears nothing, go on serving
+            // (postgres.md P36).
             None => FenceMethod::Kill,
             Some(postmaster) if postmaster.is_stopped() => FenceMethod::Kill,
             Some(_) if fence.took() >= immediate => FenceMethod::Kill,
@@ -142,6 +148,18 @@ impl Guard {
             (FenceMethod::Kill, _) => postmaster::kill(&fence.seen),
             (FenceMethod::Immediate, Some(it)) if harsher => it.signal(Signal::QUIT),
             (FenceMethod::Fast, Some(it)) if harsher => it.signal(Signal::INT),
+            (FenceMethod::Fast, Some(it)) => {
+                let left = senders::left_alone(it.pid, &fence.seen);
+                if left.is_empty() {
+                    fence.alone_since_ns = None;
+                    return;
+                }
+                let now = boottime_ns();
+                let since = *fence.alone_since_ns.get_or_insert(now);
+                if Duration::from_nanos(now.saturating_sub(since)) >= senders::CONFIRMED_WITHIN {
+                    senders::hang_up(it.pid, &left);
+                }
+            }
             (FenceMethod::Immediate | FenceMethod::Fast | FenceMethod::AlreadyDown, _) => {}
         }
     }

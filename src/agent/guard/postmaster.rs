@@ -29,7 +29,7 @@ const KEPT_ENVIRONMENT: [&str; 5] = ["PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY
 /// In the state folder: the last first process that a guard started.
 const PID_FILE: &str = "postmaster.pid";
 
-/// PostgreSQL's own name for the file that names its first process.
+/// PostgreSQL's own name for the file that names its first process (postgres.md P14).
 const PID_FILE_OF_POSTGRESQL: &str = "postmaster.pid";
 
 /// What a file of that form says first. Below zero: a session of a single user.
@@ -157,7 +157,7 @@ impl Postmaster {
 }
 
 /// Sever, reconnect and the waiting of commits are `ALTER SYSTEM`, which an administrator may have forbidden
-/// from version 17 on. The command line wins.
+/// from version 17 on. The command line wins (postgres.md P27).
 fn alter_system(config: &GuardConfig) -> Option<String> {
     let version = fs::read_to_string(config.data_dir.join("PG_VERSION")).ok()?;
     let major: u32 = version.trim().parse().ok()?;
@@ -169,9 +169,9 @@ fn alter_system(config: &GuardConfig) -> Option<String> {
 ///
 /// The signal is SIGQUIT: the first process then ends each session at once, in the middle of its
 /// statement. SIGKILL would end only the first process, and a busy session acknowledges what it is
-/// at, and whatever a pipelining client has sent already, before it notices. The price: a *stopped*
-/// first process does not hear SIGQUIT; that it is stopped and the guard dies are two faults, and
-/// the next guard ends what it finds.
+/// at, and whatever a pipelining client has sent already, before it notices (postgres.md P36). The
+/// price: a *stopped* first process does not hear SIGQUIT; that it is stopped and the guard dies are
+/// two faults, and the next guard ends what it finds.
 pub fn exec(arguments: &[String]) -> io::Error {
     let [guard, program, rest @ ..] = arguments else {
         return io::Error::other("write `guard-exec GUARD_PID PROGRAM ARGUMENT…`");
@@ -428,6 +428,10 @@ fn all_processes() -> io::Result<BTreeMap<i32, Stat>> {
 fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
     parse_stat(&String::from_utf8_lossy(&text))
+}
+
+pub(super) fn parent_of(pid: i32) -> Option<i32> {
+    Some(stat(pid)?.parent)
 }
 
 /// The name of the program, in parentheses, may hold anything; the fields count from the last one.

@@ -74,7 +74,7 @@ impl Guard {
                 let written = Some(control) != self.control_at_start.as_ref();
                 written && control.says_production()
             }
-            // A promotion takes the file away before the first write.
+            // A promotion takes the file away before the first write (postgres.md P13).
             None => sighting.files_say == Ok(Role::Primary),
         }
     }
@@ -135,7 +135,8 @@ impl Guard {
 
 /// As what PostgreSQL may be started, given what its files and its control file say. A standby that
 /// lost its file would go on as a primary on the timeline of the one that it followed: two histories
-/// of one name. Only a promotion makes a primary of a standby.
+/// of one name. Only a promotion makes a primary of a standby, and the control file shows what it was
+/// (postgres.md P12).
 pub(super) fn may_start(
     files_say: &Result<Role, String>,
     control: Option<&ControlFile>,
@@ -150,8 +151,8 @@ pub(super) fn may_start(
     }
 }
 
-/// As what PostgreSQL would come up, by its files, which count at a start and at no other time; or
-/// why it must not be started. May hang with the disk.
+/// As what PostgreSQL would come up, by its files, which count at a start and at no other time
+/// (postgres.md P13); or why it must not be started. May hang with the disk.
 pub(super) fn files_say(data_dir: &Path) -> Result<Role, String> {
     let there = |name: &str| match fs::metadata(data_dir.join(name)) {
         Ok(_) => Ok(true),

@@ -186,7 +186,7 @@ impl Keeper {
             Ok(()) => {
                 self.was_started(Role::Standby);
                 self.rehearse_anew();
-                // PostgreSQL forgets with its end what it was told to do.
+                // PostgreSQL forgets with its end what it was told to do (postgres.md P17).
                 self.remember_promoting(None).await;
             }
             Err(error) => self.did_not_start(&error.to_string()),

@@ -169,7 +169,7 @@ impl Keeper {
                     already: true,
                 })
             }
-            // PostgreSQL goes on with what it was told, whoever waits for it.
+            // PostgreSQL goes on with what it was told, whoever waits for it (postgres.md P16).
             None if self.memory.promoting.is_some() => Err(under_way()),
             Some(_) | None => Ok(Came::NotDone),
         }
@@ -236,7 +236,11 @@ impl Keeper {
         })
         .await?;
         let (position, replayed) = self.database.sever(SQL).await?;
-        Ok(Came::Severed { position, replayed })
+        Ok(Came::Severed {
+            position,
+            replayed,
+            vouched_ago: Some(self.clock.now().since(self.vouched)),
+        })
     }
 
     /// Runs beside the keeper: a host's supervisor may take its time, the right may not.

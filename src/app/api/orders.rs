@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 
-use super::{Answer, Api, Input, PeerIdentity, Problem, Verb, person, reason};
+use super::{Answer, Api, Asked, Input, PeerIdentity, Problem, Verb, person, reason};
 use crate::wire::{AdoptAsk, AdoptInstanceAsk, HoldAsk, ReleaseAsk};
 
 pub(super) async fn hold(
@@ -16,7 +16,7 @@ pub(super) async fn hold(
     ask.reason = reason(&ask.reason)?;
     let done = api
         .control
-        .ask(|answer| Input::Hold(name, ask, answer))
+        .ask(|answer| Input::Asked(name, Asked::Hold(ask, answer)))
         .await?;
     done.map(Json)
         .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
@@ -31,7 +31,7 @@ pub(super) async fn release(
     ask.reason = reason(&ask.reason)?;
     let done = api
         .control
-        .ask(|answer| Input::Release(name, ask, answer))
+        .ask(|answer| Input::Asked(name, Asked::Release(ask, answer)))
         .await?;
     done.map(Json)
         .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
@@ -44,7 +44,7 @@ pub(super) async fn adopt(
 ) -> Answer<()> {
     let name = person(&api, &peer, Verb::Adopt)?;
     ask.reason = reason(&ask.reason)?;
-    let asked = |answer| Input::Adopt(name, ask, answer);
+    let asked = |answer| Input::Asked(name, Asked::Adopt(ask, answer));
     let done = api.control.ask(asked).await?;
     done.map(Json)
         .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
@@ -57,7 +57,7 @@ pub(super) async fn adopt_instance(
 ) -> Answer<()> {
     let name = person(&api, &peer, Verb::Adopt)?;
     ask.reason = reason(&ask.reason)?;
-    let asked = |answer| Input::AdoptInstance(name, ask, answer);
+    let asked = |answer| Input::Asked(name, Asked::AdoptInstance(ask, answer));
     let done = api.control.ask(asked).await?;
     done.map(Json)
         .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))

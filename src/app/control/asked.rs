@@ -2,149 +2,188 @@
 
 use std::time::Duration;
 
-use super::Control;
-use crate::app::journal::JournalError;
+use tokio::sync::oneshot;
+
+use super::writing::Then;
+use super::{Control, logged};
 use crate::engine::chain::Body;
 use crate::engine::decision::{Verdict, decide};
 use crate::engine::plan::Plan;
 use crate::engine::saga::Command;
 use crate::engine::situation::Request;
 use crate::engine::units::{WallTime, as_millis};
-use crate::wire::{AdoptAsk, AdoptInstanceAsk, HoldAsk, PlanStatus, PromoteAnswer, PromoteAsk};
+use crate::wire::{AdoptAsk, AdoptInstanceAsk, HoldAsk, PromoteAnswer, PromoteAsk, ReleaseAsk};
 
 /// The longest that a person may stop automation for.
 const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
 
-/// What a person is answered: done, or why not.
-type Answered = Result<Result<(), String>, JournalError>;
+/// How much that people ask for may wait for the log.
+const WAITING: usize = 16;
+
+/// Who waits for an answer: what was done, or why nothing was.
+type Asker<T> = oneshot::Sender<Result<T, String>>;
+
+/// What a person asks for.
+#[derive(Debug)]
+pub enum Asked {
+    /// That a site becomes active.
+    Promote(PromoteAsk, Asker<PromoteAnswer>),
+    /// That automation stops.
+    Hold(HoldAsk, Asker<()>),
+    /// That automation may act again.
+    Release(ReleaseAsk, Asker<()>),
+    /// That the world stands so, where the log is behind it.
+    Adopt(AdoptAsk, Asker<()>),
+    /// That another instance of a site's agent have its right and its word.
+    AdoptInstance(AdoptInstanceAsk, Asker<()>),
+}
+
+impl Asked {
+    /// Whether it is done by looking alone.
+    fn only_looks(&self) -> bool {
+        matches!(self, Asked::Promote(ask, _) if ask.dry_run)
+    }
+
+    fn refuse(self, why: String) {
+        // Whoever asked may be gone by now.
+        match self {
+            Asked::Promote(_, asker) => drop(asker.send(Err(why))),
+            Asked::Hold(_, asker)
+            | Asked::Release(_, asker)
+            | Asked::Adopt(_, asker)
+            | Asked::AdoptInstance(_, asker) => drop(asker.send(Err(why))),
+        }
+    }
+}
 
 impl Control {
-    pub(super) async fn hold(
-        &mut self,
-        operator: &str,
-        ask: HoldAsk,
-    ) -> Result<Result<(), String>, JournalError> {
+    /// Does what a person asks: now, or when something can be written.
+    pub(super) fn asked(&mut self, operator: String, asked: Asked) {
+        let free = self.desk.is_free(self.clock.now());
+        if asked.only_looks() || (free && self.desk.asked.is_empty()) {
+            self.obey(&operator, asked);
+        } else if self.desk.asked.len() < WAITING {
+            self.desk.asked.push_back((operator, asked));
+        } else {
+            asked.refuse("too much waits for the decision log already".to_owned());
+        }
+    }
+
+    /// To be called only while something can be written.
+    pub(super) fn obey(&mut self, operator: &str, asked: Asked) {
+        match asked {
+            Asked::Promote(ask, asker) => self.promote(operator, &ask, asker),
+            Asked::Hold(ask, asker) => self.hold(operator, ask, asker),
+            Asked::Release(ask, asker) => {
+                let command = Command::Release { reason: ask.reason };
+                self.command(operator, command, Then::Answer(asker));
+            }
+            Asked::Adopt(ask, asker) => self.adopt(operator, &ask, asker),
+            Asked::AdoptInstance(ask, asker) => self.adopt_instance(operator, ask, asker),
+        }
+    }
+
+    fn command(&mut self, operator: &str, command: Command, then: Then) {
+        self.write(vec![(operator, Body::Command { command })], then);
+    }
+
+    fn hold(&mut self, operator: &str, ask: HoldAsk, asker: Asker<()>) {
         if ask.lasting > LONGEST_HOLD {
-            let text = "a hold lasts 7 days at most, so that none is forgotten".to_owned();
-            return Ok(Err(text));
+            let text = "a hold lasts 7 days at most, so that none is forgotten";
+            return drop(asker.send(Err(text.to_owned())));
         }
         let until = self.clock.wall().0.saturating_add(as_millis(ask.lasting));
         let command = Command::Hold {
             reason: ask.reason,
             until: WallTime(until),
         };
-        self.journal
-            .append(operator, Body::Command { command })
-            .await?;
-        Ok(Ok(()))
+        self.command(operator, command, Then::Answer(asker));
     }
 
     /// A person says how the world stands, where the log is behind it. Refused where what is seen
     /// says otherwise.
-    pub(super) async fn adopt(&mut self, operator: &str, ask: &AdoptAsk) -> Answered {
+    fn adopt(&mut self, operator: &str, ask: &AdoptAsk, asker: Asker<()>) {
         let group = self.group();
         let command = match self.brain.adopt(ask, &group, self.clock.now()) {
             Ok(command) => command,
-            Err(why) => return Ok(Err(why)),
+            Err(why) => return drop(asker.send(Err(why))),
         };
         // What a plan of a log that is behind was about to do is done no more.
         if let Some(executor) = self.executor.take() {
             executor.abort();
         }
-        self.journal
-            .append(operator, Body::Command { command })
-            .await?;
-        let group = self.group();
-        self.brain.adopted(&group, self.clock.now());
-        Ok(Ok(()))
+        self.command(operator, command, Then::Adopted(asker));
     }
 
     /// A person lets another instance of a site's agent have its right and its word.
-    pub(super) async fn adopt_instance(
-        &mut self,
-        operator: &str,
-        ask: AdoptInstanceAsk,
-    ) -> Answered {
+    fn adopt_instance(&mut self, operator: &str, ask: AdoptInstanceAsk, asker: Asker<()>) {
         if !self.brain.is_second(&ask.site, ask.instance) {
-            return Ok(Err(format!(
+            let text = format!(
                 "no second instance {} of site `{}` has reported: `failover status` names those that do",
                 ask.instance, ask.site
-            )));
+            );
+            return drop(asker.send(Err(text)));
         }
         let command = Command::AdoptInstance {
             site: ask.site,
             instance: ask.instance,
             reason: ask.reason,
         };
-        self.journal
-            .append(operator, Body::Command { command })
-            .await?;
-        Ok(Ok(()))
+        self.command(operator, command, Then::Answer(asker));
     }
 
     /// A person asks. What is decided is decided by the same engine, and logged with its evidence.
-    pub(super) async fn promote(
-        &mut self,
-        operator: &str,
-        ask: &PromoteAsk,
-    ) -> Result<Result<PromoteAnswer, String>, JournalError> {
+    fn promote(&mut self, operator: &str, ask: &PromoteAsk, asker: Asker<PromoteAnswer>) {
         if !self.brain.topology().has(&ask.to) {
             let [first, second] = self.brain.topology().sites();
-            return Ok(Err(format!(
+            let text = format!(
                 "`{}` is not a site of this group: its sites are `{first}` and `{second}`",
                 ask.to
-            )));
+            );
+            return drop(asker.send(Err(text)));
         }
         let request = ask.request(operator);
         let group = self.journal.state();
         let stuck = group.open.as_ref().filter(|saga| saga.stuck.is_some());
         if let Some(stuck) = stuck.filter(|stuck| stuck.plan.route.to == ask.to && !ask.dry_run) {
-            return self.retry_stuck(operator, request, stuck.id).await;
+            let (id, command) = (stuck.id, Command::Promote { request });
+            return self.command(operator, command, Then::Retried(id, asker));
         }
+        self.promote_by_request(operator, ask, request, asker);
+    }
+
+    fn promote_by_request(
+        &mut self,
+        operator: &str,
+        ask: &PromoteAsk,
+        request: Request,
+        asker: Asker<PromoteAnswer>,
+    ) {
         let known_at = self.clock.wall();
         let situation = self.situation(Some(request.clone()));
         let decision = decide(&situation, self.brain.policy());
         let last = self.brain.last_right();
         let plan = Plan::failover(&situation, self.brain.topology(), &last, known_at);
-        let steps = plan.steps.iter().map(ToString::to_string).collect();
-        let passes = matches!(decision.verdict, Verdict::FailOver { .. });
-        let mut answer = PromoteAnswer {
+        let answer = PromoteAnswer {
+            steps: plan.steps.iter().map(ToString::to_string).collect(),
             decision,
-            steps,
             plan: None,
         };
-        if passes && !ask.dry_run {
-            let command = Command::Promote { request };
-            self.journal
-                .append(operator, Body::Command { command })
-                .await?;
-            self.log_decision(&answer.decision, &situation).await?;
-            answer.plan = Some(self.open_plan(&situation, known_at).await?);
+        let passes = matches!(answer.decision.verdict, Verdict::FailOver { .. });
+        if !passes || ask.dry_run {
+            return drop(asker.send(Ok(answer)));
         }
-        Ok(Ok(answer))
-    }
-
-    async fn retry_stuck(
-        &mut self,
-        operator: &str,
-        request: Request,
-        id: u64,
-    ) -> Result<Result<PromoteAnswer, String>, JournalError> {
-        let command = Command::Promote { request };
-        self.journal
-            .append(operator, Body::Command { command })
-            .await?;
-        let situation = self.situation(None);
-        let decision = decide(&situation, self.brain.policy());
-        let group = self.journal.state();
-        let steps = PlanStatus::of(&group)
-            .map(|plan| plan.steps)
-            .unwrap_or_default();
-        let steps = steps.into_iter().map(|(step, _)| step).collect();
-        Ok(Ok(PromoteAnswer {
-            decision,
-            steps,
-            plan: Some(id),
-        }))
+        let plan = Box::new(plan);
+        let bodies = vec![
+            (
+                operator,
+                Body::Command {
+                    command: Command::Promote { request },
+                },
+            ),
+            ("controller", logged(&answer.decision, &situation)),
+            ("controller", Body::Plan { plan }),
+        ];
+        self.write(bodies, Then::Promoted(answer, asker));
     }
 }

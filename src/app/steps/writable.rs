@@ -76,6 +76,7 @@ fn not_writable(facts: &DatabaseFacts, epoch: Epoch) -> Option<String> {
     } else if facts.write_took.is_none() {
         Some("it took no write".to_owned())
     } else if let Some(names) = facts.waits_in_vain() {
+        // Its users would hang, and our own writes do not show it (postgres.md P24).
         Some(format!(
             "its commits wait for {names}, and nobody of that name streams"
         ))

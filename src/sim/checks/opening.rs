@@ -64,7 +64,7 @@ impl Checks {
             );
             self.violated(Invariant::AbsenceOfEvidence, at, what);
         }
-        // 7: the site that is left must itself give the cause.
+        // The site that is left must itself give the cause (invariants.md I7).
         if truth.decided != Some(true) {
             let what = format!("plan {} follows no decision to fail over", entry.seq);
             self.violated(Invariant::NoAutomaticReturn, at, what);

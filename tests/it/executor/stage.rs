@@ -26,8 +26,8 @@ use failover::engine::topology::{
 };
 use failover::engine::units::{Epoch, Lsn, MonoTime, SystemId, Timeline, WallTime};
 use failover::ports::{
-    Agents, Clock, EffectError, FrontDoor, LogStore, OutsideFault, OutsideView, Probe, Still,
-    StoreError, Traffic, Versioned, Way,
+    Agents, AppendError, Clock, EffectError, FrontDoor, LogStore, OutsideFault, OutsideView, Probe,
+    Still, Traffic, Versioned, Way,
 };
 use failover::wire::{
     Came, Heard, Order, OrderAnswer, Postmark, Report, ReportAnswer, SentObservation, What,
@@ -140,6 +140,8 @@ pub(crate) struct Site {
     pub(crate) mute: bool,
     /// The newest epoch in which it was granted that right.
     pub(crate) granted: Option<Epoch>,
+    /// How often it was granted it.
+    pub(crate) grants: u32,
     pub(crate) fenced: bool,
     pub(crate) severed: bool,
     pub(crate) workloads: bool,
@@ -173,6 +175,7 @@ impl Earth {
             asks: primary,
             mute: false,
             granted: None,
+            grants: 0,
             fenced: false,
             severed: false,
             workloads: primary,
@@ -390,6 +393,7 @@ impl Earth {
                 Came::Severed {
                     position,
                     replayed: true,
+                    vouched_ago: Some(Duration::from_secs(1)),
                 }
             }
             What::Reconnect => {
@@ -462,6 +466,8 @@ pub(crate) struct Stage {
     pub(crate) edge: Mutex<Option<(usize, Answer)>>,
     /// Which line cannot be written, and none after it.
     pub(crate) full_after: Mutex<Option<usize>>,
+    /// A line that is written does not come to its end.
+    pub(crate) still: Mutex<bool>,
     target: TargetName,
 }
 
@@ -493,6 +499,7 @@ impl Stage {
             elsewhere: Mutex::default(),
             edge: Mutex::default(),
             full_after: Mutex::default(),
+            still: Mutex::default(),
             target: "dns".parse().unwrap(),
         })
     }
@@ -654,12 +661,15 @@ struct Tape(Arc<Stage>);
 
 #[async_trait]
 impl LogStore for Tape {
-    async fn append(&mut self, line: &[u8]) -> Result<(), StoreError> {
+    async fn append(&mut self, line: &[u8]) -> Result<(), AppendError> {
+        if *self.0.still.lock().unwrap() {
+            std::future::pending::<()>().await;
+        }
         let earth = self.0.earth.lock().unwrap().clone();
         let mut log = self.0.log.lock().unwrap();
         let full = *self.0.full_after.lock().unwrap();
         if full.is_some_and(|full| log.len() >= full) {
-            return Err(StoreError("no space left on device".to_owned()));
+            return Err(AppendError::Failed("no space left on device".to_owned()));
         }
         log.push((line.to_vec(), earth));
         Ok(())
@@ -888,6 +898,7 @@ fn hear(stage: &Stage, site: &SiteName, answer: &ReportAnswer) {
             let state = earth.site(site);
             state.epoch = state.epoch.max(answer.epoch);
             if let Some(Ok(grant)) = &answer.grant {
+                state.grants += 1;
                 state.granted = Some(grant.epoch);
             }
         });

@@ -37,6 +37,8 @@ const WENT_ON: usize = 250;
 /// How long after it a fault that comes again and again comes again.
 const AGAIN: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(10);
+/// `RestartSec=` of the unit of the agent.
+const RESTARTED_AFTER: Duration = Duration::from_millis(250);
 
 pub(super) struct Lab {
     pub(super) supervisor: Supervisor,
@@ -47,6 +49,8 @@ pub(super) struct Lab {
     /// Every commit waits for the standby.
     pub(super) zero_loss: bool,
     looked: MonoTime,
+    /// Since when what has ended is started again.
+    supervised: Option<MonoTime>,
     disk: Option<Disk>,
     dir: TempDir,
 }
@@ -114,6 +118,7 @@ impl Lab {
             network,
             zero_loss: Policy::read("policy", policy).unwrap().data.durability == Durability::Sync,
             looked: now(),
+            supervised: None,
             disk,
             dir,
             supervisor,
@@ -149,6 +154,9 @@ impl Lab {
         if let Some((fault, place)) = row.fault {
             self.fault(fault, place).await;
         }
+        if row.then == Then::Supervised {
+            self.supervised = Some(now());
+        }
         if let (Some(disk), Some(full)) = (&self.disk, row.full) {
             disk.fill();
             if full == Full::Wal {
@@ -172,6 +180,12 @@ impl Lab {
         if now().since(self.looked) > Duration::from_millis(500) {
             self.supervisor.look().unwrap();
             self.looked = now();
+        }
+        if let Some(since) = &mut self.supervised
+            && now().since(*since) >= RESTARTED_AFTER
+        {
+            self.supervisor.start_missing().unwrap();
+            *since = now();
         }
         tokio::time::sleep(POLL).await;
     }

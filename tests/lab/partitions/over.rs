@@ -144,6 +144,7 @@ impl Lab {
                 | Then::OverAndOver
                 | Then::KeptDown
                 | Then::Thawed
+                | Then::Supervised
                 | Then::ControllerKilled
                 | Then::ControllerFrozen => {}
             }

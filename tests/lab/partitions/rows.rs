@@ -30,6 +30,8 @@ pub(super) enum Then {
     KeptDown,
     /// What was frozen is thawed when the new site takes writes.
     Thawed,
+    /// What was killed is started again, as the units have it.
+    Supervised,
 }
 
 /// How full a disk becomes.
@@ -62,7 +64,9 @@ pub(super) struct Section {
     pub(super) heading: &'static str,
     /// What the page says of it.
     pub(super) about: &'static str,
-    /// What of `policies/fast.toml` is replaced, and by what.
+    /// The file in `policies` that it is walked under.
+    pub(super) base: &'static str,
+    /// What of that is replaced, and by what.
     pub(super) changes: &'static [(&'static str, &'static str)],
     pub(super) rows: Vec<Row>,
 }
@@ -70,7 +74,8 @@ pub(super) struct Section {
 impl Section {
     /// The text of its policy.
     pub(super) fn policy(&self) -> String {
-        let mut text = include_str!("../../../policies/fast.toml").to_owned();
+        let path = format!("{}/policies/{}", env!("CARGO_MANIFEST_DIR"), self.base);
+        let mut text = std::fs::read_to_string(path).unwrap();
         for (was, is) in self.changes {
             assert_eq!(text.matches(was).count(), 1, "`{was}` is not in the policy");
             text = text.replace(was, is);
@@ -91,6 +96,7 @@ pub(super) fn sections() -> Vec<Section> {
             heading: "Asynchronous",
             about: "The policy as it is: no commit waits for the standby. Where a disk is full, it is \
                     a file system of 192 MiB that holds nothing but the database of A.",
+            base: "fast.toml",
             changes: &[],
             rows: [held(), held_one_way(), failed_over(), failed_over_one_way()].concat(),
         },
@@ -103,6 +109,7 @@ pub(super) fn sections() -> Vec<Section> {
                     ends with the permission; failed over, it begins with the cut, also for users \
                     who still reach A. Such a failover loses nothing, and the old primary \
                     acknowledges nothing, a thawed one included.",
+            base: "fast.toml",
             changes: &[
                 ("durability = \"async\"", "durability = \"sync\""),
                 (
@@ -115,11 +122,31 @@ pub(super) fn sections() -> Vec<Section> {
         Section {
             heading: "Services that move",
             about: "A service that fails beside a good database is moved, with the database.",
+            base: "fast.toml",
             changes: &[("api_failure = \"hold\"", "api_failure = \"failover\"")],
             rows: vec![row(
                 "the service of A is killed, its database is well",
                 &[],
                 Some((Fault::KillApi, Aws)),
+                Expect::FailOver,
+            )],
+        },
+        Section {
+            heading: "Rights that outlast the detection",
+            about: "What happens to the controller while it waits for the end of a right.",
+            base: "fast.toml",
+            changes: &[("lease_ttl = \"1s 500ms\"", "lease_ttl = \"6s\"")],
+            rows: waited_for(),
+        },
+        Section {
+            heading: "As it ships",
+            about: "The policy for production, which waits for long before it believes in a loss.",
+            base: "standard.toml",
+            changes: &[("startup_grace = \"1m\"", "startup_grace = \"2s\"")],
+            rows: vec![row(
+                "the whole of A is killed",
+                &[],
+                Some((Fault::KillSite, Aws)),
                 Expect::FailOver,
             )],
         },
@@ -212,6 +239,15 @@ fn held() -> Vec<Row> {
                 &[],
                 Some((Fault::KillDatabase, Gcp)),
                 Expect::Hold(Code::StandbyUnreachable),
+            )
+        },
+        Row {
+            then: Then::Supervised,
+            ..row(
+                "the agent of A is killed, and started again",
+                &[],
+                Some((Fault::KillAgent, Aws)),
+                Expect::Hold(Code::Healthy),
             )
         },
         Row {
@@ -331,23 +367,35 @@ fn failed_over() -> Vec<Row> {
             ..cut("the disk of A is full, and no WAL can be written", &[])
         },
         fault("the agent of A is killed", Fault::KillAgent),
+        then(
+            fault(
+                "agent, guard and database of A are killed, and the agent is started again",
+                Fault::KillAgentAndDatabase,
+            ),
+            Then::Supervised,
+        ),
         fault("the agent of A is frozen", Fault::FreezeAgent),
         then(
             fault("the whole of A is frozen, and thaws", Fault::FreezeSite),
             Then::Thawed,
         ),
-        then(
-            cut(
-                "N–A and A–P down, and the controller is killed in the plan",
-                &isolated,
-            ),
+    ]
+}
+
+/// The rows in which the controller has to wait, and something happens to it meanwhile.
+fn waited_for() -> Vec<Row> {
+    let isolated = [both(Neutral, Aws), both(Gcp, Aws)].concat();
+    let cut = |name, then| Row {
+        then,
+        ..row(name, &isolated, None, Expect::FailOver)
+    };
+    vec![
+        cut(
+            "N–A and A–P down, and the controller is killed in the plan",
             Then::ControllerKilled,
         ),
-        then(
-            cut(
-                "N–A and A–P down, and the controller is frozen in the plan",
-                &isolated,
-            ),
+        cut(
+            "N–A and A–P down, and the controller is frozen in the plan",
             Then::ControllerFrozen,
         ),
     ]

@@ -135,7 +135,7 @@ pub(super) fn text(sections: &[Section], all: &[Vec<Vec<Measured>>]) -> String {
          Written by the test that walks these rows; here each was walked {walks} times: \
          `make partitions`. Two sites, a neutral \
          place and the users, each in a network namespace of its own, with real PostgreSQL, under \
-         `policies/fast.toml` with the changes that a section names. One client follows the \
+         the policy that a section names. One client follows the \
          service's name, another keeps its sessions with the old primary for as long as they last; \
          both write 50 rows a second.\n\n\
          A is the active site, P the passive one, N the neutral place of the controller. `A→P` is \
@@ -154,6 +154,12 @@ pub(super) fn text(sections: &[Section], all: &[Vec<Vec<Measured>>]) -> String {
     );
     for (section, all) in sections.iter().zip(all) {
         text += &format!("\n## {}\n\n{}\n", section.heading, section.about);
+        text += &format!("\nUnder `policies/{}`", section.base);
+        text += if section.changes.is_empty() {
+            ".\n"
+        } else {
+            ", with:\n"
+        };
         for (was, is) in section.changes {
             text += &format!("\n- `{is}` instead of `{was}`");
         }

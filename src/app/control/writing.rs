@@ -1,0 +1,293 @@
+//! What the control loop writes down while it goes on: one thing at a time, and nothing waits for
+//! it but what must not be done before it is durable.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::future;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::{Asked, Control, Signature};
+use crate::app::journal::{Journal, JournalError};
+use crate::engine::chain::Body;
+use crate::engine::decision::decide;
+use crate::engine::synchrony::RpoWindow;
+use crate::engine::topology::SiteName;
+use crate::engine::units::MonoTime;
+use crate::ports::AppendError;
+use crate::wire::{PlanStatus, PromoteAnswer, Report, ReportAnswer};
+
+/// How long a report waits for what is to be written before it is answered, unless it is answered
+/// by what is durable until then.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(250);
+/// How many reports may wait at once: more than the agents send.
+const REPORTS: usize = 16;
+/// How long after an entry that could not be written another one is tried.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Entries on their way into the log, and what is done when they are durable.
+#[derive(Debug)]
+struct Writing {
+    task: JoinHandle<Result<u64, JournalError>>,
+    then: Then,
+}
+
+/// What entries rule out that may be durable, and are not known to be: an answer must be right with
+/// them and without them.
+#[derive(Debug, Default)]
+struct RuledOut {
+    /// A right for these sites: another instance may count there.
+    sites: BTreeSet<SiteName>,
+    /// A permission to go on without the standby: the window may be closed.
+    window: bool,
+}
+
+impl RuledOut {
+    fn add(&mut self, body: &Body) {
+        if let Body::Instance { change } = body {
+            self.sites.insert(change.site.clone());
+        }
+        self.window |= matches!(body, Body::Window { .. });
+    }
+}
+
+/// What is done once something is durable.
+#[derive(Debug)]
+pub(super) enum Then {
+    /// Nothing: what follows from it follows by itself.
+    GoOn,
+    /// The decision is the last one logged.
+    Logged(Signature),
+    /// The plan is walked.
+    Walk(Signature),
+    /// The plan of a person is walked, who is answered.
+    Promoted(
+        PromoteAnswer,
+        oneshot::Sender<Result<PromoteAnswer, String>>,
+    ),
+    /// A stuck plan is tried again.
+    Retried(u64, oneshot::Sender<Result<PromoteAnswer, String>>),
+    /// A person is answered.
+    Answer(oneshot::Sender<Result<(), String>>),
+    /// The world stands as a person said, who is answered.
+    Adopted(oneshot::Sender<Result<(), String>>),
+}
+
+/// What is being written, and what waits for that.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    writing: Option<Writing>,
+    ruled_out: RuledOut,
+    reports: Vec<(MonoTime, Box<Report>, oneshot::Sender<ReportAnswer>)>,
+    /// What people ask for, with who asks.
+    pub(super) asked: VecDeque<(String, Asked)>,
+    /// Until when nothing is tried, after something could not be written.
+    pause: Option<MonoTime>,
+}
+
+impl Desk {
+    /// Whether something can be written now.
+    pub(super) fn is_free(&self, now: MonoTime) -> bool {
+        self.writing.is_none() && self.pause.is_none_or(|until| now >= until)
+    }
+
+    /// Nothing is tried for a while.
+    pub(super) fn rest(&mut self, now: MonoTime) {
+        self.pause = Some(now.plus(AGAIN_AFTER));
+    }
+
+    /// The next end of something that is written.
+    pub(super) async fn written(&mut self) -> (Then, Result<u64, JournalError>) {
+        let Some(writing) = &mut self.writing else {
+            return future::pending().await;
+        };
+        let done = (&mut writing.task).await;
+        let done = done.unwrap_or_else(|cause| {
+            tracing::error!(%cause, "an entry was not written to its end");
+            Err(JournalError::Closed)
+        });
+        match self.writing.take() {
+            Some(writing) => (writing.then, done),
+            None => (Then::GoOn, done),
+        }
+    }
+}
+
+/// Writes entries one after the other; the number of the last one.
+async fn write_all(journal: Journal, bodies: Vec<(String, Body)>) -> Result<u64, JournalError> {
+    let mut last = 0;
+    for (actor, body) in bodies {
+        let decision = matches!(body, Body::Decision { .. });
+        last = match journal.append(&actor, body).await {
+            // Nothing that others say may end this process. What the decision leads to is written
+            // down by itself, or is not done.
+            Err(JournalError::Refused(cause)) if decision => {
+                tracing::error!(%cause, "the decision cannot be written down with its evidence");
+                let text = format!("a decision is left out, with its evidence: {cause}");
+                journal.note("entry-refused", text).await?
+            }
+            written => written?,
+        };
+    }
+    Ok(last)
+}
+
+impl Control {
+    /// Begins to write what somebody, named, does. To be called only while something can be written.
+    pub(super) fn write(&mut self, bodies: Vec<(&str, Body)>, then: Then) {
+        let bodies = bodies.into_iter();
+        let bodies: Vec<(String, Body)> = bodies
+            .map(|(actor, body)| (actor.to_owned(), body))
+            .collect();
+        for (_, body) in &bodies {
+            self.desk.ruled_out.add(body);
+        }
+        let task = tokio::spawn(write_all(self.journal.clone(), bodies));
+        self.desk.writing = Some(Writing { task, then });
+    }
+
+    /// Does what waited for something to be durable; or tells those who wait that it is not.
+    pub(super) fn go_on(
+        &mut self,
+        then: Then,
+        written: Result<u64, JournalError>,
+    ) -> Result<(), JournalError> {
+        // What may be in the log without our knowing is there until another entry takes its place.
+        if !matches!(&written, Err(JournalError::Store(AppendError::Unknown(_)))) {
+            self.desk.ruled_out = RuledOut::default();
+        }
+        match written {
+            Ok(number) => self.follow(then, number),
+            Err(cause) if cause.passes() => {
+                self.desk.rest(self.clock.now());
+                then.refuse(&cause.to_string());
+            }
+            Err(cause) => return Err(cause),
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, then: Then, number: u64) {
+        // Whoever asked may be gone by now: an answer that nobody waits for is no mistake.
+        match then {
+            Then::GoOn => {}
+            Then::Logged(signature) => self.logged = Some(signature),
+            Then::Walk(signature) => {
+                self.logged = Some(signature);
+                self.start_executor();
+            }
+            Then::Promoted(mut answer, asked) => {
+                self.start_executor();
+                answer.plan = Some(number);
+                drop(asked.send(Ok(answer)));
+            }
+            Then::Retried(plan, asked) => drop(asked.send(Ok(self.retried(plan)))),
+            Then::Answer(asked) => drop(asked.send(Ok(()))),
+            Then::Adopted(asked) => {
+                let group = self.group();
+                self.brain.adopted(&group, self.clock.now());
+                drop(asked.send(Ok(())));
+            }
+        }
+    }
+
+    fn retried(&mut self, plan: u64) -> PromoteAnswer {
+        let situation = self.situation(None);
+        let decision = decide(&situation, self.brain.policy());
+        let steps = PlanStatus::of(&self.journal.state())
+            .map(|plan| plan.steps)
+            .unwrap_or_default();
+        let steps = steps.into_iter().map(|(step, _)| step).collect();
+        PromoteAnswer {
+            decision,
+            steps,
+            plan: Some(plan),
+        }
+    }
+
+    /// Answers an agent. What must be durable before is written first; where that takes longer, the
+    /// agent is answered by what is durable now. So a right never waits for the log.
+    pub(super) fn reported(&mut self, report: Box<Report>, answer: oneshot::Sender<ReportAnswer>) {
+        self.tell_of_foreign(&report);
+        let now = self.clock.now();
+        let group = self.group();
+        self.brain.remembers(&report, &group, now);
+        if self.desk.reports.len() >= REPORTS {
+            self.answer(*report, answer);
+        } else if self.must_be_written(&report, now) {
+            self.desk.reports.push((now, report, answer));
+        } else {
+            self.answer(*report, answer);
+        }
+    }
+
+    fn answer(&mut self, mut report: Report, answer: oneshot::Sender<ReportAnswer>) {
+        let group = self.group();
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        report.asks &= !self.desk.ruled_out.sites.contains(&report.site);
+        let mut told = self.brain.report(report, &group, now, wall);
+        if self.desk.ruled_out.window {
+            told.window = told.window.map(|_permitted| RpoWindow::Closed);
+        }
+        drop(answer.send(told));
+    }
+
+    /// Whether something is to be durable before this report is answered. It is begun to be written
+    /// as soon as it can.
+    fn must_be_written(&mut self, report: &Report, now: MonoTime) -> bool {
+        let group = self.group();
+        if let Some(change) = self.brain.instance_change(report, &group, now) {
+            if self.desk.is_free(now) {
+                tracing::warn!(%change, "instance");
+                let body = Body::Instance { change };
+                self.write(vec![("controller", body)], Then::GoOn);
+            }
+            return true;
+        }
+        let Some(change) = self.brain.window_change(report, &group, now) else {
+            return false;
+        };
+        if !self.desk.is_free(now) {
+            return true;
+        }
+        let may = self.may_change(&change, now);
+        if may {
+            tracing::warn!(%change, "durability");
+            let body = Body::Window { change };
+            self.write(vec![("controller", body)], Then::GoOn);
+        }
+        may
+    }
+
+    /// Looks again at what waits: at reports after each entry and when they have waited for long
+    /// enough, at commands when something can be written.
+    pub(super) fn look_at_desk(&mut self) {
+        let now = self.clock.now();
+        for (since, report, answer) in std::mem::take(&mut self.desk.reports) {
+            let over = now.since(since) >= ANSWERED_WITHIN;
+            if over || !self.must_be_written(&report, now) {
+                self.answer(*report, answer);
+            } else {
+                self.desk.reports.push((since, report, answer));
+            }
+        }
+        while self.desk.is_free(now)
+            && let Some((operator, asked)) = self.desk.asked.pop_front()
+        {
+            self.obey(&operator, asked);
+        }
+    }
+}
+
+impl Then {
+    /// Nothing was written, and nothing is done.
+    fn refuse(self, why: &str) {
+        let why = why.to_owned();
+        match self {
+            Then::GoOn | Then::Logged(_) | Then::Walk(_) => {}
+            Then::Promoted(_, asked) | Then::Retried(_, asked) => drop(asked.send(Err(why))),
+            Then::Answer(asked) | Then::Adopted(asked) => drop(asked.send(Err(why))),
+        }
+    }
+}
