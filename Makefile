@@ -5,7 +5,7 @@
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: lab test partitions versions lint bench fuzz sim packages doubles
+.PHONY: lab test partitions versions upgrade lint bench fuzz sim packages doubles
 
 lab: packages
 	$(CARGO) build --locked
@@ -22,6 +22,13 @@ partitions: packages
 versions: packages
 	./tests/install-versions
 	POSTGRES_VERSIONS=$(TARGET_DIR)/postgres $(CARGO) test --locked --test versions -- --nocapture
+
+# A rolling upgrade from the program of a commit, in both orders, on a running lab: some minutes to
+# build that one. make upgrade FROM=v0.1.0
+upgrade: packages
+	./tests/build-old $(FROM)
+	FAILOVER_OLD=$(abspath $(TARGET_DIR))/old/debug/failover \
+	    $(CARGO) test --locked --test upgrade -- --nocapture
 
 # What every change must keep.
 lint:

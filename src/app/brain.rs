@@ -338,7 +338,8 @@ impl Brain {
         wall: WallTime,
     ) -> DeclaredLoss {
         // What somebody else of its name confirmed, and it does not have, is lost all the same.
-        if group.window == RpoWindow::Closed && self.claims.covered_by(position) {
+        let replaced = group.replaced.is_some();
+        if !replaced && group.window == RpoWindow::Closed && self.claims.covered_by(position) {
             return DeclaredLoss {
                 from_lsn: position,
                 from: Some(wall),
@@ -359,7 +360,7 @@ impl Brain {
             let since = opened.ago(&self.moment(now, wall)).saturating_add(before);
             Some(saga.plan.loss.window?.saturating_add(since))
         });
-        let window = known.covered.or(recorded_window);
+        let window = known.covered.filter(|_| !replaced).or(recorded_window);
         DeclaredLoss {
             from_lsn: position,
             from: window.map(|window| wall.minus(window)),
@@ -367,6 +368,7 @@ impl Brain {
             window,
             estimate: known
                 .confirmed
+                .filter(|_| !replaced)
                 .and_then(|_| known.loss_estimate())
                 .or(recorded_bytes),
             knowledge: known.primary.map(|primary| primary.age),
@@ -424,6 +426,7 @@ impl Brain {
             replication: Replication {
                 replay: self.replay.known(),
                 commits_wait: self.waits.longest(),
+                replaced: group.replaced.is_some(),
                 contradicted: self
                     .claims
                     .contradicted()

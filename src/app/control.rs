@@ -313,7 +313,10 @@ impl Control {
         let rearms = automation.disarmed && quiet && follows(situation, self.brain.policy());
         if rearms {
             let reason = "reverse replication streams".to_owned();
-            let command = Command::Release { reason };
+            let command = Command::Release {
+                reason,
+                rebuilt: false,
+            };
             let body = ("controller", Body::Command { command });
             self.write(vec![body], Then::GoOn);
         }

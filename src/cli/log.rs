@@ -177,7 +177,10 @@ fn command_line(command: &Command) -> String {
     match command {
         Command::Promote { request } => format!("promote {} ({})", request.to, request.reason),
         Command::Hold { reason, until } => format!("hold until {until} ({reason})"),
-        Command::Release { reason } => format!("release ({reason})"),
+        Command::Release { reason, rebuilt } if *rebuilt => {
+            format!("release, the standby is rebuilt ({reason})")
+        }
+        Command::Release { reason, .. } => format!("release ({reason})"),
         Command::Adopt {
             epoch,
             active,

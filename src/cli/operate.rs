@@ -75,6 +75,10 @@ pub struct ReleaseArgs {
     /// Why, for the decision log
     #[arg(long, value_name = "TEXT")]
     reason: String,
+    /// The standby was made anew from the active site as it is now: what it has counts again, after
+    /// another installation of that site took over
+    #[arg(long)]
+    standby_rebuilt: bool,
 }
 
 /// `failover adopt`.
@@ -150,7 +154,13 @@ pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
     let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
     check_group(&client, &args.group)?;
-    client.post::<_, ()>("/v1/release", &ReleaseAsk { reason })?;
+    client.post::<_, ()>(
+        "/v1/release",
+        &ReleaseAsk {
+            reason,
+            rebuilt: args.standby_rebuilt,
+        },
+    )?;
     output.say(format!(
         "automation of `{}` is released and armed",
         args.group

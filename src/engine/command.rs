@@ -27,6 +27,9 @@ pub enum Command {
     Release {
         /// Why.
         reason: String,
+        /// The standby was made anew from the active site as it is now.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        rebuilt: bool,
     },
     /// Go on from how the world stands, where the log is behind it.
     Adopt {

@@ -104,6 +104,7 @@ fn beside(situation: &Situation, policy: &Policy) -> Vec<Reason> {
         reasons.push(reason.at(&situation.active));
     }
     reasons.extend(provenance::stopped(log));
+    reasons.extend(gate::replaced(situation).filter(|_| situation.plan.is_none()));
     reasons
 }
 

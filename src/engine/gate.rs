@@ -327,8 +327,9 @@ fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let loss = LossEstimate::of(situation);
     let (Some(estimate), Some(covered)) = (loss.bytes, loss.window) else {
         // A person who names an amount accepts that nothing better is known.
-        let reason = Reason::word(Code::LossUnknown, "unknown", "known");
-        return vec![gate(accepted.is_some(), reason.at(&situation.passive))];
+        let reason = Reason::word(Code::LossUnknown, "unknown", "known").at(&situation.passive);
+        let reason = replaced(situation).unwrap_or(reason);
+        return vec![gate(accepted.is_some(), reason)];
     };
     let window = policy.data.max_loss_window;
     vec![
@@ -341,6 +342,16 @@ fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
             Reason::time(Code::LossWindowOverLimit, covered, window).at(&situation.passive),
         ),
     ]
+}
+
+/// That another installation of the active site took over from the one that the standby followed.
+pub fn replaced(situation: &Situation) -> Option<Reason> {
+    let why = format!(
+        "another installation of `{}` took over, and the standby was not made anew since",
+        situation.active
+    );
+    let reason = Reason::word(Code::LossUnknown, "unknown", "known").at(&situation.passive);
+    situation.replication.replaced.then(|| reason.because(why))
 }
 
 /// Whether a proof that the old primary cannot write can be had at all (invariants.md I2).
@@ -439,6 +450,12 @@ impl LossEstimate {
     /// What a promotion at this moment would lose.
     pub fn of(situation: &Situation) -> Self {
         let contradicted = situation.replication.contradicted;
+        if situation.replication.replaced {
+            return Self {
+                bytes: None,
+                window: None,
+            };
+        }
         if situation.window.is_closed() && contradicted.is_none() {
             return Self {
                 bytes: Some(Bytes(0)),

@@ -15,11 +15,13 @@ use super::topology::{Role, TargetKind};
 ///
 /// What is seen now outweighs what was said before: a database that answers as a primary is one,
 /// although its agent says that it is fenced or down. Only a look that began before it went down,
-/// as far as two ages can be compared, is explained by that word.
+/// as far as two ages can be compared, is explained by that word; and one at the site that was left,
+/// from before the last plan was over, by the plan. The next look tells.
 pub fn two_primaries(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let all = situation.sites.iter();
     let primaries: Vec<String> = all
         .filter(|(_, site)| takes_writes(site, policy))
+        .filter(|(name, site)| **name == situation.active || !seen_before_the_end(site, situation))
         .map(|(name, site)| match contradiction(site, policy) {
             Some(said) => format!("`{name}` answers as a primary, although its agent says {said}"),
             None => format!("`{name}` answers as a primary"),
@@ -29,6 +31,13 @@ pub fn two_primaries(situation: &Situation, policy: &Policy) -> Option<Reason> {
         let reason = Reason::word(Code::TwoPrimaries, "2 primaries", "1 primary");
         reason.because(primaries.join("; "))
     })
+}
+
+/// Whether the last look at a site's database began before the last plan was over.
+fn seen_before_the_end(site: &SiteFacts, situation: &Situation) -> bool {
+    let ended = situation.automation.last_failover;
+    let look = site.database.as_ref().map(|seen| seen.age);
+    look.zip(ended).is_some_and(|(look, ended)| look >= ended)
 }
 
 /// Whether a fresh look saw a primary, which was not seen to fail since. One that comes back is
@@ -168,6 +177,20 @@ mod tests {
         for (name, situation, expected) in table {
             let found = two_primaries(&situation, &policy);
             assert_eq!(found.is_some(), expected, "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_look_at_the_site_that_was_left_counts_only_from_after_the_plan() {
+        let look = Duration::from_millis(600);
+        for (ended, told) in [(None, true), (Some(500), false), (Some(700), true)] {
+            // The plan led to the site that was the passive one.
+            let situation = both(look).change(|all| {
+                (all.active, all.passive) = (gcp(), aws());
+                all.automation.last_failover = ended.map(Duration::from_millis);
+            });
+            let found = two_primaries(&situation, &policy());
+            assert_eq!(found.is_some(), told, "{ended:?}");
         }
     }
 

@@ -164,6 +164,10 @@ pub struct GroupState {
     /// The instance of each site's agent that counts; a site whose agent never named one is not
     /// here.
     pub instances: BTreeMap<SiteName, Instance>,
+    /// The entry since which the active site is another installation than the one that its standby
+    /// followed. Two histories may then lie behind one position, until the standby is made anew or
+    /// becomes active itself.
+    pub replaced: Option<u64>,
     /// How many entries of a log that was lost anybody remembers, as a person said: nothing that
     /// is remembered of it counts.
     pub lost: u64,
@@ -219,6 +223,7 @@ impl GroupState {
             last_plan: None,
             window: RpoWindow::Open { entry: 1 },
             instances: BTreeMap::new(),
+            replaced: None,
             lost: 0,
         }
     }
@@ -238,10 +243,18 @@ impl GroupState {
             Happening::Stepped { plan, index, event } => self.step(number, *plan, *index, event),
             Happening::Windowed(change) => self.windowed(number, change),
             Happening::Named(change) => {
-                self.instances.insert(change.site.clone(), change.instance);
+                self.name(number, &change.site, change.instance);
                 Ok(())
             }
             Happening::Ended { plan, ending } => self.end(*plan, at, ending),
+        }
+    }
+
+    /// From this entry on an instance of a site counts.
+    fn name(&mut self, number: u64, site: &SiteName, instance: Instance) {
+        let before = self.instances.insert(site.clone(), instance);
+        if *site == self.active && before.is_some_and(|before| before != instance) {
+            self.replaced = Some(number);
         }
     }
 
@@ -268,9 +281,12 @@ impl GroupState {
                     since: at.clone(),
                 });
             }
-            Command::Release { .. } => {
+            Command::Release { rebuilt, .. } => {
                 self.hold = None;
                 self.disarmed = false;
+                if *rebuilt {
+                    self.replaced = None;
+                }
             }
             Command::Adopt { epoch, .. } if *epoch < self.epoch => {
                 return Err(SagaError::EpochBack(*epoch, self.epoch));
@@ -283,6 +299,9 @@ impl GroupState {
                 ..
             } => {
                 self.epoch = *epoch;
+                if self.active != *active {
+                    self.replaced = None;
+                }
                 self.active = active.clone();
                 self.instances = instance
                     .map(|held| (active.clone(), held))
@@ -295,7 +314,7 @@ impl GroupState {
                 self.window = RpoWindow::Open { entry: number };
             }
             Command::AdoptInstance { site, instance, .. } => {
-                self.instances.insert(site.clone(), *instance);
+                self.name(number, site, *instance);
             }
         }
         Ok(())
@@ -358,7 +377,10 @@ impl GroupState {
             (Step::RaiseEpoch, Event::Started) => self.epoch = epoch,
             // A new primary has no standby yet.
             (Step::Promote, Event::Started) => self.window = RpoWindow::Open { entry: number },
-            (Step::Promote, Event::Done { .. }) => self.active = to,
+            (Step::Promote, Event::Done { .. }) => {
+                self.active = to;
+                self.replaced = None;
+            }
             _ => {}
         }
         Ok(())

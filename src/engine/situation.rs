@@ -383,6 +383,10 @@ pub struct Replication {
     /// own later word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contradicted: Option<Bytes>,
+    /// Whether the active site is another installation than the one that the standby followed: what
+    /// their positions have in common is then not known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replaced: bool,
     /// For how long a commit of a user was seen to wait for a standby, as of the last look.
     #[serde(default, rename = "commits_wait_ms", with = "millis")]
     pub commits_wait: Duration,
@@ -416,6 +420,7 @@ impl Replication {
             rate: primary.rate(),
             replay: None,
             contradicted: None,
+            replaced: false,
             commits_wait: Duration::ZERO,
         }
     }
@@ -631,6 +636,7 @@ pub(crate) mod samples {
                 rate: Bytes(100),
                 replay: None,
                 contradicted: None,
+                replaced: false,
                 commits_wait: Duration::ZERO,
             },
             window: RpoWindow::Open { entry: 1 },

@@ -403,7 +403,13 @@ async fn person(world: &World) {
             ),
             1 | 2 => drop(
                 handle
-                    .ask(|answer| Input::Asked(who, Asked::Release(ReleaseAsk { reason }, answer)))
+                    .ask(|answer| {
+                        let ask = ReleaseAsk {
+                            reason,
+                            rebuilt: false,
+                        };
+                        Input::Asked(who, Asked::Release(ask, answer))
+                    })
                     .await,
             ),
             _ => {

@@ -68,6 +68,9 @@ pub struct HoldAsk {
 pub struct ReleaseAsk {
     /// Why.
     pub reason: String,
+    /// The standby was made anew from the active site as it is now.
+    #[serde(default)]
+    pub rebuilt: bool,
 }
 
 /// A person says how the world stands, where the log is behind it.

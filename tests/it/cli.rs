@@ -221,6 +221,7 @@ fn log(path: &Path) {
         },
         Body::Command {
             command: Asked::Release {
+                rebuilt: false,
                 reason: "upgrade is done".to_owned(),
             },
         },

@@ -55,6 +55,18 @@ pub(crate) fn on_a_prepared_lab(
     prepare: impl FnOnce(&Layout),
     body: impl AsyncFnOnce(&mut Supervisor),
 ) {
+    let program = Path::new(env!("CARGO_BIN_EXE_failover"));
+    on_a_lab_of(program, test, policy, prepare, body);
+}
+
+/// The same, of another build of the program.
+pub(crate) fn on_a_lab_of(
+    program: &Path,
+    test: &str,
+    policy: &str,
+    prepare: impl FnOnce(&Layout),
+    body: impl AsyncFnOnce(&mut Supervisor),
+) {
     const ALONE: &str = "FAILOVER_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
         let _one = one_lab();
@@ -74,7 +86,6 @@ pub(crate) fn on_a_prepared_lab(
     failover::adapters::tls::install_provider();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let program = Path::new(env!("CARGO_BIN_EXE_failover"));
     let mut lab = runtime.block_on(async {
         let processes = Processes::new("stage", Arc::new(SystemClock)).unwrap();
         let servers = Servers {

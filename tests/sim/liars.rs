@@ -21,7 +21,7 @@ use failover::wire::sealed::{Author, SealError, Signature};
 use failover::wire::{Order, OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
 
 use super::planted::{cut_off, planted};
-use super::{FAST, check, finds, minutes, policy};
+use super::{FAST, check, finds, long_rights, minutes, policy};
 
 /// The same seeds as those with a liar, one after the other.
 fn with_a_liar(count: usize) -> Vec<u64> {
@@ -107,7 +107,7 @@ impl Plant for PlantGullibleController {
 fn a_controller_that_believes_a_fence_that_the_relay_invents_is_seen() {
     // The old primary is cut off, and users reach it: until its right is over it takes writes.
     finds(Invariant::FenceBeforePromote, "counts as fenced", |seed| {
-        let mut setup = cut_off(seed, policy());
+        let mut setup = cut_off(seed, long_rights());
         setup.plant = Arc::new(PlantGullibleController);
         setup
     });
@@ -313,7 +313,7 @@ fn one_that_vouches_after_its_sever_makes_two_writers_where_its_word_suffices() 
     finds(Invariant::FenceBeforePromote, "can write", |seed| {
         let lasting = Duration::from_millis(2200 + seed % 10 * 50);
         let mut setup = planted(seed, PlantVouches(lasting));
-        setup.course = Course::Calm;
+        (setup.course, setup.policy) = (Course::Calm, long_rights());
         setup
     });
 }

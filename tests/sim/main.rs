@@ -32,19 +32,22 @@ mod zero_loss;
 const FAST: &str = include_str!("../../policies/fast.toml");
 
 /// Seeds that once broke an invariant, with their minutes. They stay, whatever they run into now.
-const ONCE_BROKEN: [(u64, u64); 15] = [
-    (10, 3),        // declared-loss: an agent's reading counted as younger than it was
-    (14, 3),        // same-decision: decided on nanoseconds, logged in milliseconds
-    (20, 5),        // same-decision
-    (30, 3),        // never-a-forbidden-answer: the right had run out before traffic was moved
-    (181, 1),       // never-a-forbidden-answer: frozen between the last check and the wire
-    (993, 10),      // absence-of-evidence: a report that was held up for 20 s
-    (1197, 1),      // absence-of-evidence: decided at once after a standstill
+const ONCE_BROKEN: [(u64, u64); 18] = [
+    (10, 3),         // declared-loss: an agent's reading counted as younger than it was
+    (14, 3),         // same-decision: decided on nanoseconds, logged in milliseconds
+    (20, 5),         // same-decision
+    (30, 3),         // never-a-forbidden-answer: the right had run out before traffic was moved
+    (181, 1),        // never-a-forbidden-answer: frozen between the last check and the wire
+    (993, 10),       // absence-of-evidence: a report that was held up for 20 s
+    (1197, 1),       // absence-of-evidence: decided at once after a standstill
     (303_026, 5), // absence-of-evidence: silence of the standby passed for stillness of the primary
     (1693, 6),    // one-writer: taken back while the promotion was still coming
     (610_717, 4), // one-writer: two instances of a site that none was named of, in an open plan
     (700_213, 6), // one-writer: a log from the middle of a plan that was over took it back
     (2_000_299, 6), // one-writer: a right granted while another instance of the site was being written down
+    (2_000_924, 10), // declared-loss: a copy of the active site wrote another history at the same positions
+    (2_001_119, 6),  // declared-loss: the same, and the first one came back
+    (2_001_072, 4), // declared-loss: a restored log held an older declaration than the promotion on its way
     (1003, 4),      // an old fence marker outlived a promotion
     (1015, 5),      // never-a-forbidden-answer
     (1027, 3),      // declared-loss: the window was reckoned back from the plan's entry
@@ -52,6 +55,12 @@ const ONCE_BROKEN: [(u64, u64); 15] = [
 
 pub(crate) fn policy() -> Policy {
     Policy::read("fast.toml", FAST).unwrap()
+}
+
+/// The same with rights that outlast the detection of a loss.
+pub(crate) fn long_rights() -> Policy {
+    let long = FAST.replace("lease_ttl = \"1s 500ms\"", "lease_ttl = \"6s\"");
+    Policy::read("long-rights.toml", &long).unwrap()
 }
 
 fn minutes(count: u64) -> Duration {

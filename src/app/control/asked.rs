@@ -75,7 +75,10 @@ impl Control {
             Asked::Promote(ask, asker) => self.promote(operator, &ask, asker),
             Asked::Hold(ask, asker) => self.hold(operator, ask, asker),
             Asked::Release(ask, asker) => {
-                let command = Command::Release { reason: ask.reason };
+                let command = Command::Release {
+                    reason: ask.reason,
+                    rebuilt: ask.rebuilt,
+                };
                 self.command(operator, command, Then::Answer(asker));
             }
             Asked::Adopt(ask, asker) => self.adopt(operator, &ask, asker),

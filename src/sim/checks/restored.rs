@@ -47,8 +47,9 @@ impl Checks {
         let done = |wanted: &Step| open.and_then(|saga| saga.fact(wanted).cloned());
         // A promotion that was begun by a plan that is lost had its proof.
         self.fenced |= done(&Step::Fence).is_some();
+        // What a plan that is lost declared still stands for the promotion that it began.
         if let Some(Fact::Declared { loss }) = done(&Step::Freeze) {
-            self.declared = Some(loss);
+            self.declared.get_or_insert(loss);
         }
         self.open = open.map(|saga| saga.id);
         let last = self.chain.entries;
