@@ -327,7 +327,7 @@ impl Guard {
                     (None, Some(signal)) => format!("signal {signal}"),
                     (None, None) => format!("status {status:?}"),
                 },
-                expected: self.fence.is_some() || !self.stopping.is_empty(),
+                expected: self.fence.is_some() || ended.fenced || !self.stopping.is_empty(),
                 log_from: Some(ended.log_from),
             };
             tracing::info!(
