@@ -1,11 +1,12 @@
 # Two commands do everything on a fresh Debian or Ubuntu with Rust, as root or with sudo:
 #   make lab    installs what is missing, builds, and makes a real failover on this machine
 #   make test   installs what is missing and passes every test
+# A third one puts the program onto a host: make install
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: lab test partitions versions upgrade lint bench fuzz sim packages doubles
+.PHONY: lab test partitions versions upgrade install lint bench fuzz sim packages doubles
 
 lab: packages
 	$(CARGO) build --locked
@@ -13,6 +14,19 @@ lab: packages
 
 test: packages doubles
 	INSTA_UPDATE=no $(CARGO) test --locked
+
+# The program, its systemd units and the shipped policies. Makes no user and enables nothing.
+# DESTDIR=FOLDER puts the same tree below a folder, for a package or an archive.
+PREFIX ?= /usr
+UNITS := $(notdir $(wildcard deploy/systemd/*.service))
+UNIT_DIR := /usr/lib/systemd/system
+POLICY_DIR := /usr/share/failover/policies
+install:
+	$(CARGO) build --locked --release --bin failover
+	install -D -m 755 $(TARGET_DIR)/release/failover $(DESTDIR)$(PREFIX)/bin/failover
+	install -D -m 644 -t $(DESTDIR)$(UNIT_DIR) $(addprefix deploy/systemd/,$(UNITS))
+	sed -i 's|^ExecStart=/usr/bin/|ExecStart=$(PREFIX)/bin/|' $(addprefix $(DESTDIR)$(UNIT_DIR)/,$(UNITS))
+	install -D -m 644 -t $(DESTDIR)$(POLICY_DIR) policies/*.toml
 
 # Every row, three times, into docs/partitions.md: about an hour.
 partitions: packages

@@ -137,9 +137,7 @@ pub(crate) fn read<T>(
             text: format!("cannot be read: {cause}"),
         }],
     })?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    // Paths must hold wherever a child process runs, so they do not begin at our own folder.
-    let folder = std::path::absolute(folder).unwrap_or_else(|_cause| folder.to_owned());
+    let folder = folder_of(path);
     document::read(&file, &text, |root| {
         let files = Files {
             folder: &folder,
@@ -147,6 +145,13 @@ pub(crate) fn read<T>(
         };
         build(root, files)
     })
+}
+
+/// Where the relative paths of a file begin. Absolute, because they must hold wherever a child
+/// process runs, and of a file that is named by its name alone, too.
+fn folder_of(file: &Path) -> PathBuf {
+    let whole = std::path::absolute(file).unwrap_or_else(|_cause| file.to_owned());
+    whole.parent().unwrap_or(&whole).to_owned()
 }
 
 impl<'a> Files<'a> {
@@ -396,6 +401,40 @@ mod tests {
         });
         assert!(is_volatile(Path::new(tmpfs.expect("a tmpfs"))));
         assert!(!is_volatile(Path::new("/proc")));
+    }
+
+    #[test]
+    fn relative_paths_begin_at_the_folder_of_the_file_however_it_is_named() {
+        let here = std::env::current_dir().unwrap();
+        for (file, folder) in [
+            (
+                "/etc/failover/failover.toml",
+                Path::new("/etc/failover").to_owned(),
+            ),
+            ("keys/failover.toml", here.join("keys")),
+            ("./failover.toml", here.clone()),
+            ("failover.toml", here),
+        ] {
+            assert_eq!(folder_of(Path::new(file)), folder, "{file}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_we_write_may_be_named_by_its_name_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("failover.toml");
+        let written = |text: &str| {
+            fs::write(&file, text).unwrap();
+            read(&file, |root, files| {
+                files.output(root, "log", "decision.log")
+            })
+        };
+        let log = written("log = \"decision.log\"\n").unwrap();
+        assert_eq!(log, folder.path().join("decision.log"));
+        let said = written("log = \"away/decision.log\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains("cannot find folder"), "{said}");
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub enum GuardError {
     #[error("cannot use the guard's settings: {0}")]
     Config(String),
     /// Another guard runs.
-    #[error("another guard holds `{0}`: use it, or end it first with the command `quit`")]
+    #[error("another guard holds `{0}`: the agents of this `state_dir` use that one")]
     Locked(String),
     /// PostgreSQL runs here and has never been handed over to a guard of this state folder.
     #[error(
@@ -327,7 +327,7 @@ impl Guard {
                     (None, Some(signal)) => format!("signal {signal}"),
                     (None, None) => format!("status {status:?}"),
                 },
-                expected: self.fence.is_some() || !self.stopping.is_empty(),
+                expected: self.fence.is_some() || ended.fenced || !self.stopping.is_empty(),
                 log_from: Some(ended.log_from),
             };
             tracing::info!(

@@ -282,7 +282,7 @@ pub struct Right {
 pub struct Exit {
     /// `exit status 0`, `signal 9`.
     pub status: String,
-    /// Whether a stop or a fence was under way.
+    /// Whether a stop or a fence of the guard's ended it.
     pub expected: bool,
     /// Where in `log_file` its output begins, in bytes. Absent from a guard of an earlier version.
     #[serde(default)]

@@ -80,6 +80,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn open_in_its_folder(path: &Path, how: OFlags, writer: Option<u32>) -> io::Result<File> {
+    // A name alone has a folder, too.
+    let path = &std::path::absolute(path)?;
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::other(format!(
             "`{}` names no file",
@@ -267,6 +269,10 @@ mod tests {
             assert!(!dir.path().join("new").exists());
         }
         assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
+        // A name alone is one in the folder that we work in.
+        let here = tempfile::NamedTempFile::new_in(".").unwrap();
+        let name = here.path().file_name().unwrap();
+        read_log(Path::new(name), None).unwrap();
         // One of ours, where only we write, is as good as the folder.
         symlink(&theirs, dir.path().join("ours")).unwrap();
         open_log(&dir.path().join("ours/log2"), Some(STRANGER)).unwrap();

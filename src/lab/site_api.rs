@@ -93,8 +93,8 @@ pub async fn run(config: SiteApiConfig) -> anyhow::Result<()> {
     let api = Arc::new(Api {
         site: config.site,
         health: Sessions::new(&login, 1, "-c statement_timeout=500"),
-        // No `statement_timeout`: it would end a commit's wait for the standby, and PostgreSQL
-        // then reports success for a row that only this site has (postgres.md P32).
+        // Nothing that could cancel a commit's wait for the standby: PostgreSQL then reports
+        // success for a row that only this site has (postgres.md P32).
         work: Sessions::new(&login, SESSIONS, "-c lock_timeout=1500"),
     });
     let router = Router::new()

@@ -372,6 +372,7 @@ async fn when_the_deadline_passes_no_write_is_acknowledged_any_more() {
     let status = link.status().await.unwrap();
     assert_eq!((status.right, status.postmaster_pid), (None, None));
     assert_eq!(status.marker.unwrap().proof, Some(proof));
+    assert!(status.last_exit.unwrap().expected, "the fence ended it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -477,6 +478,8 @@ async fn a_stopped_first_process_does_not_keep_its_sessions_alive() {
     assert_eq!(proof.method, FenceMethod::Kill);
     assert!(u128::from(proof.took_ms) < STOP.total().as_millis());
     assert_eq!(lab.processes(), Vec::<i32>::new());
+    let exit = link.status().await.unwrap().last_exit.unwrap();
+    assert!(exit.expected, "the fence ended it: {exit:?}");
     writer.was_silent_since(heard).await;
 }
 

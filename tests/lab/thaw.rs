@@ -112,6 +112,8 @@ async fn a_guard_that_thaws_late_kills_at_once_and_acknowledges_next_to_nothing(
         eprint_to_test(&format!(
             "frozen {round}: {after} writes after the guard went on, {before} before it did; proof after {took:?}"
         ));
+        let exit = link.status().await.unwrap().last_exit.unwrap();
+        assert!(exit.expected, "the fence ended it: {exit:?}");
         let next = round * 2 + 3;
         link.unfence(Epoch(next)).await.unwrap();
         until("it starts again", async || {

@@ -174,6 +174,11 @@ impl Guard {
             refused,
         };
         self.mark(&fence, Some(&proof));
+        // The proof may be there before the first process is reaped: its end is this fence's all
+        // the same.
+        if let Some(ended) = &mut self.postmaster {
+            ended.fenced = true;
+        }
         tracing::info!(epoch = %proof.epoch, cause = proof.cause, took_ms = proof.took_ms, "fenced");
         for ticket in fence.waiting {
             self.wire.reply(ticket, GuardReply::Fenced(proof.clone()));

@@ -61,6 +61,8 @@ pub(super) struct Postmaster {
     pub(super) fd: OwnedFd,
     /// Where its output begins in the log, in bytes.
     pub(super) log_from: u64,
+    /// Whether a fence has ended it.
+    pub(super) fenced: bool,
 }
 
 impl Postmaster {
@@ -106,7 +108,12 @@ impl Postmaster {
         let known = own_files::write(&config.state_dir.join(PID_FILE), note.as_bytes())
             .and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
         match known {
-            Ok(fd) => Ok(Self { pid, fd, log_from }),
+            Ok(fd) => Ok(Self {
+                pid,
+                fd,
+                log_from,
+                fenced: false,
+            }),
             Err(cause) => {
                 child.kill()?;
                 Err(cause)
