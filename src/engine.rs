@@ -48,6 +48,7 @@ pub mod readiness;
 pub mod step;
 pub mod plan;
 pub mod command;
+pub mod happening;
 pub mod saga;
 pub mod chain;
 pub mod witness;

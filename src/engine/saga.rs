@@ -5,121 +5,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use super::command::Command;
-use super::instance::{Instance, InstanceChange};
+pub use super::happening::{Ending, Happening, Moment, SagaError};
+use super::instance::Instance;
 use super::plan::Plan;
-use super::step::{Event, Fact, IllegalTransition, Kind, Step, StepState};
+use super::step::{Event, Fact, Kind, Step, StepState};
 use super::synchrony::{RpoWindow, WindowChange};
 use super::topology::{SiteName, Topology};
-use super::units::{Bytes, Epoch, WallTime, as_millis, millis};
-
-/// When an entry was written, by both clocks of the machine that wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Moment {
-    /// By the wall clock.
-    pub wall: WallTime,
-    /// By the monotonic clock of that machine, since its start.
-    #[serde(rename = "mono_ms", with = "millis")]
-    pub mono: Duration,
-    /// Which start of which machine.
-    pub boot: String,
-}
-
-impl Moment {
-    /// How long ago it was, seen from `now`: by the monotonic clock, which nobody sets, as long as the
-    /// machine has run since; else there is only the wall clock.
-    pub fn ago(&self, now: &Moment) -> Duration {
-        if self.boot == now.boot {
-            Duration::from_millis(as_millis(now.mono.saturating_sub(self.mono)))
-        } else {
-            now.wall.since(self.wall)
-        }
-    }
-}
-
-/// How a plan ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "outcome")]
-pub enum Ending {
-    /// Every step is done.
-    Done,
-    /// It failed before the pivot, and was taken back: the old site has its right, and what could not be
-    /// tidied up is named by the steps' events.
-    Undone {
-        /// Why it failed.
-        why: String,
-    },
-    /// It can go neither forward nor back without a person.
-    Stuck {
-        /// Why.
-        why: String,
-    },
-}
-
-/// What happened, as far as the state of the group is concerned. The decision log carries these.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Happening<'e> {
-    /// A person's command was accepted.
-    Commanded {
-        /// Who.
-        operator: &'e str,
-        /// What.
-        command: &'e Command,
-    },
-    /// A plan was opened.
-    Planned(&'e Plan),
-    /// A step of it changed.
-    Stepped {
-        /// The plan.
-        plan: u64,
-        /// The step's index.
-        index: usize,
-        /// What happened to it.
-        event: &'e Event,
-    },
-    /// The RPO window opened or closed.
-    Windowed(&'e WindowChange),
-    /// A site's right and word are those of one instance.
-    Named(&'e InstanceChange),
-    /// It ended.
-    Ended {
-        /// The plan.
-        plan: u64,
-        /// How.
-        ending: &'e Ending,
-    },
-}
-
-/// A log that tells something impossible: it is not one of ours, or a rule was broken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SagaError {
-    /// There is one recovery at a time (invariants.md I8).
-    #[error("plan {0} is opened while plan {1} is open")]
-    SecondPlan(u64, u64),
-    /// About a plan that is not open.
-    #[error("it is about plan {0}, which is not open")]
-    NoSuchPlan(u64),
-    /// About a step that the plan does not have.
-    #[error("it is about step {0}, which the plan does not have")]
-    NoSuchStep(usize),
-    /// A step cannot change like this.
-    #[error(transparent)]
-    Illegal(#[from] IllegalTransition),
-    /// A plan declared what may be lost: until its promotion that must stay true.
-    #[error("the RPO window is opened while plan {0} is open")]
-    WindowInPlan(u64),
-    /// About a window that is not open.
-    #[error("the RPO window of entry {0} is closed, which is not open")]
-    NoSuchWindow(u64),
-    /// The plan's epoch does not follow on the group's.
-    #[error("the plan's epoch is {0}, but the group is in {1}")]
-    EpochGap(Epoch, Epoch),
-    /// An epoch only grows.
-    #[error("epoch {0} is adopted, but the group is in {1}")]
-    EpochBack(Epoch, Epoch),
-}
+use super::units::{Bytes, Epoch, WallTime};
 
 /// A stop of automation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -516,6 +411,7 @@ impl OpenSaga {
 
 #[cfg(test)]
 mod tests {
+    use super::super::instance::InstanceChange;
     use super::super::lease::LastRight;
     use super::super::situation::samples::{aws, gcp, healthy};
     use super::super::units::MonoTime;
@@ -538,6 +434,44 @@ mod tests {
             alive: Some(true),
         };
         Plan::failover(&healthy(), &topology(), &last, WallTime(0))
+    }
+
+    #[test]
+    fn another_installation_of_the_active_site_is_remembered_until_its_standby_is_rebuilt() {
+        let instance = |id| Instance { id, place: 1 };
+        let named = |site, number, before| InstanceChange {
+            site,
+            instance: instance(number),
+            before,
+        };
+        let mut state = GroupState::new(&topology());
+        let mut apply = |number, change: &InstanceChange| {
+            state
+                .apply(number, &at(0), &Happening::Named(change))
+                .unwrap();
+            state.replaced
+        };
+        assert_eq!(apply(2, &named(aws(), 1, None)), None, "the first of all");
+        assert_eq!(
+            apply(3, &named(gcp(), 3, Some(instance(2)))),
+            None,
+            "the passive site"
+        );
+        assert_eq!(apply(4, &named(aws(), 4, Some(instance(1)))), Some(4));
+        let release = |rebuilt| Command::Release {
+            reason: "done".into(),
+            rebuilt,
+        };
+        for (rebuilt, replaced) in [(false, Some(4)), (true, None)] {
+            let command = release(rebuilt);
+            let operator = "alice";
+            let happening = Happening::Commanded {
+                operator,
+                command: &command,
+            };
+            state.apply(5, &at(0), &happening).unwrap();
+            assert_eq!(state.replaced, replaced);
+        }
     }
 
     fn at(wall: u64) -> Moment {
