@@ -49,9 +49,11 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-# Medians and ratios of one run; optimised, so the first build takes some minutes.
+# Medians and ratios of one run; optimised, so the first build takes some minutes. Then the rows of
+# docs/partitions.md whose speed is watched, five times each: some ten minutes.
 bench: packages
 	$(CARGO) bench --locked
+	PARTITION_ROWS=goals PARTITION_REPEAT=5 $(CARGO) test --locked --test lab partitions -- --nocapture
 
 # Bad input from everywhere, for as long as wanted: make fuzz FUZZ_SECONDS=600
 FUZZ_SECONDS ?= 60

@@ -2,9 +2,10 @@
 //! direction of each link cut for itself, real PostgreSQL, agents, controller and name server.
 //!
 //! `PARTITION_REPEAT` is how often they are walked (default: once), `PARTITION_ROWS` parts of the names of
-//! the rows to walk, with commas between them (default: three that differ; `all`: the whole table);
-//! `UPDATE_DOCS=1` writes what was measured of a whole table to `docs/partitions.md`. `PARTITION_RESULTS` is a file that keeps what was measured: several walks at
-//! once then make one page.
+//! the rows to walk, with commas between them (default: three that differ; `all`: the whole table;
+//! `goals`: those whose speed is watched, for `make bench`); `UPDATE_DOCS=1` writes what was measured
+//! of a whole table to `docs/partitions.md`. `PARTITION_RESULTS` is a file that keeps what was
+//! measured: several walks at once then make one page.
 
 #![allow(
     clippy::wildcard_enum_match_arm,
@@ -64,6 +65,18 @@ const ROWS: &str = "N–A and N–P down: the controller is alone,\
     Asynchronous: the whole of A is killed,\
     Zero-loss: the whole of A is frozen";
 
+/// The rows whose speed is watched.
+const GOALS: [&str; 8] = [
+    "Asynchronous: the whole of A is killed",
+    "Asynchronous: N–A and A–P down, users reach A",
+    "Asynchronous: the database of A is killed",
+    "Asynchronous: agent, guard and database of A are killed, and the agent is started again",
+    "Asynchronous: the agent of A is killed, and started again",
+    "Asynchronous: the whole of A is frozen, and thaws",
+    "Zero-loss: the whole of A is frozen, and thaws",
+    "As it ships: the whole of A is killed",
+];
+
 /// Where results are kept, so that several walks at once make one page.
 fn results() -> Option<PathBuf> {
     std::env::var_os("PARTITION_RESULTS").map(PathBuf::from)
@@ -81,11 +94,13 @@ fn walk(network: Namespaces) {
     let all_rows = part == "all";
     let mut sections = rows::sections();
     for section in &mut sections {
-        let wanted = |row: &Row| {
-            all_rows
-                || part
-                    .split(',')
-                    .any(|part| section.called(row).contains(part))
+        let wanted = |row: &Row| match part.as_str() {
+            "all" => true,
+            "goals" => GOALS.contains(&section.called(row).as_str()),
+            parts => {
+                let called = section.called(row);
+                parts.split(',').any(|part| called.contains(part))
+            }
         };
         section.rows = section
             .rows
@@ -108,6 +123,7 @@ fn walk(network: Namespaces) {
     let mut problems = Vec::new();
     for (section, all) in sections.iter().zip(&all) {
         for (row, all) in section.rows.iter().zip(all) {
+            eprintln!("{}: {}", section.called(row), table::summary(all));
             let found = all.iter().flat_map(|measured| &measured.problems);
             problems.extend(found.map(|problem| format!("{}: {problem}", section.called(row))));
         }

@@ -100,6 +100,19 @@ fn median_and_worst(values: impl Iterator<Item = u64>) -> String {
     format!("{median} | {}", seconds(values.into_iter()))
 }
 
+/// The medians of a row, and what its writes came to.
+pub(super) fn summary(all: &[Measured]) -> String {
+    format!(
+        "of {}: writable {} s (median | worst), user {} s, gap {} s, lost {}, by old after new {}",
+        all.len(),
+        median_and_worst(all.iter().filter_map(|one| one.after_ms)),
+        median_and_worst(all.iter().filter_map(|one| one.user_ms)),
+        median_and_worst(all.iter().map(|one| one.gap_ms)),
+        span(all.iter().map(|one| one.lost)),
+        old_after_new(all),
+    )
+}
+
 fn span(values: impl Iterator<Item = usize> + Clone) -> String {
     let (least, most) = (values.clone().min(), values.max());
     match (least, most) {
