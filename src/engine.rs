@@ -44,6 +44,7 @@ pub mod provenance;
 pub mod primaries;
 pub mod gate;
 pub mod decision;
+pub mod rearm;
 pub mod readiness;
 pub mod step;
 pub mod plan;

@@ -29,9 +29,19 @@ pub struct StandbySettings {
 struct Trial {
     /// What it replaced, until ours is seen to stream too.
     replaced: Option<Secret>,
-    /// Ours did not stream, and the former one was put back.
+    /// The former one was put back, and is looked at so many times more.
+    put_back: Option<u32>,
+    /// Ours did not stream, and the former one did right after.
     refused: Option<String>,
 }
+
+/// How often, a second apart, the one that was put back is looked at before the primary is what does
+/// not answer: a receiver may begin anew after 5 s only.
+const LOOKS: u32 = 7;
+
+/// What the agent says of a `primary_conninfo` of ours that is worse than the one before it.
+const WORSE: &str =
+    "with the agent's `primary_conninfo` the standby did not stream: the former one was put back";
 
 impl StandbySettings {
     /// Those that the agent's file says.
@@ -81,7 +91,9 @@ impl StandbySettings {
 
     /// Rehearses, and sees to it that the standby runs with what is ours. Where that takes the place of a
     /// `primary_conninfo` that streamed, and does not stream although the other site answers, the former one is
-    /// put back: its undo of a sever would not work, and nobody is served by less than there was.
+    /// put back: its undo of a sever would not work, and nobody is served by less than there was. If that
+    /// one does not stream either, the primary is down, and ours is not to blame: a failover must not be held
+    /// up by it.
     pub(super) async fn rehearse(
         &self,
         local: &Connect,
@@ -93,7 +105,8 @@ impl StandbySettings {
         if self.severed.load(Ordering::SeqCst) {
             return Err(EffectError::Failed("it was severed".to_owned()));
         }
-        let wanted = trial.refused.is_none().then_some(&self.ours);
+        let ours = trial.refused.is_none() && trial.put_back.is_none();
+        let wanted = ours.then_some(&self.ours);
         let Some(rehearsed) = postgres::rehearse(local, wanted, fresh, within).await? else {
             return Ok(None);
         };
@@ -158,6 +171,9 @@ impl Trial {
             self.replaced = streamed.then(|| was.clone());
             return Ok(());
         }
+        if let Some(left) = self.put_back {
+            return self.looked(left, rehearsed.streamed);
+        }
         if rehearsed.streamed {
             self.replaced = None;
         }
@@ -165,16 +181,46 @@ impl Trial {
             return Ok(());
         };
         postgres::reconnect(local, &was, within).await?;
-        let why = "with the agent's `primary_conninfo` the standby did not stream: the former one was put back";
-        tracing::error!("{why}");
-        self.refused = Some(why.to_owned());
-        Ok(())
+        self.put_back = Some(LOOKS);
+        Err(EffectError::Failed(WORSE.to_owned()))
+    }
+
+    /// The one that was put back was looked at, and may be so many times more. An error has it looked at
+    /// again soon.
+    fn looked(&mut self, left: u32, streams: bool) -> Result<(), EffectError> {
+        if streams {
+            tracing::error!("{WORSE}");
+            (self.put_back, self.refused) = (None, Some(WORSE.to_owned()));
+            return Ok(());
+        }
+        self.put_back = left.checked_sub(1);
+        match self.put_back {
+            Some(_) => Err(EffectError::Failed(WORSE.to_owned())),
+            None => Ok(()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_way_is_worse_than_another_only_if_that_one_streams() {
+        let mut trial = Trial {
+            put_back: Some(LOOKS),
+            ..Trial::default()
+        };
+        for left in (1..=LOOKS).rev() {
+            assert!(trial.looked(left, false).is_err(), "it is looked at again");
+        }
+        assert!(trial.looked(0, false).is_ok(), "neither streams");
+        assert!(trial.put_back.is_none() && trial.refused.is_none());
+        trial.put_back = Some(LOOKS);
+        assert!(trial.looked(LOOKS, true).is_ok());
+        assert!(trial.put_back.is_none());
+        assert_eq!(trial.refused.as_deref(), Some(WORSE));
+    }
 
     #[test]
     fn the_slot_is_read_as_postgresql_reads_it() {

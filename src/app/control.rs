@@ -18,12 +18,13 @@ use crate::engine::lease::LastRight;
 use crate::engine::observation::Observation;
 use crate::engine::plan::Plan;
 use crate::engine::rate::Budget;
+use crate::engine::rearm::rearms;
 use crate::engine::reason::Code;
 use crate::engine::rehearsal::Found;
 use crate::engine::saga::{Command, GroupState};
 use crate::engine::situation::{LogBehind, LogStopped, Request, Situation};
 use crate::engine::step::DeclaredLoss;
-use crate::engine::topology::{Role, SiteName, TargetName};
+use crate::engine::topology::{SiteName, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use crate::ports::Clock;
 use crate::wire::{
@@ -305,12 +306,9 @@ impl Control {
         Ok(())
     }
 
-    /// Arms automation again once reverse replication streams (invariants.md I8). A hold stays.
+    /// Arms automation again where that is due.
     fn rearm(&mut self, situation: &Situation) -> bool {
-        let automation = &situation.automation;
-        let quiet = situation.plan.is_none() && automation.hold.is_none();
-        let quiet = quiet && situation.log.is_sound();
-        let rearms = automation.disarmed && quiet && follows(situation, self.brain.policy());
+        let rearms = rearms(situation, self.brain.policy());
         if rearms {
             let reason = "reverse replication streams".to_owned();
             let command = Command::Release {
@@ -398,27 +396,5 @@ fn logged(decision: &Decision, situation: &Situation) -> Body {
     Body::Decision {
         decision: Box::new(decision.clone()),
         situation: Box::new(situation.clone()),
-    }
-}
-
-/// Whether the passive site's database, freshly seen, streams from the active one.
-fn follows(situation: &Situation, policy: &crate::engine::policy::Policy) -> bool {
-    let fresh = |site: &crate::engine::situation::SiteFacts| {
-        site.database
-            .as_ref()?
-            .within(policy.detect.stale_after)
-            .cloned()
-    };
-    let active = situation.active_site().and_then(fresh);
-    let passive = situation.passive_site().and_then(fresh);
-    match (active, passive) {
-        (Some(active), Some(passive)) => {
-            passive.role == Role::Standby
-                && passive.system_id == active.system_id
-                && passive
-                    .receiver
-                    .is_some_and(|receiver| receiver.is_streaming())
-        }
-        (_, _) => false,
     }
 }

@@ -18,3 +18,4 @@ mod architecture;
 mod cli;
 mod named_tests;
 mod references;
+mod golden;

@@ -288,3 +288,32 @@ fn a_reference_is_told_from_other_text() {
     ];
     assert_eq!(named, wanted);
 }
+
+/// The lines of a picture that name a file and a function in it: `src/app/api.rs: report`.
+fn ways(page: &str) -> Vec<(String, String)> {
+    let line = |line: &str| {
+        let from = line.find("src/")?;
+        let (file, rest) = line.get(from..)?.split_once(".rs: ")?;
+        let name = rest.split_whitespace().next()?;
+        let plain = |c: char| c.is_ascii_lowercase() || c == '_';
+        name.chars()
+            .all(plain)
+            .then(|| (format!("{file}.rs"), name.to_owned()))
+    };
+    page.lines().filter_map(line).collect()
+}
+
+#[test]
+fn the_ways_through_the_house_are_those_of_the_code() {
+    let read = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let page = read("ARCHITECTURE.md");
+    let ways = ways(&page);
+    assert!(ways.len() >= 30, "only {} steps are drawn", ways.len());
+    for (file, name) in ways {
+        let code = read(&file);
+        assert!(
+            code.contains(&format!("fn {name}(")) || code.contains(&format!("fn {name}<")),
+            "ARCHITECTURE.md draws `{name}` of `{file}`, which has no such function"
+        );
+    }
+}

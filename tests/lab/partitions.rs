@@ -158,6 +158,7 @@ async fn round(network: Namespaces, section: &Section, all: &mut [Vec<Measured>]
         let mut measured = match row.expect {
             Expect::Hold(code) => lab.hold(row, code).await,
             Expect::FailOver => lab.fail_over(row).await,
+            Expect::Serve => lab.serve_again(row).await,
         };
         if row.then == Then::Returns {
             lab.returns(&mut measured).await;

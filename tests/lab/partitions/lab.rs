@@ -337,6 +337,26 @@ impl Lab {
         }
     }
 
+    /// Users must be served again, by whichever site, without anybody's help.
+    pub(super) async fn serve_again(&mut self, row: &Row) -> Measured {
+        let at = self.hit(row).await;
+        let mut measured = Measured {
+            at,
+            ..Measured::default()
+        };
+        let hit = SystemClock.wall();
+        self.returns(&mut measured).await;
+        let attempts = self.user.attempts();
+        let again = attempts.iter().filter(|one| {
+            one.sent_ms > hit.0 && matches!(one.outcome, Outcome::Acknowledged { .. })
+        });
+        let first = again.map(|one| one.ended_ms).min();
+        measured.user_ms = first.map(|first| first.saturating_sub(at.0));
+        measured.after_ms = measured.user_ms;
+        measured.gap_ms = self.gap(at);
+        measured
+    }
+
     /// After everything was mended, users must be served again, and what they were promised must
     /// be there. Which site that is depends on how long the old database needs to recover.
     pub(super) async fn returns(&mut self, measured: &mut Measured) {

@@ -11,6 +11,9 @@ pub(super) enum Expect {
     Hold(Code),
     /// The other site takes over.
     FailOver,
+    /// Users are served again, by whichever site: the old one starts again, or is fenced by its
+    /// agent's word.
+    Serve,
 }
 
 /// What happens later on.
@@ -368,9 +371,11 @@ fn failed_over() -> Vec<Row> {
         },
         fault("the agent of A is killed", Fault::KillAgent),
         then(
-            fault(
+            row(
                 "agent, guard and database of A are killed, and the agent is started again",
-                Fault::KillAgentAndDatabase,
+                &[],
+                Some((Fault::KillAgentAndDatabase, Aws)),
+                Expect::Serve,
             ),
             Then::Supervised,
         ),

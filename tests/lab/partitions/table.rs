@@ -185,7 +185,7 @@ pub(super) fn text(sections: &[Section], all: &[Vec<Vec<Measured>>]) -> String {
             rows.filter(move |(row, _)| wanted(&row.expect))
         };
         text += &held(of(|expect| matches!(expect, Expect::Hold(_))), waits);
-        text += &failed_over(of(|expect| *expect == Expect::FailOver));
+        text += &failed_over(of(|expect| !matches!(expect, Expect::Hold(_))));
     }
     text
 }
