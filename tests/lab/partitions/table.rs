@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use failover::engine::step::DeclaredLoss;
+use failover::engine::text::counted;
 use failover::engine::units::WallTime;
 use serde::{Deserialize, Serialize};
 
@@ -143,9 +144,13 @@ fn declared(all: &[Measured]) -> String {
 /// The whole page.
 pub(super) fn text(sections: &[Section], all: &[Vec<Vec<Measured>>]) -> String {
     let walks = all.iter().flatten().map(Vec::len).max().unwrap_or_default();
+    let newest = all.iter().flatten().flatten().map(|one| one.at).max();
+    let day = newest.unwrap_or_default().to_string();
+    let day = day.get(..10).unwrap_or_default();
+    let walks = counted(u64::try_from(walks).unwrap(), "time", "times");
     let mut text = format!(
         "# What happens in each partition\n\n\
-         Written by the test that walks these rows; here each was walked {walks} times: \
+         Written by the test that walks these rows; here each was walked {walks}, the last on {day}: \
          `make partitions`. Two sites, a neutral \
          place and the users, each in a network namespace of its own, with real PostgreSQL, under \
          the policy that a section names. One client follows the \
