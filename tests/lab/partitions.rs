@@ -66,7 +66,7 @@ const ROWS: &str = "N–A and N–P down: the controller is alone,\
     Zero-loss: the whole of A is frozen";
 
 /// The rows whose speed is watched.
-const GOALS: [&str; 8] = [
+const GOALS: [&str; 9] = [
     "Asynchronous: the whole of A is killed",
     "Asynchronous: N–A and A–P down, users reach A",
     "Asynchronous: the database of A is killed",
@@ -74,6 +74,7 @@ const GOALS: [&str; 8] = [
     "Asynchronous: the agent of A is killed, and started again",
     "Asynchronous: the whole of A is frozen, and thaws",
     "Zero-loss: the whole of A is frozen, and thaws",
+    "Zero-loss that blocks: A–P down, and mended",
     "As it ships: the whole of A is killed",
 ];
 
@@ -158,6 +159,7 @@ async fn round(network: Namespaces, section: &Section, all: &mut [Vec<Measured>]
         let mut measured = match row.expect {
             Expect::Hold(code) => lab.hold(row, code).await,
             Expect::FailOver => lab.fail_over(row).await,
+            Expect::GoOn => lab.go_on(row).await,
             Expect::Serve => lab.serve_again(row).await,
         };
         if row.then == Then::Returns {

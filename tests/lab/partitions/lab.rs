@@ -36,6 +36,10 @@ pub(super) const OVER_WITHIN: Duration = Duration::from_secs(45);
 const WENT_ON: usize = 250;
 /// How long after it a fault that comes again and again comes again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long a line is cut that is mended.
+const CUT_FOR: Duration = Duration::from_secs(45);
+/// For how much of that commits wait at least, in milliseconds: until then the line is not noticed.
+const STALLED_FOR: u64 = 40_000;
 const POLL: Duration = Duration::from_millis(10);
 /// `RestartSec=` of the unit of the agent.
 const RESTARTED_AFTER: Duration = Duration::from_millis(250);
@@ -335,6 +339,53 @@ impl Lab {
             anyhow::ensure!(now() < deadline, "not healthy again: {reasons:?}");
             self.wait().await;
         }
+    }
+
+    /// Commits that waited for a standby go on soon after the line to it is mended.
+    pub(super) async fn go_on(&mut self, row: &Row) -> Measured {
+        let before = self.log.read().len();
+        let at = self.hit(row).await;
+        let mended = now().plus(CUT_FOR);
+        while now() < mended {
+            self.wait().await;
+        }
+        let mut measured = Measured {
+            at,
+            gap_ms: self.gap(at),
+            ..Measured::default()
+        };
+        if measured.gap_ms < STALLED_FOR {
+            let gap = measured.gap_ms;
+            measured
+                .problems
+                .push(format!("commits waited for {gap} ms only"));
+        }
+        let mended = SystemClock.wall();
+        self.network.mend_all().unwrap();
+        let deadline = now().plus(OVER_WITHIN);
+        let again = |one: &&Attempt| {
+            one.ended_ms > mended.0 && matches!(one.outcome, Outcome::Acknowledged { .. })
+        };
+        while measured.user_ms.is_none() && now() < deadline {
+            let attempts = self.user.attempts();
+            let first = attempts.iter().filter(again).map(|one| one.ended_ms).min();
+            measured.user_ms = first.map(|first| first.saturating_sub(mended.0));
+            self.wait().await;
+        }
+        measured.after_ms = measured.user_ms;
+        if measured.user_ms.is_none() {
+            measured.problems.push("commits do not go on".to_owned());
+        }
+        let entries = &self.log.read()[before..];
+        if entries
+            .iter()
+            .any(|entry| matches!(&entry.body, Body::Plan { .. }))
+        {
+            let said = format!("a plan was opened: {}", decisions(entries));
+            measured.problems.push(said);
+        }
+        self.account_of_held(at, &mut measured).await;
+        measured
     }
 
     /// Users must be served again, by whichever site, without anybody's help.

@@ -11,6 +11,9 @@ pub(super) enum Expect {
     Hold(Code),
     /// The other site takes over.
     FailOver,
+    /// Commits wait for as long as something is cut, and go on when it is mended. Times count from
+    /// there.
+    GoOn,
     /// Users are served again, by whichever site: the old one starts again, or is fenced by its
     /// agent's word.
     Serve,
@@ -132,6 +135,23 @@ pub(super) fn sections() -> Vec<Section> {
                 &[],
                 Some((Fault::KillApi, Aws)),
                 Expect::FailOver,
+            )],
+        },
+        Section {
+            heading: "Zero-loss that blocks",
+            about: "Commits wait for the standby for as long as it takes. The two sites are cut off from \
+                    each other for 45 s; the times are those from the moment at which the line is \
+                    mended until a commit is acknowledged.",
+            base: "fast.toml",
+            changes: &[
+                ("durability = \"async\"", "durability = \"sync\""),
+                ("on_stall = \"release-after 5s\"", "on_stall = \"block\""),
+            ],
+            rows: vec![row(
+                "A–P down, and mended",
+                &both(Aws, Gcp),
+                None,
+                Expect::GoOn,
             )],
         },
         Section {
