@@ -41,6 +41,9 @@ enum Part {
 
 use Part::{Agent, Controller};
 
+/// So many writes are made in the first half minute.
+const SETTLED: usize = 1500;
+
 fn old() -> PathBuf {
     let old = std::env::var_os("FAILOVER_OLD");
     PathBuf::from(
@@ -121,6 +124,10 @@ fn upgraded(test: &str, order: &[Part], then_lost: usize) {
                 }) && !status.situation.automation.disarmed
             })
             .await;
+            // For 20 s after its start an agent judges whether its way to the primary works; an earlier one
+            // took a primary that died just then for a way that does not.
+            let settled = |attempts: &[Attempt]| written_at(attempts, "aws") >= SETTLED;
+            client.until(settled).await.unwrap();
             lab.fault(Fault::KillSite, &aws.name).await.unwrap();
             let moved = |attempts: &[Attempt]| written_at(attempts, "gcp") >= 50;
             client.until(moved).await.unwrap();
