@@ -64,7 +64,7 @@ mod tests {
             ),
             (
                 "another pair",
-                after_a_failover().with_database(gcp(), |facts| facts.system_id = SystemId(7)),
+                after_a_failover().with_database(gcp(), |facts| facts.system_id = SystemId(8)),
             ),
             (
                 "a primary",
