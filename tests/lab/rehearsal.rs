@@ -20,7 +20,7 @@ use crate::replay::{ready, run, session};
 use crate::stage::{FAST, entries, on_a_lab, on_a_prepared_lab, until, until_status};
 
 /// One text that a site's database answers.
-async fn ask(site: &SiteLayout, question: &str) -> String {
+pub(crate) async fn ask(site: &SiteLayout, question: &str) -> String {
     let row = session(site).await.query_one(question, &[]).await.unwrap();
     row.get::<_, Option<String>>(0).unwrap_or_default()
 }
