@@ -279,29 +279,24 @@ impl Control {
         let signature = (decision.verdict.clone(), codes.collect());
         let changed = self.logged.as_ref() != Some(&signature);
         let told = changed && self.may_log(&decision, &signature);
-        let mut bodies = Vec::new();
         if told {
-            bodies.push(("controller", logged(&decision, &situation)));
+            // What follows from it is decided again when it is durable: a disk may have stood still,
+            // and a plan rests on what is so then.
+            let body = ("controller", logged(&decision, &situation));
+            self.write(vec![body], Then::Logged(signature));
+            return Ok(());
         }
         match decision.verdict {
             Verdict::FailOver { .. } => {
-                bodies.push(("controller", self.plan(&situation, known_at)));
-                self.write(bodies, Then::Walk(signature));
+                let plan = ("controller", self.plan(&situation, known_at));
+                self.write(vec![plan], Then::Walk);
             }
             Verdict::Resume { plan } => {
                 tracing::info!(plan_id = plan, "plan resumed");
-                if told {
-                    self.write(bodies, Then::Walk(signature));
-                } else {
-                    self.start_executor();
-                }
+                self.start_executor();
             }
             // Nothing decides on a planned switchover yet.
-            Verdict::Hold | Verdict::Prepare | Verdict::SwitchOver { .. } | Verdict::Escalate => {
-                if told {
-                    self.write(bodies, Then::Logged(signature));
-                }
-            }
+            Verdict::Hold | Verdict::Prepare | Verdict::SwitchOver { .. } | Verdict::Escalate => {}
         }
         Ok(())
     }

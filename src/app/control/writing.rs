@@ -60,7 +60,7 @@ pub(super) enum Then {
     /// The decision is the last one logged.
     Logged(Signature),
     /// The plan is walked.
-    Walk(Signature),
+    Walk,
     /// The plan of a person is walked, who is answered.
     Promoted(
         PromoteAnswer,
@@ -173,10 +173,7 @@ impl Control {
         match then {
             Then::GoOn => {}
             Then::Logged(signature) => self.logged = Some(signature),
-            Then::Walk(signature) => {
-                self.logged = Some(signature);
-                self.start_executor();
-            }
+            Then::Walk => self.start_executor(),
             Then::Promoted(mut answer, asked) => {
                 self.start_executor();
                 answer.plan = Some(number);
@@ -285,7 +282,7 @@ impl Then {
     fn refuse(self, why: &str) {
         let why = why.to_owned();
         match self {
-            Then::GoOn | Then::Logged(_) | Then::Walk(_) => {}
+            Then::GoOn | Then::Logged(_) | Then::Walk => {}
             Then::Promoted(_, asked) | Then::Retried(_, asked) => drop(asked.send(Err(why))),
             Then::Answer(asked) | Then::Adopted(asked) => drop(asked.send(Err(why))),
         }
