@@ -21,7 +21,7 @@ const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
 const WAITING: usize = 16;
 
 /// Who waits for an answer: what was done, or why nothing was.
-type Asker<T> = oneshot::Sender<Result<T, String>>;
+pub(super) type Asker<T> = oneshot::Sender<Result<T, String>>;
 
 /// What a person asks for.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::asked::Asker;
 use super::{Asked, Control, Signature};
 use crate::app::journal::{Journal, JournalError};
 use crate::engine::chain::Body;
@@ -62,16 +63,13 @@ pub(super) enum Then {
     /// The plan is walked.
     Walk,
     /// The plan of a person is walked, who is answered.
-    Promoted(
-        PromoteAnswer,
-        oneshot::Sender<Result<PromoteAnswer, String>>,
-    ),
+    Promoted(PromoteAnswer, Asker<PromoteAnswer>),
     /// A stuck plan is tried again.
-    Retried(u64, oneshot::Sender<Result<PromoteAnswer, String>>),
+    Retried(u64, Asker<PromoteAnswer>),
     /// A person is answered.
-    Answer(oneshot::Sender<Result<(), String>>),
+    Answer(Asker<()>),
     /// The world stands as a person said, who is answered.
-    Adopted(oneshot::Sender<Result<(), String>>),
+    Adopted(Asker<()>),
 }
 
 /// What is being written, and what waits for that.
@@ -210,9 +208,8 @@ impl Control {
         let now = self.clock.now();
         let group = self.group();
         self.brain.remembers(&report, &group, now);
-        if self.desk.reports.len() >= REPORTS {
-            self.answer(*report, answer);
-        } else if self.must_be_written(&report, now) {
+        let room = self.desk.reports.len() < REPORTS;
+        if room && self.must_be_written(&report, now) {
             self.desk.reports.push((now, report, answer));
         } else {
             self.answer(*report, answer);
