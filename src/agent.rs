@@ -14,5 +14,6 @@ pub mod installation;
 pub mod workloads;
 pub mod keeper;
 pub mod reporter;
+pub mod assembly;
 pub mod api;
 pub mod run;

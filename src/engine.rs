@@ -13,6 +13,7 @@
 )]
 
 pub mod text;
+pub mod effect;
 pub mod units;
 pub mod rate;
 pub mod document;

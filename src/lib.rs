@@ -4,6 +4,8 @@
 pub mod engine;
 pub mod wire;
 pub mod ports;
+pub mod tasks;
+pub mod prober;
 pub mod adapters;
 pub mod config;
 pub mod agent;

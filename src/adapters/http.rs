@@ -112,9 +112,20 @@ impl HttpProber {
         Self::noting(roots, clock, &Arc::default())
     }
 
+    /// What asks over HTTP, believing the roots of a file, or of the operating system where none is
+    /// given; it writes into `book` when the certificates end that it sees.
+    pub fn believing(
+        roots: Option<&Path>,
+        clock: &Arc<dyn Clock>,
+        book: &Arc<CredentialBook>,
+    ) -> Result<Self, RootsError> {
+        let roots = roots.map_or(Roots::System, |path| Roots::File(path.to_owned()));
+        Self::noting(&roots, Arc::clone(clock), book)
+    }
+
     /// The same, which writes into `book` when the certificates end that it sees. A file of roots
     /// is read again when it changes.
-    pub(crate) fn noting(
+    fn noting(
         roots: &Roots,
         clock: Arc<dyn Clock>,
         book: &Arc<CredentialBook>,

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine::chain::LogMark;
 use crate::engine::instance::Instance;
-use crate::engine::lease::{Holder, Refusal};
+use crate::engine::lease::{Enforcer, Holder, Refusal};
 use crate::engine::situation::{AgentFacts, LocalDatabase as DatabaseState, SeverRehearsal};
 use crate::engine::skew::Skew;
 use crate::engine::synchrony::Synchrony;
@@ -91,7 +91,7 @@ pub struct Keeper {
     site: SiteName,
     instance: Instance,
     peer: SiteName,
-    database: Arc<dyn LocalDatabase>,
+    database: LocalDatabase,
     workloads: Option<Arc<dyn Workloads>>,
     store: Arc<dyn AgentStore>,
     clock: Arc<dyn Clock>,
@@ -157,7 +157,7 @@ pub struct Parts {
     /// The other one, whose database is the standby where ours is the primary.
     pub peer: SiteName,
     /// Its database.
-    pub database: Arc<dyn LocalDatabase>,
+    pub database: LocalDatabase,
     /// Its workloads, if it looks after any.
     pub workloads: Option<Arc<dyn Workloads>>,
     /// Its memory.
@@ -173,7 +173,7 @@ impl Keeper {
         parts: Parts,
     ) -> Result<(Self, mpsc::Sender<News>, watch::Receiver<Shown>), EffectError> {
         let memory = parts.store.load().await.map_err(lost)?.unwrap_or_default();
-        let look = parts.database.look().await?;
+        let look = parts.database.server.look().await?;
         let now = parts.clock.now();
         let (sender, news) = mpsc::channel(WAITING);
         let mut keeper = Self {
@@ -289,7 +289,7 @@ impl Keeper {
 
     /// Asks the guard how things stand; whether it answered.
     async fn refresh(&mut self) -> bool {
-        match self.database.look().await {
+        match self.database.server.look().await {
             Ok(look) => self.look = look,
             Err(error) => {
                 tracing::error!(%error, "the guard does not answer");
@@ -341,7 +341,7 @@ impl Keeper {
         let standby = self.look.role() == Role::Standby;
         if standby && !may_come && (armed || self.holder.is_some()) {
             // A promotion did not come about; or it did just now, and the guard knows better.
-            match self.database.release_right().await {
+            match self.database.server.release_right().await {
                 Ok(()) => self.holder = None,
                 Err(error) => tracing::debug!(%error, "the guard's deadline is not disarmed"),
             }
@@ -386,7 +386,7 @@ impl Keeper {
         })
         .await?;
         self.holder = None;
-        let said = self.database.fence(epoch, cause).await?;
+        let said = self.database.server.fence(epoch, cause).await?;
         tracing::warn!(epoch = epoch.0, cause, %said, "fenced");
         self.refresh().await;
         Ok(said)
@@ -411,6 +411,7 @@ fn nothing_shown(now: MonoTime) -> Shown {
             fenced: None,
             severed: None,
             guarded: true,
+            enforced_by: Enforcer::Guard,
             peer: None,
             peer_clock: None,
             synchrony: None,

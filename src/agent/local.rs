@@ -15,13 +15,16 @@ use super::standby::StandbySettings;
 use super::{own_files, receiver, recovery};
 use crate::adapters::postgres::{self, Connect, ConnectError};
 use crate::adapters::site_probe::SiteProbe;
+use crate::engine::lease::Enforcer;
 use crate::engine::observation::{Finding, ProbeFailure};
 use crate::engine::policy::FenceStages;
 use crate::engine::situation::SeverRehearsal;
 use crate::engine::synchrony::SyncLook;
 use crate::engine::topology::{Role, SiteName, Target, TargetKind};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, as_millis};
-use crate::ports::{EffectError, LocalDatabase, LocalLook, LocalRight, Probe};
+use crate::ports::{
+    EffectError, Ledger, LocalLook, LocalRight, Probe, Server, Succession, Synchronous,
+};
 
 /// How long a restart-safe answer over the local socket may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -281,7 +284,11 @@ fn words_of(log: &str) -> Option<String> {
 }
 
 #[async_trait]
-impl LocalDatabase for GuardedDatabase {
+impl Server for GuardedDatabase {
+    fn enforced_by(&self) -> Enforcer {
+        Enforcer::Guard
+    }
+
     async fn look(&self) -> Result<LocalLook, EffectError> {
         let status = self.guard.status().await?;
         let status = self.take_over_settings(status).await?;
@@ -331,7 +338,10 @@ impl LocalDatabase for GuardedDatabase {
     async fn unfence(&self, epoch: Epoch) -> Result<(), EffectError> {
         Ok(self.guard.unfence(epoch).await?)
     }
+}
 
+#[async_trait]
+impl Succession for GuardedDatabase {
     async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError> {
         let _alone = self.standby.severing(within).await?;
         let first = within / 4;
@@ -378,13 +388,6 @@ impl LocalDatabase for GuardedDatabase {
         Ok(())
     }
 
-    async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
-        let facts = postgres::standing(&self.local(), within.min(CONNECT)).await;
-        let facts =
-            facts.map_err(|failure: ProbeFailure| EffectError::Failed(failure.to_string()))?;
-        Ok((facts.role == Role::Primary).then_some((facts.timeline, facts.position)))
-    }
-
     async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError> {
         let promoted = postgres::promote(&self.local(), within).await?;
         if let Some(names) = &promoted.synchronous_names_were {
@@ -395,7 +398,36 @@ impl LocalDatabase for GuardedDatabase {
         }
         Ok((promoted.timeline, promoted.position))
     }
+}
 
+#[async_trait]
+impl Ledger for GuardedDatabase {
+    async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
+        let facts = postgres::standing(&self.local(), within.min(CONNECT)).await;
+        let facts =
+            facts.map_err(|failure: ProbeFailure| EffectError::Failed(failure.to_string()))?;
+        Ok((facts.role == Role::Primary).then_some((facts.timeline, facts.position)))
+    }
+
+    async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError> {
+        let opened = postgres::Database::open(&self.local(), within.min(CONNECT)).await;
+        let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
+        postgres::prepare(&database, within).await?;
+        postgres::write_epoch(&database, epoch, &self.site, within).await
+    }
+
+    async fn allow_looks(&self, within: Duration) -> Result<(), EffectError> {
+        let Some(role) = &self.watcher else {
+            return Ok(());
+        };
+        let opened = postgres::Database::open(&self.local(), within.min(CONNECT)).await;
+        let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
+        postgres::allow_monitoring(&database, role, within).await
+    }
+}
+
+#[async_trait]
+impl Synchronous for GuardedDatabase {
     async fn look_at_standby(
         &self,
         standby: &SiteName,
@@ -414,22 +446,6 @@ impl LocalDatabase for GuardedDatabase {
 
     async fn go_on_alone(&self, within: Duration) -> Result<(), EffectError> {
         postgres::go_on_alone(&self.local(), within).await
-    }
-
-    async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError> {
-        let opened = postgres::Database::open(&self.local(), within.min(CONNECT)).await;
-        let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
-        postgres::prepare(&database, within).await?;
-        postgres::write_epoch(&database, epoch, &self.site, within).await
-    }
-
-    async fn allow_looks(&self, within: Duration) -> Result<(), EffectError> {
-        let Some(role) = &self.watcher else {
-            return Ok(());
-        };
-        let opened = postgres::Database::open(&self.local(), within.min(CONNECT)).await;
-        let database = opened.map_err(|failure| EffectError::Failed(failure.to_string()))?;
-        postgres::allow_monitoring(&database, role, within).await
     }
 }
 

@@ -9,17 +9,16 @@ use std::time::Duration;
 use anyhow::Context;
 use async_trait::async_trait;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, broadcast, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::api::{self, Api};
+use super::assembly::{Agent, Outlook, assemble};
 use super::config::Config;
 use super::guard_link::GuardLink;
 use super::guard_protocol::{GuardConfig, GuardEvent, StopTimes};
-use super::keeper::{Keeper, News, Parts};
+use super::keeper::{News, Parts};
 use super::local::{GuardedDatabase, LocalProbe, OwnRole, Place};
 use super::own_files;
-use super::reporter::{Pace, Reporter};
 use super::standby::StandbySettings;
 use super::store::FileStore;
 use super::workloads::CommandWorkloads;
@@ -31,16 +30,10 @@ use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{
     Identity, Peer, PeerAddress, PeerClient, TlsListener, TlsMaterial, serve,
 };
-use crate::app::prober::look_for_ever;
-use crate::app::run::{a_life, first_tasks, prober, until_stopped};
 use crate::engine::topology::{Target, TargetKind, Vantage};
-use crate::ports::{AgentLinks, Clock, EffectError, Verifier, Workloads};
-use crate::wire::{
-    PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer, Rhythm, unsent::Unsent,
-};
-
-/// How many observations may wait to be reported.
-const WAITING: usize = 256;
+use crate::ports::{AgentLinks, Clock, EffectError, LocalDatabase, Verifier, Workloads};
+use crate::tasks::{a_life, named, until_stopped};
+use crate::wire::{PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer};
 
 /// The stages of a fence until the first right, which carries the policy's.
 const STOP_UNTIL_TOLD: StopTimes = StopTimes {
@@ -80,7 +73,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let instance = super::installation::of(&config.state_dir)?;
     let listener = listen_at(config.listen).await?;
     let (material, book) = TlsMaterial::with_book(&config.tls)?;
-    let http = prober(config.probe_ca.as_deref(), &clock, &book)?;
+    let http = HttpProber::believing(config.probe_ca.as_deref(), &clock, &book)?;
 
     let (database, place) = open_database(&config).await?;
     let events = database.guard.events();
@@ -94,63 +87,26 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         site: config.site.clone(),
         instance,
         peer: config.peer.site.clone(),
-        database: Arc::new(database),
+        database: LocalDatabase::of(database),
         workloads: workloads_of(&config, &http),
         store: Arc::new(FileStore::new(config.state_dir.clone())),
         clock: Arc::clone(&clock),
     };
-    let (keeper, news, shown) = Keeper::begin(parts).await?;
-
-    let mut tasks = first_tasks(&material);
-    tasks.spawn(async {
-        keeper.run().await;
-        ("keeper", Ok(()))
-    });
-
-    let urgent = Arc::new(Notify::new());
-    let (to_keeper, ring) = (news.clone(), Arc::clone(&urgent));
-    tasks.spawn(tell_of_guard(events, to_keeper));
-    tasks.spawn(ring_on_change(shown.clone(), ring));
-
-    let (pace, paced) = watch::channel(Pace::default());
-    let (seen, observations) = mpsc::channel(WAITING);
-    let looking = look_for_ever(
-        Arc::new(make_probe(&config, http, &book, place)?),
-        targets(&config),
-        Vantage::Agent(config.site.clone()),
-        Arc::clone(&clock),
-        rhythm_of(paced, &mut tasks),
-        seen,
-    );
-    tasks.spawn(async {
-        looking.await;
-        ("probes", Ok(()))
-    });
-
     let links = links(&config, &material)?;
     let peer = links.peer.clone();
-    let reporter = Arc::new(Reporter {
-        life,
-        group: config.group.clone(),
-        site: config.site.clone(),
+    let outlook = Outlook {
+        probe: Arc::new(make_probe(&config, http, &book, place)?),
+        targets: targets(&config),
         links: Arc::new(links),
-        instance,
-        clock: Arc::clone(&clock),
-        shown: shown.clone(),
-        news: news.clone(),
-        pace,
         credentials: book,
-        urgent,
-    });
-    let asking = Arc::clone(&reporter);
-    tasks.spawn(async move {
-        reporter.report(Unsent::new(observations)).await;
-        ("reports", Ok(()))
-    });
-    tasks.spawn(async move {
-        asking.ask_peer().await;
-        ("questions to the other agent", Ok(()))
-    });
+    };
+    let Agent {
+        news,
+        shown,
+        mut tasks,
+    } = assemble(parts, outlook).await?;
+    tasks.spawn(named("certificates", material.clone().watch()));
+    tasks.spawn(named("guard events", tell_of_guard(events, news.clone())));
 
     let api = Api {
         group: config.group.clone(),
@@ -166,17 +122,11 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     if let Some(address) = config.listen_plain {
         let listener = listen_at(address).await?;
         let (router, stopping) = (api::plain_router(api.clone()), stopping.clone());
-        tasks.spawn(async {
-            serve_plain(listener, router, stopping).await;
-            ("plain API", Ok(()))
-        });
+        tasks.spawn(named("plain API", serve_plain(listener, router, stopping)));
     }
     let listener = expecting_peers(listener, &material, &config)?;
     let router = api::router(api);
-    tasks.spawn(async {
-        serve(listener, router, stopping).await;
-        ("API", Ok(()))
-    });
+    tasks.spawn(named("API", serve(listener, router, stopping)));
     tracing::info!(site = %config.site, %instance, listen = %config.listen, "agent runs");
     let ended = until_stopped(&mut tasks).await;
     stop.send_replace(true);
@@ -208,10 +158,7 @@ async fn listen_at(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Has the keeper look whenever the guard has news.
-async fn tell_of_guard(
-    mut events: broadcast::Receiver<GuardEvent>,
-    keeper: mpsc::Sender<News>,
-) -> (&'static str, anyhow::Result<()>) {
+async fn tell_of_guard(mut events: broadcast::Receiver<GuardEvent>, keeper: mpsc::Sender<News>) {
     loop {
         match events.recv().await {
             Ok(
@@ -221,13 +168,12 @@ async fn tell_of_guard(
                 | GuardEvent::Lost {},
             )
             | Err(broadcast::error::RecvError::Lagged(_)) => {}
-            Err(broadcast::error::RecvError::Closed) => break,
+            Err(broadcast::error::RecvError::Closed) => return,
         }
         if keeper.send(News::Look).await.is_err() {
-            break;
+            return;
         }
     }
-    ("guard events", Ok(()))
 }
 
 fn workloads_of(config: &Config, http: &HttpProber) -> Option<Arc<dyn Workloads>> {
@@ -352,52 +298,4 @@ fn targets(config: &Config) -> Vec<Target> {
         targets.push(target(&config.site, TargetKind::Api));
     }
     targets
-}
-
-/// The probes' rhythm, which follows the pace that the controller tells.
-pub(crate) fn rhythm_of(
-    mut paced: watch::Receiver<Pace>,
-    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
-) -> watch::Receiver<Rhythm> {
-    let rhythm = |pace: &Pace| Rhythm {
-        every: pace.probe_every,
-        within: pace.probe_timeout,
-    };
-    let (sender, receiver) = watch::channel(rhythm(&paced.borrow()));
-    tasks.spawn(async move {
-        while paced.changed().await.is_ok() {
-            let now = rhythm(&paced.borrow_and_update());
-            sender.send_replace(now);
-        }
-        ("pace", Ok(()))
-    });
-    receiver
-}
-
-/// Has a report sent at once when the database goes down or comes up, or a fence changes.
-pub(crate) async fn ring_on_change(
-    mut shown: watch::Receiver<super::keeper::Shown>,
-    ring: Arc<Notify>,
-) -> (&'static str, anyhow::Result<()>) {
-    use crate::engine::situation::LocalDatabase;
-
-    let worth = |shown: &super::keeper::Shown| {
-        let down = matches!(shown.facts.database, LocalDatabase::Down { .. });
-        (
-            down,
-            shown.asks,
-            shown.epoch,
-            shown.facts.fenced,
-            shown.facts.severed,
-        )
-    };
-    let mut last = worth(&shown.borrow());
-    while shown.changed().await.is_ok() {
-        let now = worth(&shown.borrow_and_update());
-        if now != last {
-            last = now;
-            ring.notify_one();
-        }
-    }
-    ("changes", Ok(()))
 }

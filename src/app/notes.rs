@@ -12,7 +12,7 @@ use crate::ports::Clock;
 /// an agent or a database is a witness.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Reads every target until each has answered once.
+/// Reads every target until each has answered once. Does not end, as no task of a controller does.
 pub async fn read_notes(world: Arc<World>, clock: Arc<dyn Clock>, control: Handle) {
     for target in &world.traffic {
         loop {
@@ -31,4 +31,5 @@ pub async fn read_notes(world: Arc<World>, clock: Arc<dyn Clock>, control: Handl
             }
         }
     }
+    std::future::pending().await
 }

@@ -10,22 +10,18 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use super::api::{self, Api};
-use super::brain::Brain;
+use super::assembly::{Controller, OpenedLog, Parts, assemble};
 use super::config::{Config, TrafficConfig, TrafficKind, read_tsig_secret};
-use super::control::{Control, Handle, Input};
 use super::executor::{CrashDrill, World};
 use super::journal::{Journal, Noise, Stamp};
 use super::leadership::Leadership;
-use super::notes::read_notes;
-use super::prober::look_for_ever;
 use crate::adapters::agents::SignedOrders;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::files::{FileLog, Torn};
 use crate::adapters::front::HttpFront;
-use crate::adapters::http::{HttpProber, Roots, RootsError, serve_plain};
+use crate::adapters::http::{HttpProber, serve_plain};
 use crate::adapters::order_keys::OrdersKey;
 use crate::adapters::reread::CredentialBook;
 use crate::adapters::rfc2136::{self, Rfc2136, TsigKey};
@@ -36,12 +32,11 @@ use crate::adapters::tls::{
 };
 use crate::engine::chain::{Chain, Digest, canonical};
 use crate::engine::policy::Policy;
-use crate::engine::topology::{Target, Topology, Vantage};
-use crate::engine::units::MonoTime;
-use crate::ports::{Clock, Credentials, FrontDoor, Probe, Traffic};
-use crate::wire::Rhythm;
+use crate::engine::topology::{Topology, Vantage};
+use crate::ports::{Clock, Credentials, FrontDoor, Traffic};
+use crate::tasks::{a_life, named, until_stopped};
 
-/// How many observations and rejected connections may wait to be taken in.
+/// How many rejected connections may wait to be told of.
 const WAITING: usize = 256;
 
 /// How long to wait for tasks to end in order before they are dropped.
@@ -62,85 +57,29 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     let (material, book) = TlsMaterial::with_book(&config.tls)?;
     let topology = config.topology();
 
-    let opened = FileLog::open(&config.log, &holder(clock.as_ref(), path))?;
-    check_about(&opened.chain, &topology, &config.log)?;
-    let began_empty = opened.chain.entries == 0;
-    let stamp = Stamp {
-        boot: boot_id()?,
-        settings: settings_digest(path, &policy)?,
+    let world = make_world(&config, &clock, &material, &book, crash).await?;
+    let parts = Parts {
+        topology: topology.clone(),
+        observers: config.observers.iter().cloned().collect(),
+        life: a_life()?,
+        stamp: Stamp {
+            boot: boot_id()?,
+            settings: settings_digest(path, &policy)?,
+        },
+        policy,
+        policy_name: policy_name(&config),
+        clock: Arc::clone(&clock),
+        credentials: Arc::clone(&book) as Arc<dyn Credentials>,
+        lead: None,
     };
-    let boot = stamp.boot.clone();
-    let (journal, writer) = Journal::open(
-        Box::new(opened.store),
-        opened.chain,
-        topology.clone(),
-        Arc::clone(&clock),
-        stamp,
-    )
-    .await?;
-
-    let probe: Arc<dyn Probe> = Arc::new(make_probe(&config, &clock, &book)?);
-    let world = World {
-        agents: Arc::new(make_agents(&config, &material)?),
-        probe: Arc::clone(&probe),
-        traffic: make_traffic(&config, &clock, &book).await?,
-        front: make_front(&config, &clock, &book)?,
-        leadership: Leadership::alone(Arc::clone(&clock)),
-        crash,
-    };
-    let brain = make_brain(&config, &policy, &journal, clock.now())?
-        .booted(boot)
-        .holding_against(began_empty, topology.traffic.iter().cloned());
-    let world = Arc::new(world);
-    let (handle, inputs) = Handle::new();
-    let (control, status) = Control::new(
-        brain,
-        journal.clone(),
-        Arc::clone(&clock),
-        Arc::clone(&world),
-        (handle.clone(), inputs),
-        policy_name(&config),
-    );
-
-    let mut tasks = first_tasks(&material);
-    tasks.spawn(async { ("decision log", writer.run().await.map_err(Into::into)) });
-    if let Some(Torn { bytes, kept }) = opened.torn {
-        let kept = kept.display();
-        let text = format!("the last line was torn: {bytes} bytes were cut and kept in `{kept}`");
-        journal.note("torn-line", text).await?;
-    }
-    let started = format!("controller started: {}", env!("CARGO_PKG_VERSION"));
-    journal.note("started", started).await?;
-    tasks.spawn(control.rehearser().run());
-    tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
-
-    tokio::spawn(read_notes(world, Arc::clone(&clock), handle.clone()));
-    let targets = topology.sites().into_iter().flat_map(Target::looked_at);
-    let (seen, observations) = mpsc::channel(WAITING);
-    let rhythm = Rhythm {
-        every: policy.detect.probe_every,
-        within: policy.detect.probe_timeout,
-    };
-    let (_keep_rhythm, rhythm_told) = watch::channel(rhythm);
-    let looking = look_for_ever(
-        Arc::clone(&probe),
-        targets.collect(),
-        Vantage::Controller,
-        Arc::clone(&clock),
-        rhythm_told,
-        seen,
-    );
-    tasks.spawn(async {
-        looking.await;
-        ("probes", Ok(()))
-    });
-    tasks.spawn(forward(observations, handle.clone()));
-    tasks.spawn(watch_anchors(
-        probe,
-        Arc::clone(&clock),
-        rhythm,
-        (handle.clone(), book),
-    ));
+    let open = || open_log(&config.log, &holder(clock.as_ref(), path), &topology);
+    let Controller {
+        handle,
+        journal,
+        status,
+        mut tasks,
+    } = assemble(parts, open, world).await?;
+    tasks.spawn(named("certificates", material.clone().watch()));
 
     let (stop, stopping) = watch::channel(false);
     let api = Api {
@@ -157,19 +96,14 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
             .await
             .with_context(|| format!("listen at {address}"))?;
         let (router, stopping) = (api::plain_router(api.clone()), stopping.clone());
-        tasks.spawn(async {
-            serve_plain(listener, router, stopping).await;
-            ("plain API", Ok(()))
-        });
+        tasks.spawn(named("plain API", serve_plain(listener, router, stopping)));
     }
     let (rejected, rejections) = mpsc::channel(WAITING);
     let listener = expecting_agents(listener, &material, rejected, &config)?;
     let router = api::router(api);
-    tasks.spawn(async {
-        serve(listener, router, stopping).await;
-        ("API", Ok(()))
-    });
-    tasks.spawn(tell_rejections(rejections, journal.clone()));
+    tasks.spawn(named("API", serve(listener, router, stopping)));
+    let rejections = tell_rejections(rejections, journal.clone());
+    tasks.spawn(named("rejections", rejections));
     tracing::info!(listen = %config.listen, group = %topology.group, "controller runs");
 
     let ended = until_stopped(&mut tasks).await;
@@ -182,40 +116,25 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     ended
 }
 
-/// Waits for a signal to stop, or for the end of a task, which nobody asked for.
-pub(crate) async fn until_stopped(
-    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
-) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
-    tokio::select! {
-        ended = tasks.join_next() => match ended {
-            Some(Ok((name, Ok(())))) => anyhow::bail!("the task `{name}` ended unasked"),
-            Some(Ok((name, Err(cause)))) => Err(cause.context(format!("the task `{name}` failed"))),
-            Some(Err(cause)) => Err(cause).context("a task broke"),
-            None => anyhow::bail!("there is no task"),
-        },
-        _ = terminate.recv() => Ok(()),
-        pressed = tokio::signal::ctrl_c() => pressed.context("wait for signals"),
-    }
-}
-
-/// The tasks of a process, of which the first has certificates, authorities and revocations read
-/// again whenever their files change.
-pub(crate) fn first_tasks(material: &TlsMaterial) -> JoinSet<(&'static str, anyhow::Result<()>)> {
-    let mut tasks = JoinSet::new();
-    let watching = material.clone().watch();
-    tasks.spawn(async {
-        watching.await;
-        ("certificates", Ok(()))
-    });
-    tasks
-}
-
 fn policy_name(config: &Config) -> String {
     let name = config.policy.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
+}
+
+/// Opens the log, which must be about this group.
+fn open_log(log: &Path, holder: &str, topology: &Topology) -> anyhow::Result<OpenedLog> {
+    let opened = FileLog::open(log, holder)?;
+    check_about(&opened.chain, topology, log)?;
+    let torn = opened.torn.map(|Torn { bytes, kept }| {
+        let kept = kept.display();
+        let text = format!("the last line was torn: {bytes} bytes were cut and kept in `{kept}`");
+        ("torn-line", text)
+    });
+    Ok(OpenedLog {
+        store: Box::new(opened.store),
+        chain: opened.chain,
+        notes: torn.into_iter().collect(),
+    })
 }
 
 /// A log of another group, or with other sites, is not this controller's.
@@ -242,28 +161,32 @@ fn boot_id() -> anyhow::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// A number that no other process of ours has, and none had before this one: below 2^53, which every
-/// reader of JSON keeps exactly.
-pub(crate) fn a_life() -> anyhow::Result<u64> {
-    let mut random = [0; 8];
-    aws_lc_rs::rand::fill(&mut random).context("draw a random number")?;
-    Ok(u64::from_ne_bytes(random) >> 11)
-}
-
 fn settings_digest(path: &Path, policy: &Policy) -> anyhow::Result<Digest> {
     let mut bytes = std::fs::read(path).context("read the configuration")?;
     bytes.extend(canonical(policy)?);
     Ok(Digest::of(&bytes))
 }
 
-/// What asks over HTTP, believing the roots of a file or of the operating system.
-pub(crate) fn prober(
-    probe_ca: Option<&Path>,
+/// Everything outside that a step touches, once it is known who leads.
+async fn make_world(
+    config: &Config,
     clock: &Arc<dyn Clock>,
+    material: &TlsMaterial,
     book: &Arc<CredentialBook>,
-) -> Result<HttpProber, RootsError> {
-    let roots = probe_ca.map_or(Roots::System, |path| Roots::File(path.to_owned()));
-    HttpProber::noting(&roots, Arc::clone(clock), book)
+    crash: Option<Arc<dyn CrashDrill>>,
+) -> anyhow::Result<impl FnOnce(Leadership) -> World + use<>> {
+    let agents = Arc::new(make_agents(config, material)?);
+    let probe = Arc::new(make_probe(config, clock, book)?);
+    let traffic = make_traffic(config, clock, book).await?;
+    let front = make_front(config, clock, book)?;
+    Ok(|leadership| World {
+        agents,
+        probe,
+        traffic,
+        front,
+        leadership,
+        crash,
+    })
 }
 
 fn make_probe(
@@ -271,7 +194,7 @@ fn make_probe(
     clock: &Arc<dyn Clock>,
     book: &Arc<CredentialBook>,
 ) -> anyhow::Result<SiteProbe> {
-    let http = prober(config.probe_ca.as_deref(), clock, book)?;
+    let http = HttpProber::believing(config.probe_ca.as_deref(), clock, book)?;
     let mut sites = BTreeMap::new();
     for (name, site) in &config.sites {
         let address = SiteAddress {
@@ -309,17 +232,6 @@ fn make_agents(config: &Config, material: &TlsMaterial) -> anyhow::Result<Signed
     ))
 }
 
-fn make_brain(
-    config: &Config,
-    policy: &Policy,
-    journal: &Journal,
-    now: MonoTime,
-) -> anyhow::Result<Brain> {
-    let (topology, policy) = (config.topology(), policy.clone());
-    let brain = Brain::new(topology, policy, &journal.state(), now, a_life()?);
-    Ok(brain.observed_by(config.observers.iter().cloned()))
-}
-
 fn make_front(
     config: &Config,
     clock: &Arc<dyn Clock>,
@@ -339,7 +251,7 @@ fn make_front(
         }
     }
     Ok(Some(Arc::new(HttpFront {
-        http: prober(config.probe_ca.as_deref(), clock, book)?,
+        http: HttpProber::believing(config.probe_ca.as_deref(), clock, book)?,
         url: front.url.clone(),
         site_header: front.site_header.clone(),
         write_url: front.write_url.clone(),
@@ -428,40 +340,6 @@ async fn make_route53(
     Ok(Route53::new(settings, api, Arc::clone(clock))?)
 }
 
-pub(crate) async fn forward(
-    mut observations: mpsc::Receiver<crate::engine::observation::Observation>,
-    control: Handle,
-) -> (&'static str, anyhow::Result<()>) {
-    while let Some(observation) = observations.recv().await {
-        if control
-            .tell(Input::Observed(vec![observation]))
-            .await
-            .is_err()
-        {
-            break;
-        }
-    }
-    ("observations", Ok(()))
-}
-
-/// Looks at the anchors for ever, and tells them together with what this process knows of its
-/// certificates and secrets.
-pub(crate) async fn watch_anchors(
-    probe: Arc<dyn Probe>,
-    clock: Arc<dyn Clock>,
-    rhythm: Rhythm,
-    (control, credentials): (Handle, Arc<impl Credentials + 'static>),
-) -> (&'static str, anyhow::Result<()>) {
-    loop {
-        let (reached, of) = probe.anchors(rhythm.within).await;
-        let seen = Input::Anchors(reached, of, credentials.facts());
-        if control.tell(seen).await.is_err() {
-            return ("anchors", Ok(()));
-        }
-        clock.sleep(rhythm.every).await;
-    }
-}
-
 /// A listener that keeps room for the agents, whoever else knocks.
 fn expecting_agents(
     listener: TcpListener,
@@ -474,13 +352,9 @@ fn expecting_agents(
 }
 
 /// Tells the journal of rejected connections.
-async fn tell_rejections(
-    mut rejections: mpsc::Receiver<RejectedPeer>,
-    journal: Journal,
-) -> (&'static str, anyhow::Result<()>) {
+async fn tell_rejections(mut rejections: mpsc::Receiver<RejectedPeer>, journal: Journal) {
     while let Some(RejectedPeer { address, error }) = rejections.recv().await {
         let text = format!("{error}, from {address}");
         journal.tell(Noise::ConnectionRejected, &address.ip(), &text);
     }
-    ("rejections", Ok(()))
 }

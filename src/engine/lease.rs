@@ -111,8 +111,9 @@ impl LeaseBook {
         (self.last_holder == *site).then_some(self.last_grant)
     }
 
-    /// The last grant shows no longer that the holder's right can be waited out: its agent counts
-    /// answers of another instance of the other site than the one that would be severed.
+    /// The last grant shows no longer that the holder's right can be waited out: nothing but its agent ends
+    /// it, or its agent counts answers of another instance of the other site than the one that would be
+    /// severed.
     pub fn cannot_wait_out(&mut self) {
         self.alive_at_last_grant = Some(false);
     }
@@ -248,6 +249,26 @@ pub fn waited_out_at(timers: &LeaseTimers, vouched: MonoTime, granted: MonoTime)
 /// Whether waiting can prove a fence at all.
 pub fn can_wait_out(timers: &LeaseTimers, last: &LastRight) -> bool {
     last.alive == Some(true) && timers.on_total_isolation == OnTotalIsolation::Fence
+}
+
+/// What ends a site's right to take writes at its deadline, whatever the site's agent does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Enforcer {
+    /// A guard that is the parent of PostgreSQL on the same machine.
+    #[default]
+    Guard,
+    /// The agent itself, through the API of its own cluster: not when either of them is down.
+    Api,
+    /// Nothing.
+    Nobody,
+}
+
+impl Enforcer {
+    /// Whether the right is certainly over when its time is, so that waiting proves it.
+    pub fn is_certain(self) -> bool {
+        self == Enforcer::Guard
+    }
 }
 
 /// The proof that a site cannot write: without one nothing is promoted (invariants.md I2).

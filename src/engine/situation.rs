@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::credential::CertificateFacts;
 use super::detector::{Health, State};
 use super::instance::{Instance, Vouched};
+use super::lease::Enforcer;
 use super::observation::{DatabaseFacts, PositionHistory};
 use super::rehearsal::Rehearsal;
 use super::replay::Replay;
@@ -230,8 +231,11 @@ pub struct AgentFacts {
     pub fenced: Option<Epoch>,
     /// The epoch for which the standby was severed, if it is.
     pub severed: Option<Epoch>,
-    /// Whether a guard holds the deadline of the right to take writes.
+    /// Whether what enforces the deadline of the right to take writes answered when it was last asked.
     pub guarded: bool,
+    /// What that is; an agent of an earlier version, which does not say, has a guard.
+    #[serde(default)]
+    pub enforced_by: Enforcer,
     /// How old the newest answer of the other agent is.
     #[serde(rename = "peer_ms", with = "millis::option")]
     pub peer: Option<Duration>,
@@ -582,6 +586,7 @@ pub(crate) mod samples {
                     fenced: None,
                     severed: None,
                     guarded: true,
+                    enforced_by: Enforcer::Guard,
                     peer: Some(seconds(0)),
                     peer_clock: None,
                     synchrony: None,

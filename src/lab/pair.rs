@@ -221,13 +221,7 @@ pub async fn create_primary(
     passwords: &Passwords,
 ) -> Result<(), LabError> {
     primary.make_directories(tools)?;
-    let mut initdb = tools.command("initdb");
-    // No sync: whoever pulls the plug now makes the lab anew.
-    initdb
-        .args(["--no-sync", "--data-checksums", "--username=postgres"])
-        .args(["--encoding=UTF8", "--auth=reject", "--pgdata"])
-        .arg(primary.data());
-    run(initdb, COMMAND_LIMIT).await?;
+    tools.init(&primary.data()).await?;
     primary.write_settings(tools)?;
     start_temporarily(tools, primary).await?;
     create_roles(primary, passwords).await

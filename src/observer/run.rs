@@ -10,13 +10,14 @@ use tokio::sync::{mpsc, watch};
 use super::config::Config;
 use super::reporter::{Reporter, UNTIL_TOLD};
 use crate::adapters::clock::SystemClock;
+use crate::adapters::http::HttpProber;
 use crate::adapters::reread::CredentialBook;
 use crate::adapters::site_probe::{SiteAddress, SiteProbe};
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsMaterial};
-use crate::app::prober::look_for_ever;
-use crate::app::run::{first_tasks, prober, until_stopped};
 use crate::engine::topology::{Target, Vantage};
 use crate::ports::{Clock, EffectError, ObserverLink};
+use crate::prober::look_for_ever;
+use crate::tasks::{Tasks, named, until_stopped};
 use crate::wire::unsent::Unsent;
 use crate::wire::{OBSERVED_PATH, ObserverAnswer, ObserverReport};
 
@@ -49,7 +50,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     };
     let link = TlsLink(PeerClient::new(&material, peer)?);
 
-    let mut tasks = first_tasks(&material);
+    let mut tasks = Tasks::new();
+    tasks.spawn(named("certificates", material.clone().watch()));
     let (rhythm, told) = watch::channel(UNTIL_TOLD);
     let (seen, observations) = mpsc::channel(WAITING);
     let looking = look_for_ever(
@@ -60,10 +62,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         told,
         seen,
     );
-    tasks.spawn(async {
-        looking.await;
-        ("probes", Ok(()))
-    });
+    tasks.spawn(named("probes", looking));
     let reporter = Reporter {
         group: config.group,
         name: config.name.clone(),
@@ -71,10 +70,9 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         clock,
         rhythm,
     };
-    tasks.spawn(async move {
+    tasks.spawn(named("reports", async move {
         reporter.report(Unsent::new(observations)).await;
-        ("reports", Ok(()))
-    });
+    }));
     tracing::info!(name = %config.name, controller = %config.controller, "observer runs");
     until_stopped(&mut tasks).await
 }
@@ -94,7 +92,7 @@ fn make_probe(
     }
     Ok(SiteProbe {
         vantage: Vantage::Observer(config.name.clone()),
-        http: prober(config.probe_ca.as_deref(), clock, book)?,
+        http: HttpProber::believing(config.probe_ca.as_deref(), clock, book)?,
         sites,
         anchors: Vec::new(),
     })

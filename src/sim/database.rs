@@ -10,11 +10,12 @@ use super::machine::{Truth, Written};
 use super::network::host;
 use super::site_ports::Place;
 use super::world::{Node, World};
+use crate::engine::lease::Enforcer;
 use crate::engine::situation::SeverRehearsal;
 use crate::engine::synchrony::SyncLook;
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline};
-use crate::ports::{EffectError, LocalDatabase, LocalLook, LocalRight};
+use crate::ports::{EffectError, Ledger, LocalLook, LocalRight, Server, Succession, Synchronous};
 
 fn failed<T>(why: impl Into<String>) -> Result<T, EffectError> {
     Err(EffectError::Failed(why.into()))
@@ -78,7 +79,11 @@ impl SimDatabase {
 }
 
 #[async_trait]
-impl LocalDatabase for SimDatabase {
+impl Server for SimDatabase {
+    fn enforced_by(&self) -> Enforcer {
+        Enforcer::Guard
+    }
+
     async fn look(&self) -> Result<LocalLook, EffectError> {
         self.0.work(0, 1).await;
         Ok(self.0.world.with(|state, now| {
@@ -168,7 +173,10 @@ impl LocalDatabase for SimDatabase {
             Ok(())
         })
     }
+}
 
+#[async_trait]
+impl Succession for SimDatabase {
     async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
         self.0.work(1, 30).await;
         let severed = self.0.world.with(|state, now| {
@@ -231,18 +239,6 @@ impl LocalDatabase for SimDatabase {
         Ok(())
     }
 
-    async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
-        self.0.work(1, 5).await;
-        self.0.world.with(|state, now| {
-            let machine = state.host(self.0.node, self.0.copy);
-            if !machine.running || now < machine.ready {
-                return failed("connection refused");
-            }
-            let primary = machine.role == Role::Primary;
-            Ok(primary.then(|| (Timeline(machine.timeline), Lsn(machine.position()))))
-        })
-    }
-
     async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError> {
         if let Some(already) = self.is_primary(within).await? {
             return Ok(already);
@@ -274,7 +270,36 @@ impl LocalDatabase for SimDatabase {
             Err(_) => Err(EffectError::Unknown("not promoted in time".to_owned())),
         }
     }
+}
 
+#[async_trait]
+impl Ledger for SimDatabase {
+    async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
+        self.0.work(1, 5).await;
+        self.0.world.with(|state, now| {
+            let machine = state.host(self.0.node, self.0.copy);
+            if !machine.running || now < machine.ready {
+                return failed("connection refused");
+            }
+            let primary = machine.role == Role::Primary;
+            Ok(primary.then(|| (Timeline(machine.timeline), Lsn(machine.position()))))
+        })
+    }
+
+    async fn write_epoch(&self, epoch: Epoch, _within: Duration) -> Result<(), EffectError> {
+        self.0.work(1, 10).await;
+        self.0.world.with(|state, now| {
+            let machine = state.host(self.0.node, self.0.copy);
+            match machine.commit(now, Written::Epoch(epoch)) {
+                Some(_) => Ok(()),
+                None => failed("cannot write"),
+            }
+        })
+    }
+}
+
+#[async_trait]
+impl Synchronous for SimDatabase {
     async fn look_at_standby(
         &self,
         _standby: &SiteName,
@@ -330,17 +355,6 @@ impl LocalDatabase for SimDatabase {
         self.0.trace(|| "commits go on alone".to_owned());
         self.0.work(0, 5).await;
         Ok(())
-    }
-
-    async fn write_epoch(&self, epoch: Epoch, _within: Duration) -> Result<(), EffectError> {
-        self.0.work(1, 10).await;
-        self.0.world.with(|state, now| {
-            let machine = state.host(self.0.node, self.0.copy);
-            match machine.commit(now, Written::Epoch(epoch)) {
-                Some(_) => Ok(()),
-                None => failed("cannot write"),
-            }
-        })
     }
 }
 

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use super::chance::Chance;
 use super::processes::{Process, RESTART};
 use super::site_ports::{Place, SimProbe, ask_controller};
 use super::world::{Life, Node, SimClock, World};
 use crate::app::control::Input;
-use crate::app::prober::look_for_ever;
 use crate::engine::topology::{ObserverName, Target, Vantage};
 use crate::observer::reporter::{Reporter, UNTIL_TOLD};
 use crate::ports::{Clock, EffectError, ObserverLink};
+use crate::prober::look_for_ever;
+use crate::tasks::{Tasks, named};
 use crate::wire::unsent::Unsent;
 use crate::wire::{ObserverAnswer, ObserverReport};
 
@@ -79,15 +79,11 @@ fn start(world: &Arc<World>, name: &ObserverName) -> Process {
         clock,
         rhythm,
     };
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async {
-        looking.await;
-        ("probes", Ok(()))
-    });
-    tasks.spawn(async move {
+    let mut tasks = Tasks::new();
+    tasks.spawn(named("probes", looking));
+    tasks.spawn(named("reports", async move {
         reporter.report(Unsent::new(observations)).await;
-        ("reports", Ok(()))
-    });
+    }));
     world.trace(|| "C  observer starts".to_owned());
     Process { life, tasks }
 }

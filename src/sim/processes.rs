@@ -1,13 +1,11 @@
-//! The processes under test, wired as `app/run.rs` and `agent/run.rs` wire them, and what starts
-//! them again.
+//! The processes under test, on simulated ports, and what starts them again.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 
 use super::controller_ports::{SimAgents, SimCrash, SimFront, SimLead, SimLog, SimTraffic};
 use super::database::SimDatabase;
@@ -15,37 +13,25 @@ use super::network::Door;
 use super::seals::SimKeys;
 use super::site_ports::{NoCertificates, Place, SimLinks, SimProbe, SimStore, SimWorkloads};
 use super::world::{Life, Node, SimClock, World};
-use crate::agent::keeper::{Keeper, Parts};
-use crate::agent::reporter::{Pace, Reporter};
-use crate::agent::run::{rhythm_of, ring_on_change};
-use crate::app::brain::Brain;
-use crate::app::control::{Control, Handle};
+use crate::agent;
+use crate::agent::assembly::{Agent, Outlook};
+use crate::app::assembly::{Controller, OpenedLog, Parts, assemble};
 use crate::app::executor::World as Outside;
-use crate::app::journal::{Journal, Stamp};
-use crate::app::leadership::{self, Leadership};
-use crate::app::notes::read_notes;
-use crate::app::prober::look_for_ever;
-use crate::app::run::{forward, watch_anchors};
+use crate::app::journal::Stamp;
+use crate::app::leadership::Leadership;
 use crate::engine::chain::{Chain, Digest};
 use crate::engine::instance::Instance;
 use crate::engine::policy::Policy;
-use crate::engine::topology::{Target, Vantage};
-use crate::engine::units::MonoTime;
+use crate::engine::topology::Target;
 use crate::ports::{
-    AgentLinks, AgentStore, Agents, Clock, LeaseStore, LocalDatabase, LogStore, Probe, Traffic,
-    Verifier,
+    AgentLinks, AgentStore, Agents, Clock, LocalDatabase, LogStore, Probe, Traffic, Verifier,
 };
-use crate::wire::{Rhythm, unsent::Unsent};
+use crate::tasks::Tasks;
 
 /// Replaces ports by others: how a test plants a mistake and sees it found.
 pub trait Plant: Send + Sync + fmt::Debug {
     /// Guard and database of a site.
-    fn database(
-        &self,
-        of: Arc<dyn LocalDatabase>,
-        _world: &Arc<World>,
-        _node: Node,
-    ) -> Arc<dyn LocalDatabase> {
+    fn database(&self, of: LocalDatabase, _world: &Arc<World>, _node: Node) -> LocalDatabase {
         of
     }
     /// How an agent or a controller looks at targets.
@@ -103,11 +89,6 @@ pub trait Plant: Send + Sync + fmt::Debug {
 pub struct Honest;
 
 impl Plant for Honest {}
-
-type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
-
-/// How many messages may wait.
-const WAITING: usize = 256;
 
 /// A process that runs.
 #[derive(Debug)]
@@ -174,15 +155,6 @@ fn clock(world: &Arc<World>, node: Node, life: &Arc<Life>, plant: &dyn Plant) ->
     plant.clock(Arc::new(SimClock { world, node, life }), node)
 }
 
-/// A task that ends with its name.
-async fn named(
-    name: &'static str,
-    task: impl Future<Output = ()>,
-) -> (&'static str, anyhow::Result<()>) {
-    task.await;
-    (name, Ok(()))
-}
-
 /// Starts the agent of a site.
 pub async fn start_agent(
     world: &Arc<World>,
@@ -196,10 +168,9 @@ pub async fn start_agent(
     let site = world.with(|state, _| state.machine(node).site.clone());
     let peer = world.topology.peer(&site).clone();
     let instance = seat.instance();
-    let database = plant.database(Arc::new(SimDatabase(place.clone())), world, node);
-    let agent_life = world.with(|state, _| state.a_life());
-    let parts = Parts {
-        life: agent_life,
+    let database = plant.database(LocalDatabase::of(SimDatabase(place.clone())), world, node);
+    let parts = agent::keeper::Parts {
+        life: world.with(|state, _| state.a_life()),
         controller: plant.verifier(Arc::new(SimKeys)),
         group: world.topology.group.clone(),
         site: site.clone(),
@@ -208,47 +179,16 @@ pub async fn start_agent(
         database,
         workloads: Some(Arc::new(SimWorkloads(place.clone()))),
         store: plant.store(Arc::new(SimStore(place.clone()))),
-        clock: Arc::clone(&clock),
-    };
-    let (keeper, news, shown) = Keeper::begin(parts).await?;
-    let mut tasks: Tasks = JoinSet::new();
-    tasks.spawn(named("keeper", keeper.run()));
-    let urgent = Arc::new(Notify::new());
-    tasks.spawn(ring_on_change(shown.clone(), Arc::clone(&urgent)));
-    let (pace, paced) = watch::channel(Pace::default());
-    let (seen, observations) = mpsc::channel(WAITING);
-    let targets = [&peer, &site].into_iter().flat_map(Target::looked_at);
-    let looking = look_for_ever(
-        plant.probe(Arc::new(SimProbe(place.clone())), world),
-        targets.collect(),
-        Vantage::Agent(site.clone()),
-        Arc::clone(&clock),
-        rhythm_of(paced, &mut tasks),
-        seen,
-    );
-    tasks.spawn(named("probes", looking));
-    let reporter = Arc::new(Reporter {
-        life: agent_life,
-        group: world.topology.group.clone(),
-        site,
-        instance,
-        links: plant.links(Arc::new(SimLinks(place)), world),
         clock,
-        shown,
-        news: news.clone(),
-        pace,
+    };
+    let targets = [&peer, &site].into_iter().flat_map(Target::looked_at);
+    let outlook = Outlook {
+        probe: plant.probe(Arc::new(SimProbe(place.clone())), world),
+        targets: targets.collect(),
+        links: plant.links(Arc::new(SimLinks(place)), world),
         credentials: Arc::new(NoCertificates),
-        urgent,
-    });
-    let asking = Arc::clone(&reporter);
-    tasks.spawn(async move {
-        reporter.report(Unsent::new(observations)).await;
-        ("reports", Ok(()))
-    });
-    tasks.spawn(async move {
-        asking.ask_peer().await;
-        ("questions to the other agent", Ok(()))
-    });
+    };
+    let Agent { news, tasks, .. } = agent::assembly::assemble(parts, outlook).await?;
     // Nobody knows the address of a copy.
     if seat.copy.is_none() {
         let life = Arc::clone(&life);
@@ -295,33 +235,6 @@ fn stamp() -> Stamp {
     }
 }
 
-/// Reads what the traffic targets answer, and ends with the process.
-async fn notes(
-    outside: Arc<Outside>,
-    clock: Arc<dyn Clock>,
-    control: Handle,
-) -> (&'static str, anyhow::Result<()>) {
-    read_notes(outside, clock, control).await;
-    std::future::pending().await
-}
-
-/// What a controller knows that takes over.
-fn brain(
-    world: &World,
-    policy: Policy,
-    journal: &Journal,
-    now: MonoTime,
-    began_empty: bool,
-) -> Brain {
-    let life = world.with(|state, _| state.a_life());
-    let topology = world.topology.clone();
-    let targets = topology.traffic.clone();
-    Brain::new(topology, policy, &journal.state(), now, life)
-        .booted(BOOT.to_owned())
-        .observed_by(world.observer.clone())
-        .holding_against(began_empty, targets)
-}
-
 /// Starts the controller: what it knows it reads from the log. `crash_after` is at which moment of
 /// a step it is killed, counted from its start.
 pub async fn start_controller(
@@ -334,67 +247,39 @@ pub async fn start_controller(
     let life = Arc::new(Life::default());
     let clock = clock(world, Node::Neutral, &life, plant.as_ref());
     let place = place(world, Seat::on_host(Node::Neutral), &life);
-    let store: Arc<dyn LeaseStore> = Arc::new(SimLead {
-        place: place.clone(),
-        which,
-    });
-    let timers = world.policy.lease.clone();
-    let (leadership, keeping) = leadership::seek(store, Arc::clone(&clock), timers).await;
-    let chain = plant.remembered(world.with(|state, _| state.read_log())?);
-    let began_empty = chain.entries == 0;
-    let topology = world.topology.clone();
-    let store = plant.log(Box::new(SimLog {
-        place: place.clone(),
-        lines: chain.entries,
-    }));
-    let (journal, writer) =
-        Journal::open(store, chain, topology.clone(), Arc::clone(&clock), stamp()).await?;
-    let probe = plant.probe(Arc::new(SimProbe(place.clone())), world);
+    let parts = Parts {
+        topology: world.topology.clone(),
+        observers: world.observer.clone().into_iter().collect(),
+        policy: plant.policy(world.policy.clone()),
+        policy_name: "simulated".to_owned(),
+        life: world.with(|state, _| state.a_life()),
+        stamp: stamp(),
+        clock,
+        credentials: Arc::new(NoCertificates),
+        lead: Some(Arc::new(SimLead {
+            place: place.clone(),
+            which,
+        })),
+    };
+    let open = || {
+        let chain = plant.remembered(world.with(|state, _| state.read_log())?);
+        let lines = chain.entries;
+        let place = place.clone();
+        Ok(OpenedLog {
+            store: plant.log(Box::new(SimLog { place, lines })),
+            chain,
+            notes: Vec::new(),
+        })
+    };
     let crash = SimCrash {
         world: Arc::clone(world),
         life: Arc::clone(&life),
         after: AtomicU64::new(crash_after),
         killed,
     };
-    let outside = Arc::new(outside(&place, plant.as_ref(), &probe, leadership, crash));
-    let policy = plant.policy(world.policy.clone());
-    let brain = brain(world, policy, &journal, clock.now(), began_empty);
-    let (handle, inputs) = Handle::new();
-    let (control, _status) = Control::new(
-        brain,
-        journal.clone(),
-        Arc::clone(&clock),
-        Arc::clone(&outside),
-        (handle.clone(), inputs),
-        "simulated".to_owned(),
-    );
-    let mut tasks: Tasks = JoinSet::new();
-    tasks.spawn(async { ("lead", Err(keeping.run().await.into())) });
-    tasks.spawn(async { ("decision log", writer.run().await.map_err(Into::into)) });
-    tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });
-    tasks.spawn(notes(outside, Arc::clone(&clock), handle.clone()));
-    let targets = topology.sites().into_iter().flat_map(Target::looked_at);
-    let (seen, observations) = mpsc::channel(WAITING);
-    let rhythm = Rhythm {
-        every: world.policy.detect.probe_every,
-        within: world.policy.detect.probe_timeout,
-    };
-    let (keep, told) = watch::channel(rhythm);
-    let looking = look_for_ever(
-        Arc::clone(&probe),
-        targets.collect(),
-        Vantage::Controller,
-        Arc::clone(&clock),
-        told,
-        seen,
-    );
-    tasks.spawn(named("probes", async move {
-        looking.await;
-        drop(keep);
-    }));
-    tasks.spawn(forward(observations, handle.clone()));
-    let told = (handle.clone(), Arc::new(NoCertificates));
-    tasks.spawn(watch_anchors(probe, clock, rhythm, told));
+    let probe = plant.probe(Arc::new(SimProbe(place.clone())), world);
+    let outside = |leadership| outside(&place, plant.as_ref(), &probe, leadership, crash);
+    let Controller { handle, tasks, .. } = assemble(parts, open, outside).await?;
     let door = Door {
         life: Arc::clone(&life),
         to: handle,

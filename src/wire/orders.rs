@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Postmark;
 use super::sealed::Sealed;
+use crate::engine::effect::EffectError;
 use crate::engine::instance::Instance;
 use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::{Epoch, Lsn, Timeline, exact, millis};
-use crate::ports::EffectError;
 
 /// An order for the other agent, and how long to wait for its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,8 +2,10 @@
 //! the controller, and an agent's answer to one. Whoever carries them can lose or delay them, and
 //! neither forge nor alter one, nor show one for another (invariants.md I18).
 //!
-//! Who signs and who knows signatures are ports ([`Signer`], [`Verifier`]); what a signature means is
+//! Who signs and who knows signatures is handed in ([`Signer`], [`Verifier`]); what a signature means is
 //! here, so that every process, and the simulator, reads it by the same rules.
+
+use std::fmt;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use super::{Order, OrderAnswer};
 use crate::engine::chain::Digest;
 use crate::engine::topology::{GroupName, SiteName};
-use crate::ports::{Signer, Verifier};
 
 /// What an order is signed for, so that no other signed thing of ours can stand for one.
 const ORDER_CONTEXT: &str = "failover order v2";
@@ -45,6 +46,18 @@ pub enum Author {
         /// At which site.
         site: SiteName,
     },
+}
+
+/// Signs as this process.
+pub trait Signer: Send + Sync + fmt::Debug {
+    /// Signs some bytes.
+    fn sign(&self, message: &[u8]) -> Result<Signature, SealError>;
+}
+
+/// Knows signatures.
+pub trait Verifier: Send + Sync + fmt::Debug {
+    /// Who signed exactly these bytes; an error where that is nobody whose signature counts here.
+    fn signed_by(&self, message: &[u8], signature: &Signature) -> Result<Author, SealError>;
 }
 
 /// Why something could not be signed, or a signature does not count.

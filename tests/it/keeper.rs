@@ -9,6 +9,7 @@ use failover::adapters::clock::SystemClock;
 use failover::adapters::keys::SigningKey;
 use failover::agent::keeper::{Keeper, News, Parts, Shown};
 use failover::engine::instance::Instance;
+use failover::engine::lease::Enforcer;
 use failover::engine::policy::Policy;
 use failover::engine::situation::LocalDatabase as Said;
 use failover::engine::situation::SeverRehearsal;
@@ -16,7 +17,8 @@ use failover::engine::synchrony::{ClosedWindow, RpoWindow, SyncLook};
 use failover::engine::topology::{Role, SiteName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline};
 use failover::ports::{
-    AgentMemory, AgentStore, Clock, EffectError, LocalDatabase, LocalLook, LocalRight, StoreError,
+    AgentMemory, AgentStore, Clock, EffectError, Ledger, LocalDatabase, LocalLook, LocalRight,
+    Server, StoreError, Succession, Synchronous,
 };
 use failover::wire::sealed::{Sealed, SignedOrder};
 use failover::wire::{
@@ -54,7 +56,11 @@ struct Database {
 }
 
 #[async_trait]
-impl LocalDatabase for Database {
+impl Server for Database {
+    fn enforced_by(&self) -> Enforcer {
+        Enforcer::Guard
+    }
+
     async fn look(&self) -> Result<LocalLook, EffectError> {
         let right = *self.right.lock().unwrap();
         let role = if self.standby.load(Ordering::SeqCst) {
@@ -75,6 +81,10 @@ impl LocalDatabase for Database {
         })
     }
 
+    async fn start_standby(&self) -> Result<(), EffectError> {
+        unexpected()
+    }
+
     async fn start_primary(&self, right: &LocalRight) -> Result<(), EffectError> {
         if self.broken.load(Ordering::SeqCst) {
             return Err(EffectError::Failed("no space left on device".to_owned()));
@@ -92,6 +102,71 @@ impl LocalDatabase for Database {
         Ok(())
     }
 
+    async fn release_right(&self) -> Result<(), EffectError> {
+        *self.right.lock().unwrap() = None;
+        Ok(())
+    }
+
+    async fn fence(&self, epoch: Epoch, _cause: &str) -> Result<String, EffectError> {
+        self.fences.lock().unwrap().push(epoch);
+        *self.running.lock().unwrap() = false;
+        Ok("down".to_owned())
+    }
+
+    async fn unfence(&self, _epoch: Epoch) -> Result<(), EffectError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Succession for Database {
+    async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
+        self.severed.store(true, Ordering::SeqCst);
+        Ok((Lsn(9), true))
+    }
+
+    async fn reconnect(&self, _within: Duration) -> Result<(), EffectError> {
+        self.reconnections.fetch_add(1, Ordering::SeqCst);
+        if self.reconnects_badly.load(Ordering::SeqCst) {
+            return Err(EffectError::Failed("connection refused".to_owned()));
+        }
+        self.severed.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn rehearse(
+        &self,
+        _fresh: bool,
+        _peer_answers: bool,
+        _within: Duration,
+    ) -> Result<Option<SeverRehearsal>, EffectError> {
+        Ok(None)
+    }
+
+    async fn keep_slot(&self, _name: &str, _within: Duration) -> Result<(), EffectError> {
+        unexpected()
+    }
+
+    async fn promote(&self, _within: Duration) -> Result<(Timeline, Lsn), EffectError> {
+        self.promotions.fetch_add(1, Ordering::SeqCst);
+        if self.promotes_badly.load(Ordering::SeqCst) {
+            return Err(EffectError::Failed("connection refused".to_owned()));
+        }
+        if self.promotes_late.load(Ordering::SeqCst) {
+            return Err(EffectError::Unknown("not promoted in time".to_owned()));
+        }
+        self.standby.store(false, Ordering::SeqCst);
+        Ok((Timeline(2), Lsn(9)))
+    }
+}
+
+#[async_trait]
+impl Ledger for Database {
+    async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
+        let primary = !self.standby.load(Ordering::SeqCst);
+        Ok(primary.then_some((Timeline(2), Lsn(9))))
+    }
+
     async fn write_epoch(&self, epoch: Epoch, _within: Duration) -> Result<(), EffectError> {
         assert!(
             *self.running.lock().unwrap(),
@@ -105,60 +180,10 @@ impl LocalDatabase for Database {
         self.written.lock().unwrap().push(epoch);
         Ok(())
     }
+}
 
-    async fn rehearse(
-        &self,
-        _fresh: bool,
-        _peer_answers: bool,
-        _within: Duration,
-    ) -> Result<Option<SeverRehearsal>, EffectError> {
-        Ok(None)
-    }
-    async fn keep_slot(&self, _name: &str, _within: Duration) -> Result<(), EffectError> {
-        unexpected()
-    }
-    async fn start_standby(&self) -> Result<(), EffectError> {
-        unexpected()
-    }
-    async fn release_right(&self) -> Result<(), EffectError> {
-        *self.right.lock().unwrap() = None;
-        Ok(())
-    }
-    async fn fence(&self, epoch: Epoch, _cause: &str) -> Result<String, EffectError> {
-        self.fences.lock().unwrap().push(epoch);
-        *self.running.lock().unwrap() = false;
-        Ok("down".to_owned())
-    }
-    async fn unfence(&self, _epoch: Epoch) -> Result<(), EffectError> {
-        Ok(())
-    }
-    async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
-        self.severed.store(true, Ordering::SeqCst);
-        Ok((Lsn(9), true))
-    }
-    async fn reconnect(&self, _within: Duration) -> Result<(), EffectError> {
-        self.reconnections.fetch_add(1, Ordering::SeqCst);
-        if self.reconnects_badly.load(Ordering::SeqCst) {
-            return Err(EffectError::Failed("connection refused".to_owned()));
-        }
-        self.severed.store(false, Ordering::SeqCst);
-        Ok(())
-    }
-    async fn is_primary(&self, _within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
-        let primary = !self.standby.load(Ordering::SeqCst);
-        Ok(primary.then_some((Timeline(2), Lsn(9))))
-    }
-    async fn promote(&self, _within: Duration) -> Result<(Timeline, Lsn), EffectError> {
-        self.promotions.fetch_add(1, Ordering::SeqCst);
-        if self.promotes_badly.load(Ordering::SeqCst) {
-            return Err(EffectError::Failed("connection refused".to_owned()));
-        }
-        if self.promotes_late.load(Ordering::SeqCst) {
-            return Err(EffectError::Unknown("not promoted in time".to_owned()));
-        }
-        self.standby.store(false, Ordering::SeqCst);
-        Ok((Timeline(2), Lsn(9)))
-    }
+#[async_trait]
+impl Synchronous for Database {
     async fn look_at_standby(
         &self,
         _standby: &SiteName,
@@ -172,6 +197,7 @@ impl LocalDatabase for Database {
             obstacle: None,
         })
     }
+
     async fn wait_for_standby(
         &self,
         standby: &SiteName,
@@ -181,6 +207,7 @@ impl LocalDatabase for Database {
         self.waits.store(true, Ordering::SeqCst);
         Ok(Lsn(9))
     }
+
     async fn go_on_alone(&self, _within: Duration) -> Result<(), EffectError> {
         self.waits.store(false, Ordering::SeqCst);
         Ok(())
@@ -222,7 +249,12 @@ fn parts(database: &Arc<Database>, memory: &Arc<Memory>) -> Parts {
         site: "aws".parse().unwrap(),
         instance: OWN,
         peer: "gcp".parse().unwrap(),
-        database: Arc::clone(database) as Arc<dyn LocalDatabase>,
+        database: LocalDatabase {
+            server: Arc::clone(database) as Arc<dyn Server>,
+            succession: Arc::clone(database) as Arc<dyn Succession>,
+            ledger: Arc::clone(database) as Arc<dyn Ledger>,
+            synchronous: Arc::clone(database) as Arc<dyn Synchronous>,
+        },
         workloads: None,
         store: Arc::clone(memory) as Arc<dyn AgentStore>,
         clock: Arc::new(SystemClock),

@@ -22,6 +22,7 @@ use failover::adapters::tls::{
 };
 use failover::agent;
 use failover::agent::keeper::{News, Shown};
+use failover::engine::lease::Enforcer;
 use failover::engine::situation::{AgentFacts, LocalDatabase};
 use failover::engine::units::{Epoch, MonoTime, WallTime};
 use failover::wire::sealed::SignedOrder;
@@ -205,6 +206,7 @@ pub(crate) fn agent_api(
         fenced: None,
         severed: None,
         guarded: true,
+        enforced_by: Enforcer::Guard,
         peer: None,
         peer_clock: None,
         synchrony: None,

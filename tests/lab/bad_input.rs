@@ -15,6 +15,7 @@ use failover::adapters::tls::{Identity, Peer, PeerClient, TlsFiles, TlsMaterial}
 use failover::engine::chain::Body;
 use failover::engine::credential::CredentialFacts;
 use failover::engine::detector::{State, VoteKind};
+use failover::engine::lease::Enforcer;
 use failover::engine::reason::Code;
 use failover::engine::situation::{AgentFacts, LocalDatabase};
 use failover::engine::topology::TargetKind;
@@ -243,6 +244,7 @@ pub(crate) fn report(name: &str) -> Report {
             fenced: None,
             severed: None,
             guarded: true,
+            enforced_by: Enforcer::Guard,
             peer: None,
             peer_clock: None,
         },

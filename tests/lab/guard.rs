@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -16,10 +15,13 @@ use failover::agent::guard_protocol::{
     FenceMethod, FenceProof, GuardConfig, GuardEvent, Right, StartAs, StopTimes, boottime_ns,
 };
 use failover::engine::units::Epoch;
+use failover::lab::pair::PostgresTools;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::broadcast::Receiver;
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
+
+use crate::pair::template;
 
 /// Longest wait for anything that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -68,19 +70,6 @@ impl Lab {
             .unwrap()
             .port();
         let data_dir = folder.path().join("data");
-        let mut initdb = Command::new(bin_dir.join("initdb"));
-        initdb
-            .args([
-                "-A",
-                "trust",
-                "-U",
-                "postgres",
-                "-N",
-                "--no-instructions",
-                "-D",
-            ])
-            .arg(&data_dir)
-            .current_dir("/");
         if let Some((uid, gid)) = ids {
             rustix::fs::chown(
                 folder.path(),
@@ -88,14 +77,15 @@ impl Lab {
                 Some(rustix::fs::Gid::from_raw(gid)),
             )
             .unwrap();
-            initdb.uid(uid).gid(gid);
         }
-        let made = initdb.output().unwrap();
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
+        let tools = PostgresTools::in_folder(bin_dir.clone()).unwrap();
+        let copied = Command::new("cp")
+            .arg("--archive")
+            .args([&template(&tools), &data_dir])
+            .status();
+        assert!(copied.unwrap().success());
+        let hosts = "local all all trust\nhost all all all trust\nhost replication all all trust\n";
+        fs::write(data_dir.join("pg_hba.conf"), hosts).unwrap();
         let state = tempfile::tempdir().unwrap();
         let state_dir = state.path().join("state");
         let config = GuardConfig {

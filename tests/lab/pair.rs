@@ -5,11 +5,12 @@
     reason = "helpers of tests fail as tests do; clippy sees only the test functions as such"
 )]
 
+use std::fs::{self, File};
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -59,10 +60,51 @@ pub(crate) fn write() -> HeartbeatWrite {
 /// The PostgreSQL that the tests run on: that of the folder `POSTGRES_DIR`, or the newest on this
 /// machine.
 pub(crate) fn tools() -> PostgresTools {
-    match std::env::var_os("POSTGRES_DIR") {
+    let tools = match std::env::var_os("POSTGRES_DIR") {
         Some(folder) => PostgresTools::in_folder(folder.into()).unwrap(),
         None => PostgresTools::find().unwrap(),
+    };
+    let template = template(&tools);
+    tools.copying(template)
+}
+
+/// A data directory that all tests copy: making one takes as long as many a test. Made by the first one
+/// that needs it, whichever process that is, in a folder that PostgreSQL's user gets through to. It stays
+/// for the next run.
+pub(crate) fn template(tools: &PostgresTools) -> PathBuf {
+    let program = tools.program("initdb");
+    let made = fs::metadata(&program).unwrap().modified().unwrap();
+    let age = made.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let user = tools
+        .user()
+        .map_or_else(|| rustix::process::geteuid().as_raw(), |user| user.uid);
+    let name: String = program.to_string_lossy().replace('/', "-");
+    let folder =
+        std::env::temp_dir().join(format!("failover-tests{name}-{}-{user}", age.as_nanos()));
+    let lock = File::create(folder.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let data = folder.join("data");
+    if !data.join("PG_VERSION").exists() {
+        // What a process left that was ended in the middle.
+        if folder.exists() {
+            fs::remove_dir_all(&folder).unwrap();
+        }
+        fs::create_dir(&folder).unwrap();
+        if let Some(user) = tools.user() {
+            std::os::unix::fs::chown(&folder, Some(user.uid), Some(user.gid)).unwrap();
+        }
+        let half = folder.join("half");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        std::thread::scope(|scope| {
+            let making = scope.spawn(|| runtime.block_on(tools.init(&half)));
+            making.join().unwrap().unwrap();
+        });
+        fs::rename(&half, &data).unwrap();
     }
+    data
 }
 
 /// An address of this process and this call, and a port that is free on it.

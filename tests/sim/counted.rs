@@ -14,7 +14,7 @@ use failover::sim::run::Setup;
 use failover::sim::world::{Node, World};
 use failover::wire::{PeerAnswer, PeerQuestion, Report, ReportAnswer};
 
-use super::planted::{Guard, PlantGuard, cut_off};
+use super::planted::{Guard, cut_off};
 use super::{FAST, finds, holds};
 
 /// How long each answer of the controller to the active site is held up: less than a question may take.
@@ -61,12 +61,7 @@ impl Plant for SlowAnswers {
         let took = Arc::clone(&self.took);
         Arc::new(Slow { of, took })
     }
-    fn database(
-        &self,
-        of: Arc<dyn LocalDatabase>,
-        _world: &Arc<World>,
-        _node: Node,
-    ) -> Arc<dyn LocalDatabase> {
+    fn database(&self, of: LocalDatabase, _world: &Arc<World>, _node: Node) -> LocalDatabase {
         let Self { from_arrival, took } = self.clone();
         let longer = move || {
             if from_arrival {
@@ -75,7 +70,7 @@ impl Plant for SlowAnswers {
                 Duration::ZERO
             }
         };
-        Arc::new(Guard::longer(of, PlantGuard::honest(), Arc::new(longer)))
+        Guard::longer(of, longer)
     }
 }
 

@@ -49,12 +49,7 @@ impl Plant for PlantHarsh {
     fn probe(&self, of: Arc<dyn Probe>, _world: &Arc<World>) -> Arc<dyn Probe> {
         Arc::new(Harsh(of))
     }
-    fn database(
-        &self,
-        of: Arc<dyn LocalDatabase>,
-        world: &Arc<World>,
-        node: Node,
-    ) -> Arc<dyn LocalDatabase> {
+    fn database(&self, of: LocalDatabase, world: &Arc<World>, node: Node) -> LocalDatabase {
         if node == Node::First {
             let world = Arc::clone(world);
             tokio::spawn(async move {
@@ -87,12 +82,7 @@ fn a_look_of_ours_that_speaks_against_the_target_is_seen() {
 struct ForGood(KeptOut);
 
 impl Plant for ForGood {
-    fn database(
-        &self,
-        of: Arc<dyn LocalDatabase>,
-        world: &Arc<World>,
-        node: Node,
-    ) -> Arc<dyn LocalDatabase> {
+    fn database(&self, of: LocalDatabase, world: &Arc<World>, node: Node) -> LocalDatabase {
         let (world, kept_out) = (Arc::clone(world), self.0);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(20)).await;

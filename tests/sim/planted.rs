@@ -6,15 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use failover::engine::answer::Answer;
+use failover::engine::lease::Enforcer;
 use failover::engine::observation::{Finding, ProbeFailure};
 use failover::engine::policy::Policy;
-use failover::engine::situation::SeverRehearsal;
 use failover::engine::synchrony::SyncLook;
 use failover::engine::topology::{Role, SiteName, Target, TargetKind, TargetName};
-use failover::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
+use failover::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use failover::ports::{
     AgentMemory, AgentStore, AppendError, Clock, EffectError, LocalDatabase, LocalLook, LocalRight,
-    LogStore, OutsideView, Probe, Still, StoreError, Traffic, Versioned,
+    LogStore, OutsideView, Probe, Server, Still, StoreError, Synchronous, Traffic, Versioned,
 };
 use failover::sim::invariant::Invariant;
 use failover::sim::machine::Mistake;
@@ -31,22 +31,25 @@ pub(crate) fn planted(seed: u64, plant: impl Plant + 'static) -> Setup {
     setup
 }
 
-/// A guard that says it fenced, or holds a right for longer than it was told; a database whose
-/// commits only seem to wait.
+/// A guard that says it fenced, or holds a right for longer than it was told.
 pub(crate) struct Guard {
-    of: Arc<dyn LocalDatabase>,
-    plant: PlantGuard,
+    of: Arc<dyn Server>,
+    lies: bool,
     longer: Arc<dyn Fn() -> Duration + Send + Sync>,
 }
 
 impl Guard {
-    /// A guard that holds a right for longer than it was told.
+    /// A database whose guard holds a right for longer than it was told.
     pub(crate) fn longer(
-        of: Arc<dyn LocalDatabase>,
-        plant: PlantGuard,
-        longer: Arc<dyn Fn() -> Duration + Send + Sync>,
-    ) -> Self {
-        Self { of, plant, longer }
+        of: LocalDatabase,
+        longer: impl Fn() -> Duration + Send + Sync + 'static,
+    ) -> LocalDatabase {
+        let server = Arc::new(Self {
+            of: of.server,
+            lies: false,
+            longer: Arc::new(longer),
+        });
+        LocalDatabase { server, ..of }
     }
 }
 
@@ -57,7 +60,10 @@ impl std::fmt::Debug for Guard {
 }
 
 #[async_trait]
-impl LocalDatabase for Guard {
+impl Server for Guard {
+    fn enforced_by(&self) -> Enforcer {
+        self.of.enforced_by()
+    }
     async fn look(&self) -> Result<LocalLook, EffectError> {
         self.of.look().await
     }
@@ -75,7 +81,7 @@ impl LocalDatabase for Guard {
         self.of.release_right().await
     }
     async fn fence(&self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
-        if self.plant.lies {
+        if self.lies {
             return Ok("fenced, believe me".to_owned());
         }
         self.of.fence(epoch, cause).await
@@ -83,53 +89,30 @@ impl LocalDatabase for Guard {
     async fn unfence(&self, epoch: Epoch) -> Result<(), EffectError> {
         self.of.unfence(epoch).await
     }
-    async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError> {
-        self.of.sever(within).await
-    }
-    async fn reconnect(&self, within: Duration) -> Result<(), EffectError> {
-        self.of.reconnect(within).await
-    }
-    async fn rehearse(
-        &self,
-        fresh: bool,
-        peer_answers: bool,
-        within: Duration,
-    ) -> Result<Option<SeverRehearsal>, EffectError> {
-        self.of.rehearse(fresh, peer_answers, within).await
-    }
-    async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError> {
-        self.of.keep_slot(name, within).await
-    }
-    async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError> {
-        self.of.is_primary(within).await
-    }
-    async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError> {
-        self.of.promote(within).await
-    }
-    async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError> {
-        self.of.write_epoch(epoch, within).await
-    }
+}
+
+/// A database whose commits only seem to wait.
+#[derive(Debug)]
+struct SeemsToWait(Arc<dyn Synchronous>);
+
+#[async_trait]
+impl Synchronous for SeemsToWait {
     async fn look_at_standby(
         &self,
         standby: &SiteName,
         within: Duration,
     ) -> Result<SyncLook, EffectError> {
-        let mut look = self.of.look_at_standby(standby, within).await?;
-        look.named |= self.plant.pretends_to_wait;
-        Ok(look)
+        let look = self.0.look_at_standby(standby, within).await?;
+        Ok(SyncLook {
+            named: true,
+            ..look
+        })
     }
-    async fn wait_for_standby(
-        &self,
-        standby: &SiteName,
-        within: Duration,
-    ) -> Result<Lsn, EffectError> {
-        if self.plant.pretends_to_wait {
-            return Ok(Lsn(0));
-        }
-        self.of.wait_for_standby(standby, within).await
+    async fn wait_for_standby(&self, _: &SiteName, _: Duration) -> Result<Lsn, EffectError> {
+        Ok(Lsn(0))
     }
     async fn go_on_alone(&self, within: Duration) -> Result<(), EffectError> {
-        self.of.go_on_alone(within).await
+        self.0.go_on_alone(within).await
     }
 }
 
@@ -151,14 +134,27 @@ impl PlantGuard {
 }
 
 impl Plant for PlantGuard {
-    fn database(
-        &self,
-        of: Arc<dyn LocalDatabase>,
-        _world: &Arc<World>,
-        _node: Node,
-    ) -> Arc<dyn LocalDatabase> {
-        let (plant, longer) = (self.clone(), self.longer);
-        Arc::new(Guard::longer(of, plant, Arc::new(move || longer)))
+    fn database(&self, of: LocalDatabase, _world: &Arc<World>, _node: Node) -> LocalDatabase {
+        let Self {
+            lies,
+            longer,
+            pretends_to_wait,
+        } = *self;
+        let server = Arc::new(Guard {
+            of: of.server,
+            lies,
+            longer: Arc::new(move || longer),
+        });
+        let synchronous = if pretends_to_wait {
+            Arc::new(SeemsToWait(of.synchronous))
+        } else {
+            of.synchronous
+        };
+        LocalDatabase {
+            server,
+            synchronous,
+            ..of
+        }
     }
 }
 
@@ -419,12 +415,7 @@ fn a_site_that_is_not_replaced_in_time_is_seen() {
 struct PlantDeath;
 
 impl Plant for PlantDeath {
-    fn database(
-        &self,
-        of: Arc<dyn LocalDatabase>,
-        world: &Arc<World>,
-        node: Node,
-    ) -> Arc<dyn LocalDatabase> {
+    fn database(&self, of: LocalDatabase, world: &Arc<World>, node: Node) -> LocalDatabase {
         let world = Arc::clone(world);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(30)).await;
@@ -452,12 +443,7 @@ struct PlantMistake {
 }
 
 impl Plant for PlantMistake {
-    fn database(
-        &self,
-        of: Arc<dyn LocalDatabase>,
-        world: &Arc<World>,
-        node: Node,
-    ) -> Arc<dyn LocalDatabase> {
+    fn database(&self, of: LocalDatabase, world: &Arc<World>, node: Node) -> LocalDatabase {
         world.with(|state, _| state.machine(node).mistake = self.mistake);
         if self.signal && node == Node::First {
             let world = Arc::clone(world);

@@ -1,8 +1,6 @@
 //! Keeps the standby synchronous where the controller asks for it. The rules are the engine's
 //! (`engine/synchrony.rs`); here each step runs beside the keeper, because SQL may hang.
 
-use std::sync::Arc;
-
 use super::{Keeper, News, SQL};
 use crate::engine::synchrony::{RpoWindow, SyncFacts, SyncLook, SyncMove};
 use crate::engine::topology::Role;
@@ -37,10 +35,10 @@ impl Keeper {
             return;
         }
         self.synchronising = true;
-        let (database, peer) = (Arc::clone(&self.database), self.peer.clone());
+        let (database, peer) = (self.database.clone(), self.peer.clone());
         let began = self.clock.now();
         self.beside(async move {
-            let looked = database.look_at_standby(&peer, SQL).await;
+            let looked = database.synchronous.look_at_standby(&peer, SQL).await;
             News::Synchronised(Step::Looked(began, looked))
         });
     }
@@ -72,20 +70,20 @@ impl Keeper {
     }
 
     async fn make(&mut self, next: SyncMove) {
-        let (database, peer) = (Arc::clone(&self.database), self.peer.clone());
+        let (database, peer) = (self.database.clone(), self.peer.clone());
         match next {
             SyncMove::Nothing => {}
             SyncMove::Wait => {
                 self.synchronising = true;
                 self.beside(async move {
-                    let waits = database.wait_for_standby(&peer, SQL).await;
+                    let waits = database.synchronous.wait_for_standby(&peer, SQL).await;
                     News::Synchronised(Step::Waits(waits))
                 });
             }
             SyncMove::GoOn => {
                 self.synchronising = true;
                 self.beside(async move {
-                    let goes_on = database.go_on_alone(SQL).await;
+                    let goes_on = database.synchronous.go_on_alone(SQL).await;
                     News::Synchronised(Step::GoesOn(goes_on))
                 });
             }

@@ -182,7 +182,7 @@ impl Keeper {
 
     async fn start_standby(&mut self) {
         self.lives.last_start = Some(self.clock.now());
-        match self.database.start_standby().await {
+        match self.database.server.start_standby().await {
             Ok(()) => {
                 self.was_started(Role::Standby);
                 self.rehearse_anew();
@@ -201,13 +201,18 @@ impl Keeper {
             if *marked > epoch {
                 return;
             }
-            if let Err(error) = self.database.unfence(epoch).await {
+            if let Err(error) = self.database.server.unfence(epoch).await {
                 tracing::error!(%error, "the fence cannot be lifted");
                 return;
             }
             self.look.fenced = None;
         }
-        match self.database.start_primary(&self.right_of(holder)).await {
+        match self
+            .database
+            .server
+            .start_primary(&self.right_of(holder))
+            .await
+        {
             Ok(()) => self.was_started(Role::Primary),
             Err(error) => self.did_not_start(&error.to_string()),
         }

@@ -1,6 +1,5 @@
 //! Writes the epoch, and what probes need, into a database that takes writes.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Keeper, News, SQL};
@@ -50,11 +49,11 @@ impl Keeper {
             return;
         }
         self.marking = Marking::UnderWay;
-        let database = Arc::clone(&self.database);
+        let database = self.database.clone();
         self.beside(async move {
-            let marked = match database.write_epoch(epoch, SQL).await {
+            let marked = match database.ledger.write_epoch(epoch, SQL).await {
                 Err(error) => Marked::Nothing(error),
-                Ok(()) => match database.allow_looks(SQL).await {
+                Ok(()) => match database.ledger.allow_looks(SQL).await {
                     Err(error) => Marked::Epoch(error),
                     Ok(()) => Marked::Whole,
                 },

@@ -1,7 +1,6 @@
 //! What the controller orders, and how it is obeyed. Each order may come twice: done twice is done
 //! once.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -142,7 +141,7 @@ impl Keeper {
             )),
             What::Sever => self.sever(order.epoch, signed.sealed()).await,
             What::Reconnect => {
-                self.database.reconnect(SQL).await?;
+                self.database.succession.reconnect(SQL).await?;
                 let memory = AgentMemory {
                     severed: None,
                     ..self.memory.clone()
@@ -159,10 +158,10 @@ impl Keeper {
 
     /// What became of a promotion, after whatever may have happened to it and to this agent.
     async fn promotion_of(&self, epoch: Epoch) -> OrderAnswer {
-        match self.database.is_primary(SQL).await? {
+        match self.database.ledger.is_primary(SQL).await? {
             Some((timeline, position)) if self.memory.epoch == epoch => {
                 // An agent that was killed right after the promotion did not get to it.
-                self.database.write_epoch(epoch, SQL).await?;
+                self.database.ledger.write_epoch(epoch, SQL).await?;
                 Ok(Came::Promoted {
                     timeline,
                     position,
@@ -235,7 +234,7 @@ impl Keeper {
             ..self.memory.clone()
         })
         .await?;
-        let (position, replayed) = self.database.sever(SQL).await?;
+        let (position, replayed) = self.database.succession.sever(SQL).await?;
         Ok(Came::Severed {
             position,
             replayed,
@@ -347,10 +346,10 @@ impl Keeper {
         let within = now.until(promoting.until);
         // What is known of waiting commits is about the time as a primary before this one.
         self.synchrony = Synchrony::default();
-        let database = Arc::clone(&self.database);
-        self.beside(async move {
-            News::Promoted(promote_and_mark(database.as_ref(), epoch, within).await)
-        });
+        let database = self.database.clone();
+        self.beside(
+            async move { News::Promoted(promote_and_mark(&database, epoch, within).await) },
+        );
     }
 
     /// Keeps that a promotion was begun, or that what became of it is known.
@@ -387,7 +386,7 @@ impl Keeper {
             }
             // A marker of an earlier life as a primary would have the next end of this database
             // pass for a wait for the right.
-            if let Err(error) = self.database.unfence(self.memory.epoch).await {
+            if let Err(error) = self.database.server.unfence(self.memory.epoch).await {
                 tracing::error!(%error, "promoted, but the old fence marker stays");
             }
         }
@@ -413,16 +412,16 @@ fn under_way() -> EffectError {
     EffectError::Unknown("the promotion is under way".to_owned())
 }
 
-async fn promote_and_mark(
-    database: &dyn LocalDatabase,
-    epoch: Epoch,
-    within: Duration,
-) -> OrderAnswer {
-    let already = database.is_primary(SQL).await?.is_some();
-    let (timeline, position) = database.promote(within).await?;
+async fn promote_and_mark(database: &LocalDatabase, epoch: Epoch, within: Duration) -> OrderAnswer {
+    let already = database.ledger.is_primary(SQL).await?.is_some();
+    let (timeline, position) = database.succession.promote(within).await?;
     // From here the promotion has happened: whatever fails now leaves the outcome to be read.
     let unknown = |error: EffectError| EffectError::Unknown(error.to_string());
-    database.write_epoch(epoch, SQL).await.map_err(unknown)?;
+    database
+        .ledger
+        .write_epoch(epoch, SQL)
+        .await
+        .map_err(unknown)?;
     Ok(Came::Promoted {
         timeline,
         position,

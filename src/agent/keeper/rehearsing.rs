@@ -1,7 +1,6 @@
 //! Asks a standby, all the time, for what a sever and its undo will need of it, so that nobody learns in the
 //! incident that it does not do it. By the same way it runs with what the agent's file says.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Keeper, News, SQL};
@@ -53,9 +52,9 @@ impl Keeper {
         self.rehearsing.running = true;
         let answered = self.peer_answered.map(|asked| now.since(asked));
         let peer_answers = answered.is_some_and(|age| age <= PEER_ANSWERS);
-        let (database, fresh) = (Arc::clone(&self.database), self.rehearsing.fresh);
+        let (database, fresh) = (self.database.clone(), self.rehearsing.fresh);
         self.beside(async move {
-            let rehearsed = database.rehearse(fresh, peer_answers, SQL).await;
+            let rehearsed = database.succession.rehearse(fresh, peer_answers, SQL).await;
             News::Rehearsed(now, rehearsed)
         });
     }
@@ -112,8 +111,8 @@ impl Keeper {
             return;
         }
         self.slot.running = true;
-        let database = Arc::clone(&self.database);
-        self.beside(async move { News::SlotKept(database.keep_slot(&name, SQL).await) });
+        let database = self.database.clone();
+        self.beside(async move { News::SlotKept(database.succession.keep_slot(&name, SQL).await) });
     }
 
     pub(super) fn slot_kept(&mut self, kept: Result<(), EffectError>) {

@@ -1,7 +1,6 @@
 //! The right to take writes, as far as this site holds it: counted from before it was asked for,
 //! pushed to the guard, and lost to another site.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::durability::Told;
@@ -45,7 +44,7 @@ impl Keeper {
     pub(super) async fn push_right(&mut self) {
         let Some(holder) = &self.holder else { return };
         let right = self.right_of(holder);
-        if let Err(error) = self.database.hold_right(&right).await {
+        if let Err(error) = self.database.server.hold_right(&right).await {
             // Not pushed: the guard will fence, and then says so.
             tracing::warn!(%error, "the guard's deadline was not pushed");
         }
@@ -104,8 +103,10 @@ impl Keeper {
             return;
         };
         self.reconnecting = true;
-        let database = Arc::clone(&self.database);
-        self.beside(async move { News::Reconnected(severed, database.reconnect(SQL).await) });
+        let database = self.database.clone();
+        self.beside(
+            async move { News::Reconnected(severed, database.succession.reconnect(SQL).await) },
+        );
     }
 
     pub(super) async fn reconnected(&mut self, severed: Epoch, came: Result<(), EffectError>) {
@@ -130,7 +131,7 @@ impl Keeper {
     /// A standby needs no right, and must not be fenced for the lack of one.
     pub(super) async fn renounce(&mut self) {
         self.holder = None;
-        if let Err(error) = self.database.release_right().await {
+        if let Err(error) = self.database.server.release_right().await {
             tracing::warn!(%error, "the guard's deadline is not disarmed");
         }
     }

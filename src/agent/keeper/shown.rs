@@ -63,6 +63,7 @@ impl Keeper {
                 .max(self.look.fenced.as_ref().map(|(epoch, _)| *epoch)),
             severed: self.memory.severed,
             guarded: self.guarded,
+            enforced_by: self.database.server.enforced_by(),
             peer: self.peer_answered.map(|asked| now.since(asked)),
             peer_clock: self.peer_clock,
             synchrony: self.shown_synchrony(now),
@@ -70,7 +71,9 @@ impl Keeper {
                 .epoch_written
                 .filter(|_| primary && self.look.running()),
             rehearsal: self.shown_rehearsal(now),
-            slot: (!primary).then(|| self.database.asks_for_slot()).flatten(),
+            slot: (!primary)
+                .then(|| self.database.succession.asks_for_slot())
+                .flatten(),
             vouched: Some(self.shown_vouched(now)),
             deals_with: self.memory.peer,
             foreign: self.look.foreign.clone(),

@@ -211,7 +211,8 @@ impl Brain {
         self.book.grant(site, epoch, now)?;
         let severed = group.instances.get(self.topology.peer(site));
         let counted = report.facts.deals_with.as_ref();
-        if counted.is_some() && severed.is_some() && counted != severed {
+        let others = counted.is_some() && severed.is_some() && counted != severed;
+        if others || !report.facts.enforced_by.is_certain() {
             self.book.cannot_wait_out();
         }
         Ok(Grant { epoch })
@@ -330,6 +331,7 @@ mod tests {
     use super::*;
     use crate::engine::credential::CredentialFacts;
     use crate::engine::detector::{State, VoteKind};
+    use crate::engine::lease::Enforcer;
     use crate::engine::observation::{
         DatabaseFacts, Heartbeat, ProbeFailure, ReplayPause, ReplayState,
     };
@@ -460,6 +462,7 @@ mod tests {
                 fenced: None,
                 severed: None,
                 guarded: true,
+                enforced_by: Enforcer::Guard,
                 peer: None,
                 peer_clock: None,
                 synchrony: None,
@@ -544,6 +547,30 @@ mod tests {
         let known = situation(&mut brain, 21);
         let agent = known.active_site().unwrap().agent.as_ref().unwrap();
         assert_eq!(agent.fact.fenced, None);
+    }
+
+    #[test]
+    fn only_a_right_that_a_guard_ends_can_be_waited_out() {
+        let group = GroupState::new(&topology());
+        for (enforced_by, can) in [
+            (Enforcer::Guard, true),
+            (Enforcer::Api, false),
+            (Enforcer::Nobody, false),
+        ] {
+            let mut brain = brain();
+            let mut asks = word(Some(heard(11)));
+            asks.facts.enforced_by = enforced_by;
+            let answer = brain.report(asks, &group, second(12), WallTime(0));
+            assert!(
+                matches!(answer.grant, Some(Ok(_))),
+                "it is granted all the same"
+            );
+            assert_eq!(
+                situation(&mut brain, 13).can_wait_out,
+                can,
+                "{enforced_by:?}"
+            );
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use failover::app::leadership::Leadership;
 use failover::engine::answer::Answer;
 use failover::engine::chain::{Body, Chain, Digest, Entry, read_line};
 use failover::engine::credential::CredentialFacts;
+use failover::engine::lease::Enforcer;
 use failover::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, ProbeFailure, ReceiverFacts, ReplayPause,
     ReplayState, SenderFacts,
@@ -345,6 +346,7 @@ impl Earth {
                 fenced: state.fenced.then_some(state.epoch),
                 severed: state.severed.then_some(Epoch(2)),
                 guarded: true,
+                enforced_by: Enforcer::Guard,
                 peer: peer_up.then_some(Duration::ZERO),
                 peer_clock: None,
             },

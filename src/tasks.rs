@@ -1,0 +1,43 @@
+//! The tasks of a process that runs until it is told to stop: each has a name, and the end of any of them
+//! ends the process.
+
+use anyhow::Context;
+use tokio::task::JoinSet;
+
+/// Tasks by name. One that ends, with or without an error, ends the process that has it.
+pub type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+/// A task that has nothing to fail at.
+pub async fn named(
+    name: &'static str,
+    task: impl Future<Output = ()>,
+) -> (&'static str, anyhow::Result<()>) {
+    task.await;
+    (name, Ok(()))
+}
+
+/// Waits for a signal to stop, or for the end of a task, which is an error: a process that lacks one of
+/// its tasks must not look well.
+pub async fn until_stopped(tasks: &mut Tasks) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
+    tokio::select! {
+        ended = tasks.join_next() => match ended {
+            Some(Ok((name, Ok(())))) => anyhow::bail!("the task `{name}` ended unexpectedly"),
+            Some(Ok((name, Err(cause)))) => Err(cause.context(format!("the task `{name}` failed"))),
+            Some(Err(cause)) => Err(cause).context("a task broke"),
+            None => anyhow::bail!("there is no task"),
+        },
+        _ = terminate.recv() => Ok(()),
+        pressed = tokio::signal::ctrl_c() => pressed.context("wait for signals"),
+    }
+}
+
+/// A number that no other process of ours has, and none had before this one: below 2^53, which every
+/// reader of JSON keeps exactly.
+pub fn a_life() -> anyhow::Result<u64> {
+    let mut random = [0; 8];
+    aws_lc_rs::rand::fill(&mut random).context("draw a random number")?;
+    Ok(u64::from_ne_bytes(random) >> 11)
+}
