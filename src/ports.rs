@@ -103,7 +103,7 @@ impl LastError {
     /// The cause, and how it ended where that was something else.
     pub fn tell(&self) -> String {
         match (&self.cause, &self.late) {
-            (Some(cause), Some(late)) if cause != late => format!("{cause}; in the end: {late}"),
+            (Some(cause), Some(late)) if cause != late => format!("{cause}; finally: {late}"),
             (Some(cause), _) => cause.clone(),
             (None, Some(late)) => late.clone(),
             (None, None) => "nothing came of it".to_owned(),

@@ -393,7 +393,7 @@ pub fn check_count(observations: &[SentObservation]) -> Result<(), String> {
     match observations.len() {
         0..=OBSERVATIONS => Ok(()),
         many => Err(format!(
-            "the report has {many} observations, and {OBSERVATIONS} are the most: send of each target the newest"
+            "the report has {many} observations, the limit is {OBSERVATIONS}: send only the newest of each target"
         )),
     }
 }

@@ -146,7 +146,7 @@ async fn peer(
         site: api.peer_site.clone(),
     };
     if peer.identity != expected || question.site != api.peer_site {
-        return Err(denied(&peer, "ask as the other agent"));
+        return Err(denied(&peer, "ask as the peer agent"));
     }
     let (sender, answer) = oneshot::channel();
     let stopping = |()| {
@@ -172,7 +172,7 @@ async fn traffic_ready(State(api): State<Api>) -> (StatusCode, String) {
         let why = if held {
             "the database is down"
         } else {
-            "no right to take writes"
+            "no write lease"
         };
         (
             StatusCode::SERVICE_UNAVAILABLE,

@@ -255,7 +255,7 @@ fn build_postgres(at: &Section<'_>, files: Files<'_>, agent: Option<&Agent>) -> 
     );
     let plaintext = at.flag("allow_plaintext", false);
     if files.look() && run_as.is_none() && rustix::process::geteuid().is_root() {
-        at.problem("run_as", "`postgres.run_as` is missing: PostgreSQL refuses to run as root: name its user, `postgres`, say");
+        at.problem("run_as", "`postgres.run_as` is missing: PostgreSQL refuses to run as root: name its user, such as `postgres`");
     }
     let listen_addresses = listen_addresses.filter(|text| are_own_addresses(at, text));
     let conninfo = conninfo?;
@@ -333,7 +333,7 @@ fn check_options(at: &Section<'_>, options: &[String]) {
         let name = setting(option);
         if OWN_SETTINGS.contains(&name.as_str()) {
             at.problem("options", format!(
-                "`postgres.options` holds `{option}`, but the agent sets `{name}` itself: leave it out"
+                "`postgres.options` holds `{option}`, but the agent sets `{name}` itself: remove it"
             ));
         }
     }
@@ -352,14 +352,14 @@ fn check_conninfo(at: &Section<'_>, conninfo: &str, plaintext: bool, agent: Opti
         Some("require" | "verify-ca" | "verify-full")
     );
     if !encrypted && !plaintext && !has("host").is_none_or(config::is_local) {
-        at.problem("primary_conninfo", "`postgres.primary_conninfo` leads to another host and does not insist on TLS (`sslmode` is `prefer` where nothing is said): write `sslmode=verify-full sslrootcert=FILE`, or set `postgres.allow_plaintext = true` where the network itself is encrypted");
+        at.problem("primary_conninfo", "`postgres.primary_conninfo` connects to another host and does not require TLS (`sslmode` defaults to `prefer`): write `sslmode=verify-full sslrootcert=FILE`, or set `postgres.allow_plaintext = true` if the network itself is encrypted");
     }
     // Two standbys of one name are taken for each other (postgres.md P33).
     if let Some(agent) = agent
         && has("application_name") != Some(agent.site.as_str())
     {
         at.problem("primary_conninfo", format!(
-            "`postgres.primary_conninfo` does not hold `application_name={}`: a standby bears the name of its site",
+            "`postgres.primary_conninfo` does not hold `application_name={}`: a standby has the name of its site",
             agent.site
         ));
     }

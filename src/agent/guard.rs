@@ -406,7 +406,7 @@ impl Guard {
                 Ok(GuardReply::Started { pid })
             } else {
                 Err(format!(
-                    "PostgreSQL runs otherwise (process {pid}): stop it first"
+                    "PostgreSQL already runs in another role (process {pid}): stop it first"
                 ))
             };
         }

@@ -55,7 +55,7 @@ fn read(path: &Path) -> anyhow::Result<Option<u128>> {
 /// Draws an id, and returns when it is durable.
 fn draw(folder: &Path, path: &Path) -> anyhow::Result<u128> {
     let mut random = [0; 16];
-    aws_lc_rs::rand::fill(&mut random).context("draw a random number")?;
+    aws_lc_rs::rand::fill(&mut random).context("generate a random number")?;
     let id = u128::from_ne_bytes(random);
     let aside = folder.join(format!("{FILE}.new"));
     let mut file = File::create(&aside)?;
@@ -74,7 +74,7 @@ fn machine() -> anyhow::Result<String> {
     texts
         .into_iter()
         .next()
-        .context("nothing tells this machine from another")
+        .context("nothing identifies this machine")
 }
 
 fn place(path: &Path, machine: &str) -> anyhow::Result<u64> {

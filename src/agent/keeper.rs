@@ -56,7 +56,7 @@ const SQL: Duration = Duration::from_secs(5);
 pub enum News {
     /// The controller answered a report that was sent after this moment.
     Answered(MonoTime, Box<ReportAnswer>),
-    /// The other agent answered a question that was sent after this moment.
+    /// The peer answered a question that was sent after this moment.
     PeerAnswered(MonoTime, PeerAnswer),
     /// The other agent asks.
     PeerAsks(PeerQuestion, oneshot::Sender<PeerAnswer>),
@@ -352,7 +352,7 @@ impl Keeper {
         {
             // Promoted or started by somebody else.
             let epoch = self.memory.epoch;
-            if let Err(error) = self.fence(epoch, "primary without a right").await {
+            if let Err(error) = self.fence(epoch, "primary without a lease").await {
                 tracing::error!(%error, "the fence is not proven");
             }
         }
@@ -370,7 +370,7 @@ impl Keeper {
                 true
             }
             Err(error) => {
-                tracing::error!(%error, "the agent's memory cannot be written");
+                tracing::error!(%error, "the agent's state cannot be written");
                 false
             }
         }

@@ -373,7 +373,7 @@ impl LocalDatabase for GuardedDatabase {
 
     async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError> {
         if let Some(was) = postgres::keep_slot(&self.local(), name, within).await? {
-            tracing::warn!(name, "the slot that the standby asks for was {was}");
+            tracing::warn!(name, "the slot that the standby needs was {was}");
         }
         Ok(())
     }

@@ -43,14 +43,14 @@ pub fn claim_folder(path: &Path) -> io::Result<()> {
     if stat.st_uid != us {
         return Err(io::Error::other(format!(
             "`{shown}` belongs to user {}, and we are user {us}: give it to us (`chown {us} {shown}`) \
-             after a look at what is in it, or name another folder",
+             after checking its contents, or name another folder",
             stat.st_uid
         )));
     }
     if stat.st_mode & 0o022 != 0 {
         return Err(io::Error::other(format!(
-            "others may write into `{shown}` (mode {:o}): look at what is in it, then \
-             `chmod 0700 {shown}`",
+            "others may write into `{shown}` (mode {:o}): check its contents, then `chmod 0700 \
+             {shown}`",
             stat.st_mode & 0o7777
         )));
     }
@@ -147,7 +147,7 @@ impl Walk {
             links = links.saturating_add(1);
             let ours = stat.st_uid == 0 || stat.st_uid == geteuid().as_raw();
             if links > LINKS || (geteuid().is_root() && !(ours && is_trusted(&holder))) {
-                return Err(astray(&at, "is a link of somebody else's"));
+                return Err(astray(&at, "is somebody else's link"));
             }
             let target = readlinkat(&next, "", Vec::new())?.into_bytes();
             let target = PathBuf::from(OsString::from_vec(target));

@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// The handle is opened before the title is read (postgres.md P15), so that a pid reused in between is
 /// never hit.
 pub(super) fn end(pid: i32) -> io::Result<()> {
-    let found = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process has this number"))?;
+    let found = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process has this pid"))?;
     let handle = pidfd_open(found, PidfdFlags::empty())?;
     let title = fs::read(format!("/proc/{pid}/cmdline"))?;
     if !String::from_utf8_lossy(&title).contains("walreceiver") {

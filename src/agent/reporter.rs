@@ -58,7 +58,7 @@ pub struct Pace {
     pub probe_timeout: Duration,
     /// Between two reports.
     pub renew_every: Duration,
-    /// Between two questions to the other agent.
+    /// Between two questions to the peer agent.
     pub peer_every: Duration,
 }
 
@@ -191,7 +191,7 @@ impl Reporter {
                         return;
                     }
                 }
-                Err(error) => tracing::debug!(%error, "the other agent does not answer"),
+                Err(error) => tracing::debug!(%error, "the peer agent does not answer"),
             }
             let took = self.clock.now().since(asked);
             self.clock.sleep(every.saturating_sub(took)).await;

@@ -149,7 +149,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     });
     tasks.spawn(async move {
         asking.ask_peer().await;
-        ("questions to the other agent", Ok(()))
+        ("questions to the peer agent", Ok(()))
     });
 
     let api = Api {

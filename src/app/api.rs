@@ -167,7 +167,7 @@ fn person(api: &Api, peer: &PeerIdentity, verb: Verb) -> Result<String, Problem>
     };
     if group.as_ref().is_some_and(|group| *group != api.group) {
         let text = format!(
-            "`{}` looks after another group, and this is the controller of `{}`: use a certificate for this group (see runbooks/agent-rejected.md)",
+            "`{}` is for another group, and this is the controller of `{}`: use a certificate for this group (see runbooks/agent-rejected.md)",
             peer.identity, api.group
         );
         return refused(StatusCode::FORBIDDEN, text);
@@ -177,7 +177,7 @@ fn person(api: &Api, peer: &PeerIdentity, verb: Verb) -> Result<String, Problem>
         (Verb::Promote | Verb::Hold | Verb::Release | Verb::Adopt, OperatorRole::Operator) => {}
         (Verb::Promote | Verb::Hold | Verb::Release | Verb::Adopt, OperatorRole::Reader) => {
             let text = format!(
-                "`{}` may look and change nothing: ask an operator of `{}`, or for a certificate of one (see runbooks/agent-rejected.md)",
+                "`{}` can only read: ask an operator of `{}`, or get an operator's certificate (see runbooks/agent-rejected.md)",
                 peer.identity, api.group
             );
             return refused(StatusCode::FORBIDDEN, text);

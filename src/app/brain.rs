@@ -299,7 +299,7 @@ impl Brain {
             Some(saga) => saga.gives_back_to(),
         };
         if let Some(site) = back.filter(|site| self.book.holder.as_ref() != Some(*site)) {
-            tracing::warn!(%site, epoch = self.book.epoch.0, "the right is given back");
+            tracing::warn!(%site, epoch = self.book.epoch.0, "the lease is given back");
             self.book.pass_to(site.clone());
         }
         if self.readings_of != group.active {

@@ -152,7 +152,7 @@ fn build(root: &Section<'_>, files: Files<'_>) -> Option<(Config, Option<Policy>
     if let (Some(first), Some(sites)) = (&first_active, &sites)
         && !sites.contains_key(first)
     {
-        let text = format!("`group.first_active` is `{first}`, which is none of `[sites]`");
+        let text = format!("`group.first_active` is `{first}`, which is not one of `[sites]`");
         group_section.problem("first_active", text);
     }
     let controller = controller?;
@@ -251,7 +251,7 @@ fn build_observers(root: &Section<'_>, sites: &[String]) -> Option<BTreeSet<Obse
     }
     if observers.len() > MOST_OBSERVERS {
         root.problem("observers", format!(
-            "`[[observers]]` has {}: at most {MOST_OBSERVERS} are of use, for the largest quorum",
+            "`[[observers]]` has {}: at most {MOST_OBSERVERS} are allowed, for the largest quorum",
             observers.len()
         ));
     }

@@ -305,7 +305,7 @@ impl Executor {
                 Ok(()) => return self.write(saga, index, Event::Undone).await,
                 Err(error) => error,
             };
-            tracing::warn!(plan_id = saga.id, %step, %error, "step not taken back yet");
+            tracing::warn!(plan_id = saga.id, %step, %error, "step not undone yet");
             let over = self.clock.now() >= deadline;
             last.note(&error, over);
             if over {
@@ -324,10 +324,10 @@ impl Executor {
         };
         let why = error.to_string();
         let text = format!(
-            "plan {}: {step} could not be taken back: {why} (see runbooks/plan-undone.md)",
+            "plan {}: {step} could not be undone: {why} (see runbooks/plan-undone.md)",
             saga.id
         );
-        tracing::error!(plan_id = saga.id, %step, %error, "left to be tidied up");
+        tracing::error!(plan_id = saga.id, %step, %error, "left to clean up");
         self.journal.note("left-to-tidy-up", text).await?;
         self.write(saga, index, Event::Left { why }).await
     }

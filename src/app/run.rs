@@ -191,7 +191,7 @@ pub(crate) async fn until_stopped(
     let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
     tokio::select! {
         ended = tasks.join_next() => match ended {
-            Some(Ok((name, Ok(())))) => anyhow::bail!("the task `{name}` ended unasked"),
+            Some(Ok((name, Ok(())))) => anyhow::bail!("the task `{name}` ended unexpectedly"),
             Some(Ok((name, Err(cause)))) => Err(cause.context(format!("the task `{name}` failed"))),
             Some(Err(cause)) => Err(cause).context("a task broke"),
             None => anyhow::bail!("there is no task"),
@@ -246,7 +246,7 @@ fn boot_id() -> anyhow::Result<String> {
 /// reader of JSON keeps exactly.
 pub(crate) fn a_life() -> anyhow::Result<u64> {
     let mut random = [0; 8];
-    aws_lc_rs::rand::fill(&mut random).context("draw a random number")?;
+    aws_lc_rs::rand::fill(&mut random).context("generate a random number")?;
     Ok(u64::from_ne_bytes(random) >> 11)
 }
 

@@ -213,8 +213,9 @@ impl Steps {
         let asked = |answer| Input::OrderUntil(site.clone(), within, answer);
         let Some((mark, valid_for)) = self.control.ask(asked).await? else {
             // With its next report, or the other agent's, there is one.
-            let text =
-                format!("nothing was heard of the agent of site `{site}`: no order is possible");
+            let text = format!(
+                "no report has arrived from the agent of site `{site}`: no order is possible"
+            );
             return Err(EffectError::Failed(text));
         };
         let order = Order {

@@ -49,10 +49,10 @@ pub enum ForbiddenAnswer {
     #[error("no site would be on: users would get an error, or every site (all weights zero)")]
     NobodyOn,
     /// Users would write at both sites.
-    #[error("{0} sites would be on: the database takes writes at one")]
+    #[error("{0} sites would be on: the database takes writes at only one")]
     SeveralOn(usize),
     /// Users would be sent to a database that takes no writes.
-    #[error("site `{on}` would be on, but the right to take writes is at `{active}`")]
+    #[error("site `{on}` would be on, but the write lease is at `{active}`")]
     FencedOn {
         /// The site that would be on.
         on: SiteName,

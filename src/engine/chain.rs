@@ -225,7 +225,7 @@ pub enum Broken {
     #[error("the entry cannot be read: {0}")]
     Entry(String),
     /// It does not follow on the entry before.
-    #[error("it does not follow on the entry before it: one was altered, removed or added")]
+    #[error("it does not follow the entry before it: one was altered, removed or added")]
     Link,
     /// Its number does not follow.
     #[error("it has number {found}, expected {expected}")]
@@ -236,7 +236,9 @@ pub enum Broken {
         expected: u64,
     },
     /// The log does not begin as a log does, or begins twice.
-    #[error("a log begins with one entry that says what it is about, and this is not so")]
+    #[error(
+        "a log must begin with one entry that says what it is about, and have no other such entry"
+    )]
     Opening,
     /// Longer than any entry may be.
     #[error("it is longer than {limit} bytes")]
@@ -248,7 +250,7 @@ pub enum Broken {
     #[error("it would read back as something else: {0}")]
     Unfaithful(String),
     /// It tells something impossible.
-    #[error("it tells something impossible: {0}")]
+    #[error("it records something impossible: {0}")]
     Saga(#[from] SagaError),
 }
 
@@ -430,7 +432,7 @@ fn faithful(entry: &Entry, json: &[u8]) -> Result<Entry, Broken> {
     }
     let read: Entry = serde_json::from_slice(json).map_err(unfaithful)?;
     if canonical(&read)? != json {
-        let text = "written again it has other bytes".to_owned();
+        let text = "it would not read back byte for byte".to_owned();
         return Err(Broken::Unfaithful(text));
     }
     Ok(read)

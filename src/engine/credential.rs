@@ -109,7 +109,11 @@ pub fn trouble(certificates: &[CertificateFacts], refused: &[String]) -> Vec<Rea
         // Whole minutes: nobody reads the milliseconds of a month.
         let minutes = end.left.as_secs().checked_div(60).unwrap_or_default();
         let left = Duration::from_secs(minutes.saturating_mul(60));
-        let verb = if end.left.is_zero() { "ended" } else { "ends" };
+        let verb = if end.left.is_zero() {
+            "expired"
+        } else {
+            "expires"
+        };
         let also = certificates.iter().skip(1);
         let also = also.filter(|end| end.left <= WARNED).count();
         let others = if also == 0 {

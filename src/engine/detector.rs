@@ -272,7 +272,7 @@ fn judge_failing(
         (
             State::Unknown,
             since,
-            format!("contradictory: {says}, yet others see it well"),
+            format!("contradictory: {says}, yet others see it healthy"),
         )
     } else if !complete {
         let why = format!("{says}; seen by {} of {}", against.len(), policy.quorum);

@@ -404,7 +404,7 @@ impl<'r> Section<'r> {
                 .filter(|number| bounds.contains(number))
                 .ok_or_else(|| {
                     Some(format!(
-                        "must lie between {} and {}",
+                        "must be between {} and {}",
                         bounds.start(),
                         bounds.end()
                     ))
@@ -443,7 +443,7 @@ impl<'r> Section<'r> {
                 Ok(duration)
             } else {
                 Err(Some(format!(
-                    "must lie between {} and {}",
+                    "must be between {} and {}",
                     human(least),
                     human(most)
                 )))
@@ -576,7 +576,7 @@ impl Drop for Section<'_> {
                     .unwrap_or_default();
                 let path = self.path_of(name.get_ref());
                 self.reading
-                    .problem(&name.span(), format!("`{path}` is not a key here{hint}"));
+                    .problem(&name.span(), format!("unknown key `{path}`{hint}"));
             }
         }
     }
@@ -655,7 +655,7 @@ mod tests {
             ),
             (
                 "[detect]\nfail_after = \"1s\"",
-                "f.toml:2: `detect.fail_after` is \"1s\": must lie between 5s and 10m",
+                "f.toml:2: `detect.fail_after` is \"1s\": must be between 5s and 10m",
             ),
             (
                 "[detect]\nfail_aftr = \"30s\"",

@@ -347,7 +347,7 @@ fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
 /// That another installation of the active site took over from the one that the standby followed.
 pub fn replaced(situation: &Situation) -> Option<Reason> {
     let why = format!(
-        "another installation of `{}` took over, and the standby was not made anew since",
+        "another installation of `{}` took over, and the standby has not been rebuilt since",
         situation.active
     );
     let reason = Reason::word(Code::LossUnknown, "unknown", "known").at(&situation.passive);
@@ -358,9 +358,9 @@ pub fn replaced(situation: &Situation) -> Option<Reason> {
 fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
     let agent = fresh_agent(situation, policy);
     let (way, open) = if agent.is_some_and(|agent| agent.guarded) {
-        ("the agent's word (F1)", true)
+        ("the agent's confirmation (F1)", true)
     } else if other_agent_hears_it(situation, policy) {
-        ("the agent's word, relayed (F1)", true)
+        ("the agent's confirmation, relayed (F1)", true)
     } else if situation.can_wait_out {
         ("waiting out the lease (F3)", true)
     } else if situation

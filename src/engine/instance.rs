@@ -119,11 +119,11 @@ impl fmt::Display for NotOver {
         match self {
             NotOver::Granted { left } => {
                 let whole = Duration::from_secs(left.as_secs().saturating_add(1));
-                write!(f, "its last grant may hold for another {}", human(whole))
+                write!(f, "its last grant may be valid for another {}", human(whole))
             }
-            NotOver::Vouched => f.write_str("the other site's agent may still let its right stand"),
+            NotOver::Vouched => f.write_str("the other site's agent may still vouch for its lease"),
             NotOver::Never => f.write_str(
-                "with `on_total_isolation = \"keep\"` only a person can say that its right is over",
+                "with `on_total_isolation = \"keep\"` only an operator can say that its lease is over",
             ),
         }
     }

@@ -65,7 +65,7 @@ pub enum Refusal {
     },
     /// Nobody has shown yet that the controller's log is not behind the world.
     #[error(
-        "nobody but this site has shown since the controller started that its decision log is not behind"
+        "no other witness has confirmed since the controller started that its decision log is current"
     )]
     LogUnwitnessed,
 }
@@ -77,7 +77,7 @@ fn other_instance(counts: Option<&Instance>, why: &str) -> String {
                 "another instance of this site counts, {counts}: {why} (see runbooks/second-instance.md)"
             )
         }
-        None => format!("another instance of this site may have the right: {why}"),
+        None => format!("another instance of this site may hold the lease: {why}"),
     }
 }
 

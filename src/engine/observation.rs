@@ -92,7 +92,7 @@ pub enum ProbeFailure {
     CannotWrite(String),
     /// The database lives and says that its disk is full or fails (SQLSTATE 53100, 58030;
     /// postgres.md P40).
-    #[error("no room to write: {0}")]
+    #[error("no space to write: {0}")]
     DiskFailed(String),
     /// What we alone do there is refused or held up: a lock on our tables, a missing grant, a
     /// setting. Users may be served all the while. Says nothing about the target's health.

@@ -276,7 +276,7 @@ fn build_detect(at: &Section<'_>) -> Option<Detect> {
         "stale_after",
         detect.stale_after,
         one_look,
-        "`probe_every` and `probe_timeout` together: or evidence is stale before the next can come",
+        "`probe_every` and `probe_timeout` together: otherwise evidence is stale before the next arrives",
     );
     Some(detect)
 }
@@ -323,14 +323,14 @@ fn build_lease(at: &Section<'_>) -> Option<LeaseTimers> {
         "lease_ttl",
         lease.lease_ttl,
         lease.renew_every.saturating_mul(3),
-        "three times `renew_every`: two lost renewals never end the right to write",
+        "three times `renew_every`: two lost renewals must not end the lease",
     );
     at_least(
         at,
         "peer_ttl",
         lease.peer_ttl,
         lease.peer_every.saturating_mul(3),
-        "three times `peer_every`: two lost answers never end the right to write",
+        "three times `peer_every`: two lost answers must not end the lease",
     );
     at_least(
         at,
@@ -403,7 +403,7 @@ fn check_against_each_other(policy: &Policy, root: &Section<'_>, lease: &Section
     let replay = policy.data.max_replay_time;
     if policy.steps.promote <= replay {
         root.problem("steps", format!(
-            "`steps.promote` is {}, but `data.max_replay_time` lets the standby replay for up to {} first: a promotion that the gates let begin could not end in its time",
+            "`steps.promote` is {}, but `data.max_replay_time` lets the standby replay for up to {} first: a promotion that passes the gates could not finish in time",
             human(policy.steps.promote), human(replay)
         ));
     }
@@ -423,7 +423,7 @@ fn check_effects(policy: &Policy, root: &Section<'_>) {
     let silent = detect.fail_after.saturating_add(detect.probe_every);
     if data.durability == Durability::Async && data.max_loss_window < silent {
         root.problem("data", format!(
-            "`data.max_loss_window` is {}, but when `detect.fail_after` ({}) is over, the last look at the active database is up to {} old: no automatic failover would ever pass. Raise `max_loss_window` to {} or more, or lower `fail_after`",
+            "`data.max_loss_window` is {}, but when `detect.fail_after` ({}) is over, the last probe of the active database is up to {} old: no automatic failover would ever pass. Raise `max_loss_window` to {} or more, or lower `fail_after`",
             human(data.max_loss_window), human(detect.fail_after), human(silent), human(silent)
         ));
     }
@@ -432,7 +432,7 @@ fn check_effects(policy: &Policy, root: &Section<'_>) {
     {
         let every = policy.lease.renew_every;
         root.problem("data", format!(
-            "`data.on_stall` releases after {}, but the permission to go on alone comes with the answer to a report, every `lease.renew_every` ({}): commits would stall for that long. Write `release-after {}` or more, or lower `renew_every`",
+            "`data.on_stall` releases after {}, but the permission to go on without the standby comes with the answer to a report, every `lease.renew_every` ({}): commits would stall for that long. Write `release-after {}` or more, or lower `renew_every`",
             human(after), human(every), human(every)
         ));
     }
@@ -440,7 +440,7 @@ fn check_effects(policy: &Policy, root: &Section<'_>) {
     let grace = policy.automation.local_restart_grace;
     if !grace.is_zero() && grace < SECOND {
         root.problem("automation", format!(
-            "`automation.local_restart_grace` is {}, but a database is started once a second at most: no second try would ever be made. Write `0s` for none, or 1s or more",
+            "`automation.local_restart_grace` is {}, but a database is started once a second at most: no second attempt would ever be made. Write `0s` for none, or 1s or more",
             human(grace)
         ));
     }
@@ -451,7 +451,7 @@ fn check_effects(policy: &Policy, root: &Section<'_>) {
     ] {
         if limit < detect.probe_timeout {
             root.problem("steps", format!(
-                "`steps.{key}` is {}, but one look may take `detect.probe_timeout` ({}): the step could be over before its first look is. Raise the step, or lower `probe_timeout`",
+                "`steps.{key}` is {}, but one probe may take `detect.probe_timeout` ({}): the step could end before its first probe does. Raise the step, or lower `probe_timeout`",
                 human(limit), human(detect.probe_timeout)
             ));
         }
@@ -542,7 +542,7 @@ mod tests {
                 "lease_ttl = \"1s\"",
                 "three times `renew_every`",
             ),
-            ("quorum = 2", "quorum = 1", "must lie between 2 and 8"),
+            ("quorum = 2", "quorum = 1", "must be between 2 and 8"),
             (
                 "\"release-after 5s\"",
                 "\"release-after 5\"",
@@ -609,7 +609,7 @@ mod tests {
         let said = Policy::read("slow", &slow).unwrap_err().to_string();
         assert!(
             said.contains(
-                "`steps.other` is 10s, but one look may take `detect.probe_timeout` (20s)"
+                "`steps.other` is 10s, but one probe may take `detect.probe_timeout` (20s)"
             ),
             "{said}"
         );

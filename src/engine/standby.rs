@@ -127,7 +127,7 @@ pub fn replaying(replay: &Replay) -> String {
     }
     let rest = match replay.time() {
         Some(time) => format!("{}, at {rate} a second", whole(time)),
-        None => "nobody knows how long, because it was not seen to replay".to_owned(),
+        None => "for an unknown time, because no replay was seen".to_owned(),
     };
     let still = if still.is_zero() {
         String::new()

@@ -247,7 +247,7 @@ pub enum Event {
     UndoStarted,
     /// It is taken back.
     Undone,
-    /// It could not be taken back: something is left, that a person or the site itself tidies up. The
+    /// It could not be undone: something is left, that a person or the site itself tidies up. The
     /// right to take writes was given back before.
     Left {
         /// Why.

@@ -135,8 +135,7 @@ pub fn window_change(
                 });
             }
             // The agent has made its permission void by closing: users would wait for ever.
-            let why =
-                "commits wait, and the standby does not say itself that it has what they wait for";
+            let why = "commits wait, but the standby itself has not confirmed what they wait for";
             stalls(facts, data).then(|| WindowChange::Opened {
                 why: why.to_owned(),
             })
@@ -149,7 +148,7 @@ pub fn window_change(
             }
             if let Some(Contradiction { claimed, had }) = standby.contradiction {
                 return opened(format!(
-                    "a stream of the standby's name confirmed {claimed}, and the standby itself had {had} later: somebody else bears its name"
+                    "a stream with the standby's name confirmed {claimed}, but the standby itself had only {had} later: something else uses its name"
                 ));
             }
             if stalls(facts, data) {
@@ -471,7 +470,7 @@ mod tests {
         );
         assert_eq!(said(OPEN, 5000, Some(99), None, &block), "");
         let opened = said(RpoWindow::Closed, 0, Some(100), Some(200), &block);
-        assert!(opened.contains("somebody else bears its name"), "{opened}");
+        assert!(opened.contains("something else uses its name"), "{opened}");
     }
 
     fn at(ms: u64) -> MonoTime {

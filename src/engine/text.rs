@@ -116,11 +116,11 @@ pub enum TypedError {
     Empty,
     /// It holds what would not be seen as what it is.
     #[error(
-        "the reason holds `{0}`, which is no visible character: write it in one line of plain text"
+        "the reason holds `{0}`, which is not a visible character: write one line of plain text"
     )]
     Harmful(String),
     /// It is longer than people read.
-    #[error("the reason has {0} bytes, and {REASON_LIMIT} are the most: say it shorter")]
+    #[error("the reason has {0} bytes, the limit is {REASON_LIMIT}: shorten it")]
     TooLong(usize),
 }
 

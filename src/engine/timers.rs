@@ -50,7 +50,7 @@ pub fn timers(policy: &Policy) -> Vec<Timer> {
     };
     // It runs from the loss on, beside the detection.
     let wait = (
-        "what is left of waiting the right out",
+        "the rest of waiting out the lease",
         lease.longest_wait_out().saturating_sub(seen),
     );
     let detect_parts = [
@@ -85,7 +85,7 @@ pub fn timers(policy: &Policy) -> Vec<Timer> {
         ),
         timer("database down, agent alive", true, database),
         timer(
-            "service down, database good",
+            "service down, database healthy",
             policy.automation.api_failure == ApiFailure::Failover,
             api,
         ),

@@ -276,7 +276,7 @@ impl Testimony {
         }
         if let Some((site, held)) = holders.iter().find(|(site, _)| *site != active) {
             return Err(format!(
-                "the agent of site `{site}` holds the right in epoch {held}, or asks for it"
+                "the agent of site `{site}` holds the lease in epoch {held}, or requests it"
             ));
         }
         if let Some(site) = primaries.iter().find(|site| *site != active) {

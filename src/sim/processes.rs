@@ -247,7 +247,7 @@ pub async fn start_agent(
     });
     tasks.spawn(async move {
         asking.ask_peer().await;
-        ("questions to the other agent", Ok(()))
+        ("questions to the peer agent", Ok(()))
     });
     // Nobody knows the address of a copy.
     if seat.copy.is_none() {

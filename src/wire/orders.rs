@@ -25,8 +25,8 @@ pub struct Relayed {
 /// the carrier's own word that there is none.
 pub type RelayAnswer = Result<Sealed, EffectError>;
 
-/// An order of the controller to an agent. Signed, because it may come through the other agent:
-/// who carries it can delay it, not forge or repeat it.
+/// An order of the controller to an agent. Signed, because it may come through the peer agent: who
+/// carries it can delay it, not forge or repeat it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// The plan it belongs to.

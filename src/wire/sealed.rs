@@ -59,7 +59,7 @@ pub enum SealError {
     #[error("the signature is not hexadecimal text: the message was damaged")]
     NotHex,
     /// The certificate beside the signature is none that is believed.
-    #[error("the signer's certificate is not believed: {0}")]
+    #[error("the signer's certificate is not trusted: {0}")]
     Certificate(String),
     /// It is signed, by somebody whose word it cannot be.
     #[error("it is signed by {found}, not by {expected}")]

@@ -231,7 +231,7 @@ fn all_refuse(config: &GuardConfig) -> Result<String, String> {
                 refused.push(address.to_string());
             }
             Err(cause) => return Err(format!("`{address}` does not refuse: {cause}")),
-            Ok(_) => return Err(format!("`{address}` still takes connections")),
+            Ok(_) => return Err(format!("`{address}` still accepts connections")),
         }
     }
     let socket = config.postgresql_socket();
@@ -245,7 +245,7 @@ fn all_refuse(config: &GuardConfig) -> Result<String, String> {
             refused.push(socket.display().to_string());
         }
         Err(cause) => return Err(format!("`{}` does not refuse: {cause}", socket.display())),
-        Ok(_) => return Err(format!("`{}` still takes connections", socket.display())),
+        Ok(_) => return Err(format!("`{}` still accepts connections", socket.display())),
     }
     Ok(refused.join(", "))
 }

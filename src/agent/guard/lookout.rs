@@ -137,8 +137,8 @@ impl Watch {
             match wanted.recv_timeout(tick) {
                 Ok(first) if self.without_signal_from_ns.take().is_some() => {
                     match postmaster::put_back_signal(first) {
-                        Ok(()) => tracing::warn!("`standby.signal` was gone, and is put back"),
-                        Err(cause) => tracing::error!(%cause, "cannot put `standby.signal` back"),
+                        Ok(()) => tracing::warn!("`standby.signal` was missing, and is restored"),
+                        Err(cause) => tracing::error!(%cause, "cannot restore `standby.signal`"),
                     }
                 }
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}

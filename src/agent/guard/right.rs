@@ -10,7 +10,7 @@ impl Guard {
     /// The one way by which a right comes into being or grows.
     pub(super) fn arm(&mut self, asked: Right) -> Result<Right, String> {
         if self.fence.is_some() {
-            return Err("a fence is under way: the right is over".to_owned());
+            return Err("a fence is under way: the lease has ended".to_owned());
         }
         if asked.epoch < self.epoch {
             return Err(format!(
@@ -20,7 +20,7 @@ impl Guard {
         }
         if let Some(marker) = self.marker.as_ref().filter(|it| it.epoch >= asked.epoch) {
             return Err(format!(
-                "fenced at epoch {} ({}): `unfence` with a newer right first",
+                "fenced at epoch {} ({}): `unfence` with a newer lease first",
                 marker.epoch, marker.cause
             ));
         }

@@ -71,7 +71,7 @@ impl Keeper {
                 self.marking = Marking::Done(epoch);
             }
             Marked::Epoch(error) => {
-                tracing::warn!(epoch = epoch.0, %error, "the grants for our looks are not made yet");
+                tracing::warn!(epoch = epoch.0, %error, "the grants for our probes are not in place yet");
                 self.epoch_written = Some(epoch);
                 self.marking = again;
             }

@@ -17,7 +17,7 @@ use crate::wire::{Came, Order, OrderAnswer, What};
 #[derive(Debug)]
 pub(super) struct Promoting {
     pub(super) epoch: Epoch,
-    /// After this the order is void: it is not begun any more.
+    /// After this the order is not valid: it is not begun any more.
     until: MonoTime,
     begun: bool,
     waiting: Vec<oneshot::Sender<OrderAnswer>>,
@@ -64,11 +64,15 @@ impl Keeper {
     fn valid_until(&self, order: &Order) -> Result<MonoTime, EffectError> {
         let (now, made) = (self.clock.now(), MonoTime(order.mark.at));
         let until = made.plus(order.valid_for);
-        let void = |why| Err(EffectError::Failed(format!("the order is void: {why}")));
+        let void = |why| {
+            Err(EffectError::Failed(format!(
+                "the order is not valid: {why}"
+            )))
+        };
         if order.mark.life != self.life {
-            void("it is for an agent before this one")
+            void("it is for this agent's predecessor")
         } else if now < made {
-            void("it rests on a mark that was not made yet")
+            void("its mark was not made yet")
         } else if now >= until {
             void("it was under way for too long")
         } else {
@@ -103,7 +107,7 @@ impl Keeper {
         } else if order.what == What::Fence && self.holds_right_of(order.epoch) {
             // One that comes late: the plan was taken back since, and the right is ours again.
             refuse(format!(
-                "this site holds the right of epoch {} again",
+                "this site holds the lease of epoch {} again",
                 order.epoch
             ))
         } else if order.epoch < known {
@@ -183,7 +187,7 @@ impl Keeper {
             return Err(under_way());
         }
         if !self.refresh().await {
-            let text = "the guard does not say how the database stands";
+            let text = "the guard does not report the state of the database";
             return Err(EffectError::Failed(text.to_owned()));
         }
         if self.look.role() == Role::Primary {
@@ -209,7 +213,7 @@ impl Keeper {
             Ok(())
         } else {
             Err(EffectError::Failed(
-                "the agent's memory cannot be written".to_owned(),
+                "the agent's state cannot be written".to_owned(),
             ))
         }
     }
@@ -220,7 +224,7 @@ impl Keeper {
         if self.look.role() == Role::Primary && self.memory.epoch >= epoch {
             let known = self.memory.epoch;
             return Err(EffectError::Unknown(format!(
-                "this site was promoted in epoch {known}: the order is of a log that is behind"
+                "this site was promoted in epoch {known}: the order comes from a log that is behind"
             )));
         }
         if self.look.role() == Role::Primary && self.memory.severed.is_none() {
@@ -370,7 +374,7 @@ impl Keeper {
             .promoting
             .take_if(|promoting| !promoting.begun && (elsewhere || now >= promoting.until));
         if let Some(promoting) = over {
-            promoting.give_up("the right to take writes was not granted");
+            promoting.give_up("the write lease was not granted");
         }
     }
 
@@ -383,7 +387,7 @@ impl Keeper {
                 ..self.memory.clone()
             };
             if !self.remember(memory).await {
-                tracing::error!("promoted, but the agent's memory still says severed");
+                tracing::error!("promoted, but the agent's state still says severed");
             }
             // A marker of an earlier life as a primary would have the next end of this database
             // pass for a wait for the right.

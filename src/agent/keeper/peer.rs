@@ -27,7 +27,7 @@ impl Keeper {
             tracing::debug!(
                 vouches = answer.vouches,
                 instance = ?answer.instance.map(|instance| instance.to_string()),
-                "an answer that holds nothing: it is of, or for, another instance"
+                "an answer that does not count: it is from, or for, another instance"
             );
             return;
         }
@@ -97,9 +97,9 @@ impl Keeper {
         self.refused = refused.cloned();
         match refused.filter(|_| changed) {
             Some(refusal @ Refusal::OtherInstance { .. }) => {
-                tracing::error!(instance = %self.instance, %refusal, "this is a second instance of the site: it gets no right to take writes");
+                tracing::error!(instance = %self.instance, %refusal, "this is a second instance of the site: it gets no write lease");
             }
-            Some(refusal) => tracing::warn!(%refusal, "no right to take writes"),
+            Some(refusal) => tracing::warn!(%refusal, "no write lease"),
             None => {}
         }
     }

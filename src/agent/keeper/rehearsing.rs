@@ -120,7 +120,7 @@ impl Keeper {
         self.slot.running = false;
         self.slot.next = self.clock.now().plus(NEXT);
         if let Err(error) = kept {
-            tracing::error!(%error, "the slot that the standby asks for cannot be made");
+            tracing::error!(%error, "the slot that the standby needs cannot be created");
         }
     }
 }

@@ -25,7 +25,7 @@ impl Keeper {
     pub(super) fn drop_right_that_is_over(&mut self) {
         let now = self.clock.now();
         if self.holder.take_if(|holder| holder.is_over(now)).is_some() {
-            tracing::warn!("the right to take writes ran out");
+            tracing::warn!("the write lease expired");
         }
     }
 
@@ -112,10 +112,7 @@ impl Keeper {
         self.reconnecting = false;
         match came {
             Ok(()) if self.memory.severed == Some(severed) => {
-                tracing::info!(
-                    epoch = severed.0,
-                    "the plan was taken back: connected again"
-                );
+                tracing::info!(epoch = severed.0, "the plan was undone: reconnected");
                 self.remember(AgentMemory {
                     severed: None,
                     ..self.memory.clone()
@@ -123,7 +120,7 @@ impl Keeper {
                 .await;
             }
             Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "the standby is not connected again yet"),
+            Err(error) => tracing::warn!(%error, "the standby is not reconnected yet"),
         }
     }
 
@@ -145,7 +142,7 @@ impl Keeper {
             }
             Err(why) => {
                 if self.disbelieved.as_ref() != Some(&why) {
-                    tracing::error!(%why, "the other agent says `superseded` and is not believed");
+                    tracing::error!(%why, "the peer agent says `superseded` and is not believed");
                 }
                 self.disbelieved = Some(why);
             }
@@ -165,7 +162,7 @@ impl Keeper {
             return Err(format!("the order was for `{site}` of `{group}`"));
         }
         if !matches!(order.what, What::Sever | What::Promote) || order.check_only {
-            return Err(format!("an order to {:?} ends no right", order.what));
+            return Err(format!("an order to {:?} ends no lease", order.what));
         }
         if order.epoch <= self.memory.epoch {
             let (epoch, ours) = (order.epoch, self.memory.epoch);

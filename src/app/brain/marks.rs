@@ -43,8 +43,8 @@ impl Brain {
     /// can be given.
     ///
     /// The mark was made before it came here, and the agent's clock may go slow by what the policy
-    /// bears: on the true clock the order is void no later than said, so that none outlives the lead of
-    /// who gave it.
+    /// bears: on the true clock the order is not valid no later than said, so that none outlives
+    /// the lead of who gave it.
     pub fn order_until(
         &self,
         site: &SiteName,

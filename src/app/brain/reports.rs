@@ -299,7 +299,7 @@ impl Brain {
         if let Some(foreign) = self.foreign(&report.observations).cloned() {
             let [first, second] = self.topology.sites();
             return Err(format!(
-                "`{foreign}` is nothing for an observer to look at: give it api and database of `{first}` and `{second}`"
+                "`{foreign}` is not an observer's to probe: configure api and database of `{first}` and `{second}`"
             ));
         }
         if let Some(way) = way {

@@ -65,7 +65,7 @@ impl Control {
         } else if self.desk.asked.len() < WAITING {
             self.desk.asked.push_back((operator, asked));
         } else {
-            asked.refuse("too much waits for the decision log already".to_owned());
+            asked.refuse("too many requests are already waiting for the decision log".to_owned());
         }
     }
 

@@ -62,9 +62,8 @@ impl Control {
     pub(super) fn tell_of_foreign(&self, report: &Report) {
         if let Some(foreign) = self.brain.foreign(&report.observations) {
             let site = &report.site;
-            let text = format!(
-                "the agent of `{site}` reports of `{foreign}`, which is nothing for it to look at"
-            );
+            let text =
+                format!("the agent of `{site}` reports of `{foreign}`, which it does not probe");
             self.journal.tell(Noise::TargetRejected, site, &text);
         }
     }

@@ -121,8 +121,8 @@ async fn write_all(journal: Journal, bodies: Vec<(String, Body)>) -> Result<u64,
             // Nothing that others say may end this process. What the decision leads to is written
             // down by itself, or is not done.
             Err(JournalError::Refused(cause)) if decision => {
-                tracing::error!(%cause, "the decision cannot be written down with its evidence");
-                let text = format!("a decision is left out, with its evidence: {cause}");
+                tracing::error!(%cause, "the decision cannot be logged with its evidence");
+                let text = format!("a decision is not logged, with its evidence: {cause}");
                 journal.note("entry-refused", text).await?
             }
             written => written?,

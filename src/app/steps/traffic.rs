@@ -64,7 +64,7 @@ impl Steps {
         let still = || {
             self.world.leadership.left()?;
             if self.clock.now() >= believed_until {
-                let text = format!("what the agent of `{}` said is too old by now", route.to);
+                let text = format!("the last report of the agent of `{}` is too old", route.to);
                 return Err(EffectError::Failed(text));
             }
             let active = self.journal.state().active;

@@ -48,7 +48,7 @@ impl Steps {
         let what = match look.map(|facts| not_writable(facts, epoch)) {
             Some(None) => "was seen by its agent, not from here",
             Some(Some(_)) | None if agent.is_some_and(|agent| wrote(agent, epoch)) => {
-                "was done by its agent, which read it back; looks are kept out"
+                "was done by its agent, which read it back; probes are kept out"
             }
             Some(Some(why)) => {
                 return Err(EffectError::Failed(format!(
@@ -78,7 +78,7 @@ fn not_writable(facts: &DatabaseFacts, epoch: Epoch) -> Option<String> {
     } else if let Some(names) = facts.waits_in_vain() {
         // Its users would hang, and our own writes do not show it (postgres.md P24).
         Some(format!(
-            "its commits wait for {names}, and nobody of that name streams"
+            "its commits wait for {names}, and nothing streams under that name"
         ))
     } else if facts.epoch != Some(epoch) {
         let row = facts.epoch;
