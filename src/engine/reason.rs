@@ -1,5 +1,5 @@
-//! The codes with which the engine explains itself. Each is stable, names its page in `runbooks/`,
-//! and appears with measured value, limit, unit and age wherever a decision is shown.
+//! The codes of the engine's reasons. Each is stable, names its page in `runbooks/`, and
+//! appears with measured value, limit, unit and age wherever a decision is shown.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::units::{Bytes, millis};
 
 macro_rules! codes {
     ($($name:ident = $code:literal: $summary:literal,)*) => {
-        /// Why something is, or is not, done.
+        /// Why something is done, or is not done.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[allow(missing_docs, reason = "the summaries say it, and generate the documentation")]
         pub enum Code {
@@ -95,7 +95,7 @@ codes! {
     ActiveSiteDegraded = "active-site-degraded": "Something at the active site is unhealthy, but a failover would not fix it.",
 }
 
-/// `docs/reasons.md`: every code, what it means, and its page.
+/// The content of `docs/reasons.md`: every code with its meaning and page.
 pub fn table() -> String {
     let head = "# Reasons\n\n\
         Every decision carries at least one of these codes, with the measured value, its limit, their \
@@ -115,7 +115,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// What a reason measured, or its limit.
+/// A reason's measured value, or its limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
@@ -135,27 +135,27 @@ pub enum Unit {
     Ms,
     /// Vantage points.
     Vantages,
-    /// None: the values are words.
+    /// No unit: the values are words.
     Word,
 }
 
-/// One reason: code, measured value, limit, unit, since when.
+/// One reason: code, measured value, limit, unit and age.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// The stable code.
     pub code: Code,
-    /// Where, if it is about one site.
+    /// The site, if it is about one.
     pub site: Option<SiteName>,
     /// What was measured.
     pub measured: Value,
-    /// What it was held against.
+    /// The limit it was compared with.
     pub limit: Value,
     /// The unit of both.
     pub unit: Unit,
-    /// For how long it has been so, where that is known.
+    /// How long it has been true, if known.
     #[serde(rename = "since_ms", with = "millis::option")]
     pub since: Option<Duration>,
-    /// More, for people.
+    /// Details for people.
     pub detail: Option<String>,
 }
 
