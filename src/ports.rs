@@ -1,5 +1,6 @@
-//! What controller, agents and observers need of the outside world. Each port has a real side in `adapters` and a
-//! scripted or simulated one in the tests. No port knows another.
+//! What controller, agents and observers need from the outside world, as traits. Each port has a
+//! real implementation in `adapters` and a scripted or simulated one in the tests. No port knows
+//! another.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,34 +24,33 @@ use crate::wire::{
     ReportAnswer,
 };
 
-/// The two clocks. `MonoTime` judges limits, `WallTime` is for people and logs; neither can be
-/// had in any other way.
+/// The two clocks. `MonoTime` is for limits, `WallTime` for people and logs; there is no other way
+/// to get either.
 #[async_trait]
 pub trait Clock: Send + Sync + fmt::Debug {
-    /// Now, on this machine's monotonic clock (which goes on while the machine is suspended).
+    /// Now, on this machine's monotonic clock, which keeps running while the machine is suspended.
     fn now(&self) -> MonoTime;
-    /// Now, as people write it.
+    /// Now, on the wall clock.
     fn wall(&self) -> WallTime;
-    /// Waits.
+    /// Waits for `wait`.
     async fn sleep(&self, wait: Duration);
 }
 
-/// Why a change of the world did not happen, or may have.
+/// Why an effect did not happen, or may have happened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind", content = "text")]
 pub enum EffectError {
-    /// It certainly did not happen, and trying again may help.
+    /// It certainly did not happen, and a retry may help.
     #[error("{0}")]
     Failed(String),
-    /// It certainly did not happen, and trying again will not help.
+    /// It certainly did not happen, and a retry will not help.
     #[error("{0}")]
     Refused(String),
-    /// It may have happened: a time-out, a lost connection. Read the world again before anything
-    /// else (invariants.md I4).
+    /// It may have happened: a timeout, a lost connection. Look again before anything else
+    /// (invariants.md I4).
     #[error("outcome unknown: {0}")]
     Unknown(String),
-    /// As `Unknown`, because the time that we gave it ourselves was over: it says nothing of the
-    /// cause.
+    /// As `Unknown`, because our own deadline was over: it says nothing about the cause.
     #[error("outcome unknown: {0}")]
     Late(String),
     /// Somebody else changed it since it was read.
@@ -59,7 +59,7 @@ pub enum EffectError {
 }
 
 impl EffectError {
-    /// What is told of it.
+    /// The error's text.
     pub fn text(&self) -> &str {
         match self {
             EffectError::Failed(text)
@@ -71,8 +71,8 @@ impl EffectError {
     }
 }
 
-/// What is told of something that is tried again and again: the last error that is not our own
-/// deadline. That the time was over is known anyway, and hides why it was not used.
+/// The error to report for something that is retried: the last one that is not our own deadline,
+/// which is known anyway and would hide the cause.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LastError {
     cause: Option<String>,
@@ -80,8 +80,8 @@ pub struct LastError {
 }
 
 impl LastError {
-    /// Takes in what came of a try. `over`: the time for all tries was over when it ended, so that
-    /// what failed may have failed for that alone.
+    /// Adds the error of an attempt. `over`: the time for all attempts was over when it ended, so
+    /// it may have failed for that reason alone.
     pub fn note(&mut self, error: &EffectError, over: bool) {
         let late = match error {
             EffectError::Late(_) => true,
@@ -91,7 +91,7 @@ impl LastError {
         self.say(error.text(), late);
     }
 
-    /// The same of a text; `late`: it tells of our own deadline only.
+    /// The same for a text; `late`: it is only about our own deadline.
     pub fn say(&mut self, text: impl Into<String>, late: bool) {
         if late {
             self.late = Some(text.into());
@@ -100,7 +100,7 @@ impl LastError {
         }
     }
 
-    /// The cause, and how it ended where that was something else.
+    /// The cause, and how it ended if that was something else.
     pub fn tell(&self) -> String {
         match (&self.cause, &self.late) {
             (Some(cause), Some(late)) if cause != late => format!("{cause}; finally: {late}"),
@@ -111,26 +111,26 @@ impl LastError {
     }
 }
 
-/// Whether a change may still be made, asked once more just before the wire: a process that stood
-/// still since it decided must not go on as if no time had passed (invariants.md I9, I10).
+/// Checks whether a change may still be made, just before it is sent: a process that stood still
+/// since it decided must not go on as if no time had passed (invariants.md I9, I10).
 pub type Still<'s> = &'s (dyn Fn() -> Result<(), EffectError> + Send + Sync);
 
-/// Something that decides which site users reach: a DNS zone, a load balancer.
+/// Something that directs users to a site: a DNS zone, a load balancer.
 ///
-/// A change is read, and applied by compare-and-swap against exactly what was read, if it still may
-/// be.
+/// A change is read, and then applied by compare-and-swap against exactly what was read, if it is
+/// still allowed.
 #[async_trait]
 pub trait Traffic: Send + Sync + fmt::Debug {
     /// The name in the configuration.
     fn name(&self) -> &TargetName;
 
-    /// Reads what is there now, from the system that would be written to.
+    /// Reads the current answer, from the system that would be written to.
     async fn read(&self) -> Result<Versioned, EffectError>;
 
-    /// Replaces `from` with `to`; fails with `Conflict` when `from` is no longer what is there.
-    /// Returns when the system says that the change is made (for Route 53: `INSYNC`).
-    /// `note` goes into the change where the system keeps one (a plan id). `still` is asked last
-    /// of all before the change is sent: its error is the answer, and nothing was sent.
+    /// Replaces `from` with `to`; fails with `Conflict` if `from` is not current any more. Returns
+    /// once the system confirms the change (for Route 53: `INSYNC`). `note` is stored with the
+    /// change if the system supports that (a plan id). `still` is called last, just before the
+    /// change is sent: if it fails, its error is returned and nothing was sent.
     async fn apply(
         &self,
         from: &Versioned,
@@ -139,104 +139,103 @@ pub trait Traffic: Send + Sync + fmt::Debug {
         still: Still<'_>,
     ) -> Result<(), EffectError>;
 
-    /// Has the system say whether it would let us replace what was read, without changing anything.
-    /// `Refused` where it would not; a yes also where the system has no way to tell.
+    /// Makes the system say whether we could replace what was read, without changing anything.
+    /// `Refused` if not; success also if the system cannot tell.
     async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError>;
 
-    /// Asks every place that users' resolvers ask, on its own, what it answers now. One view for
-    /// each place; a place that shows nothing, or not ours, is an `Err` in its row.
+    /// Asks every name server that users' resolvers ask, separately, for its current answer. One
+    /// view for each; a name server without a valid answer of ours is an `Err` in its view.
     async fn verify_outside(&self) -> Vec<OutsideView>;
 }
 
-/// An answer with what is needed to replace exactly it.
+/// An answer, with what is needed to replace exactly it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned {
-    /// What is there.
+    /// The current answer.
     pub answer: Answer,
-    /// The target's own form of what is there, opaque to everybody else.
+    /// The target's own representation of it, opaque to others.
     pub token: String,
 }
 
-/// What one outside place answers for a traffic target.
+/// One name server's answer for a traffic target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutsideView {
-    /// Which place: a name server's address, say.
+    /// The name server's address.
     pub place: String,
-    /// What it answers, or why that is not to be had.
+    /// Its answer, or why there is none.
     pub answer: Result<Answer, OutsideFault>,
 }
 
-/// Why a place outside does not show what it should.
+/// Why a place outside does not show the expected answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind", content = "text")]
 pub enum OutsideFault {
-    /// It gives no answer that anybody would follow: unknown, not wrong. Whoever asks there goes
-    /// on to the next place.
+    /// It gives no usable answer: unknown, not wrong. Clients that ask it try the next one.
     #[error("{0}")]
     Unseen(String),
-    /// It answers, and leads its askers astray.
+    /// It answers, and leads clients to the wrong place.
     #[error("{0}")]
     Wrong(String),
 }
 
-/// Looks at targets: one look, one finding. Never errs: what went wrong is the finding.
+/// Probes targets: one probe, one finding. Never fails: an error is a finding.
 #[async_trait]
 pub trait Probe: Send + Sync + fmt::Debug {
-    /// Looks at a target, within a time.
+    /// Probes a target, within a time limit.
     async fn look(&self, target: &Target, within: Duration) -> Finding;
 
-    /// How many more connections the database of a site takes from roles without privileges, on
-    /// a fresh connection of the role that looks; an error where it takes none. `None` where this
-    /// cannot be told, or somebody else will tell it.
+    /// How many more connections a site's database accepts from unprivileged roles, on a fresh
+    /// connection of the probing role; an error if it accepts none. `None` if this cannot be
+    /// determined, or another process will report it.
     async fn room(&self, _site: &SiteName, _within: Duration) -> Option<Result<u64, String>> {
         None
     }
 
-    /// How many anchors answer, of how many there are.
+    /// How many anchors answer, and how many there are.
     async fn anchors(&self, within: Duration) -> (u32, u32);
 }
 
 /// Signs as this process.
 pub trait Signer: Send + Sync + fmt::Debug {
-    /// Signs some bytes.
+    /// Signs `bytes`.
     fn sign(&self, message: &[u8]) -> Result<Signature, SealError>;
 }
 
-/// Knows signatures.
+/// Verifies signatures.
 pub trait Verifier: Send + Sync + fmt::Debug {
-    /// Who signed exactly these bytes; an error where that is nobody whose signature counts here.
+    /// Who signed exactly these bytes; an error if the signature does not count here.
     fn signed_by(&self, message: &[u8], signature: &Signature) -> Result<Author, SealError>;
 }
 
-/// What a process knows of the certificates and secrets that it holds or sees.
+/// What a process knows about the certificates and secrets that it holds or sees.
 pub trait Credentials: Send + Sync + fmt::Debug {
-    /// What is to be reported now.
+    /// What to report now.
     fn facts(&self) -> CredentialFacts;
 }
 
-/// The controller's way to the agents.
+/// The controller's connection to the agents.
 #[async_trait]
 pub trait Agents: Send + Sync + fmt::Debug {
-    /// Gives an order, directly or through the other site's agent, and waits for what came of it, in
-    /// the words of the agent that it is for. A lost connection, a time-out or an answer that this
-    /// agent did not sign is `Unknown`, unless the order certainly did not arrive.
+    /// Gives an order, directly or relayed by the other site's agent, and waits for the receiving
+    /// agent's own answer. A lost connection, a timeout or an answer that this agent did not sign
+    /// is `Unknown`, unless the order certainly did not arrive.
     async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer;
 }
 
 /// How an order travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// From the controller to the agent it is for.
+    /// From the controller to the receiving agent.
     Direct,
-    /// Through the agent of the other site.
+    /// Relayed by the other site's agent.
     Relayed,
 }
 
-/// Looks at the service as its users do.
+/// Probes the service as its users do.
 #[async_trait]
 pub trait FrontDoor: Send + Sync + fmt::Debug {
-    /// Enters by the addresses that users would get, and says which site answered at each, or why
-    /// none did. Writes and reads back where the configuration says how.
+    /// Connects to each address that users would get, and returns which site answered there, or why
+    /// none did. Also writes and reads back, if configured.
     async fn enter(
         &self,
         expected: &SiteName,
@@ -244,7 +243,7 @@ pub trait FrontDoor: Send + Sync + fmt::Debug {
     ) -> Vec<(String, Result<SiteName, OutsideFault>)>;
 }
 
-/// Why something could not be kept, or not be learned from where it is kept.
+/// Why something could not be stored or loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot be kept: {0}")]
 pub struct StoreError(pub String);
@@ -252,32 +251,32 @@ pub struct StoreError(pub String);
 /// Why an entry was not made durable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// The log is not as this controller left it: another may write it. Nothing more may be written,
-    /// and nothing be done by it.
+    /// The log is not as this controller left it: another process may be writing it. Write nothing
+    /// more, and do nothing based on it.
     #[error("the decision log is not this controller's any more: {0}")]
     Conflict(String),
-    /// The entry is not in the log, and does not come into it. It may be tried again.
+    /// The entry is not in the log and will not be. It may be tried again.
     #[error("the decision log cannot be written: {0}")]
     Failed(String),
-    /// The entry may be found in the log by whoever opens it next. The next one that is written here
-    /// takes its place.
+    /// The entry may still be found in the log by the process that opens it next. The next entry
+    /// written here replaces it.
     #[error("the decision log cannot be written, and may hold the entry all the same: {0}")]
     Unknown(String),
 }
 
-/// Where the decision log is kept. Opening it verifies it; this is what remains to be done.
+/// The decision log's storage. Opening it verifies it; this is what remains to be done.
 #[async_trait]
 pub trait LogStore: Send + fmt::Debug {
-    /// Writes one line, and returns only when it is durable. What an earlier call that failed has
-    /// left is taken away first.
+    /// Writes one line, and returns only once it is durable. First removes whatever a failed
+    /// earlier call left behind.
     async fn append(&mut self, line: &[u8]) -> Result<(), AppendError>;
 
-    /// How often [`LogStore::look`] is worth while; `None`: never.
+    /// How often to call [`LogStore::look`]; `None`: never.
     fn look_every(&self) -> Option<Duration> {
         None
     }
 
-    /// Whether the log is still where, and as, it was left.
+    /// Checks that the log is still where, and as, it was left.
     async fn look(&mut self) -> Result<(), AppendError> {
         Ok(())
     }
@@ -286,58 +285,59 @@ pub trait LogStore: Send + fmt::Debug {
 /// Which of several controllers leads.
 #[async_trait]
 pub trait LeaseStore: Send + Sync + fmt::Debug {
-    /// Begins to lead, or goes on, for so long from when the store hears of it, by its clock and
-    /// with the drift that the policy allows for added; `false`: another controller leads.
+    /// Starts or continues leading for `lasting`, counted from when the store receives the request,
+    /// on its clock and with the policy's drift added; `false`: another controller leads.
     async fn lead(&self, lasting: Duration) -> Result<bool, StoreError>;
 }
 
 /// The database beside an agent: the guard that owns it, and SQL over its local socket.
 #[async_trait]
 pub trait LocalDatabase: Send + Sync + fmt::Debug {
-    /// How it stands. Only the guard is asked, so this answers when the database does not.
+    /// Its state. Asks only the guard, so it answers even if the database does not.
     async fn look(&self) -> Result<LocalLook, EffectError>;
     /// Starts it as a standby.
     async fn start_standby(&self) -> Result<(), EffectError>;
-    /// Starts it as a primary, under a right.
+    /// Starts it as a primary, under a lease.
     async fn start_primary(&self, right: &LocalRight) -> Result<(), EffectError>;
-    /// Arms or pushes the guard's deadline.
+    /// Arms or extends the guard's deadline.
     async fn hold_right(&self, right: &LocalRight) -> Result<(), EffectError>;
-    /// Disarms the guard's deadline of a standby that is not going to be promoted after all.
+    /// Disarms the guard's deadline of a standby that will not be promoted after all.
     async fn release_right(&self) -> Result<(), EffectError>;
-    /// Ends every session and keeps it down; answers with the proof, in words.
+    /// Ends every session and keeps it down; returns the proof as text.
     async fn fence(&self, epoch: Epoch, cause: &str) -> Result<String, EffectError>;
-    /// Lets it start as a primary again, in this epoch or a later one.
+    /// Allows it to start as a primary again, in this epoch or a later one.
     async fn unfence(&self, epoch: Epoch) -> Result<(), EffectError>;
-    /// Cuts a standby from its primary's WAL: the frozen position, and whether all of it is
-    /// replayed.
+    /// Cuts a standby off from its primary's WAL: returns the frozen position, and whether all of
+    /// it is replayed.
     async fn sever(&self, within: Duration) -> Result<(Lsn, bool), EffectError>;
-    /// Connects it again.
+    /// Reconnects it.
     async fn reconnect(&self, within: Duration) -> Result<(), EffectError>;
-    /// Asks a standby for what a sever, its undo and a promotion will need of it, and sees to it that it runs with
-    /// what the agent was told; `fresh`: it was only just started; `peer_answers`: the other site is there.
-    /// `None`: it is no standby. An error says nothing about a sever.
+    /// Rehearses on a standby what a sever, its undo and a promotion will need, and makes it use
+    /// the agent's settings; `fresh`: it was just started; `peer_answers`: the other site is
+    /// reachable. `None`: it is not a standby. An error says nothing about a sever.
     async fn rehearse(
         &self,
         fresh: bool,
         peer_answers: bool,
         within: Duration,
     ) -> Result<Option<SeverRehearsal>, EffectError>;
-    /// The replication slot of its primary that a standby asks for, as its files say: one that never was
-    /// consistent takes no question.
+    /// The replication slot that a standby uses on its primary, from its files: a standby that
+    /// never became consistent answers no queries.
     fn asks_for_slot(&self) -> Option<String> {
         None
     }
-    /// Makes the physical replication slot of this name on a primary, where it is missing or of no use any more.
+    /// Creates the physical replication slot of this name on a primary, if it is missing or
+    /// invalidated.
     async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError>;
-    /// Whether it is a primary, from the database itself.
+    /// Whether it is a primary, according to the database itself.
     async fn is_primary(&self, within: Duration) -> Result<Option<(Timeline, Lsn)>, EffectError>;
-    /// Makes a standby primary: its timeline and where it begins.
+    /// Promotes a standby: returns its timeline and where it begins.
     async fn promote(&self, within: Duration) -> Result<(Timeline, Lsn), EffectError>;
-    /// Writes the epoch into it and reads it back; whatever that needs is made where it is missing.
-    /// Done twice is done once.
+    /// Writes the epoch into it and reads it back, and first creates whatever is missing for that.
+    /// Idempotent.
     async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<(), EffectError>;
-    /// Lets controller, agents and observers look at it, where their role may not yet. A failure
-    /// keeps nobody from writing.
+    /// Grants the role of controller, agents and observers what their probes need. A failure
+    /// prevents nobody from writing.
     async fn allow_looks(&self, _within: Duration) -> Result<(), EffectError> {
         Ok(())
     }
@@ -347,38 +347,39 @@ pub trait LocalDatabase: Send + Sync + fmt::Debug {
         standby: &SiteName,
         within: Duration,
     ) -> Result<SyncLook, EffectError>;
-    /// Makes every commit wait for the standby of that name, and for nobody else: whatever is
-    /// acknowledged after this returned, and lies behind the position that it returns, is there.
+    /// Makes every commit wait for the standby of that name, and for no other: everything
+    /// acknowledged after this returns, beyond the position that it returns, is at the standby.
     /// Survives a restart.
     async fn wait_for_standby(
         &self,
         standby: &SiteName,
         within: Duration,
     ) -> Result<Lsn, EffectError>;
-    /// Lets every commit go on without a standby, those that wait already too.
+    /// Lets every commit go on without a standby, including those already waiting.
     async fn go_on_alone(&self, within: Duration) -> Result<(), EffectError>;
 }
 
-/// How a database stands, as its guard sees it.
+/// A database's state, as its guard sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalLook {
-    /// As what its files would have it start. They count at a start and at no other time.
+    /// The role in which its files would start it. They count only at a start.
     pub starts_as: Role,
-    /// Why its files let it be started in no role, if they do not.
+    /// Why its files allow no start in any role, if they do not.
     pub unfit: Option<String>,
-    /// What runs, if it does: from how it was started and from what it says itself, never from a
-    /// file that lies there.
+    /// The running role, if it runs: from how it was started and from what it says itself, never
+    /// from a file placed there.
     pub runs_as: Option<Role>,
-    /// What is in its data folder or at its port and was not started by the guard, in words.
+    /// What is in its data folder or at its port and was not started by the guard, described for
+    /// people.
     pub foreign: Option<String>,
-    /// The settings that were changed and take effect when it is started the next time.
+    /// The changed settings that take effect at its next start.
     pub pending: Vec<String>,
-    /// Where it runs as a primary and still starts or recovers, taking nobody in: a number that
-    /// grows with the work that it does.
+    /// If it runs as a primary and is still starting or recovering: a number that grows with its
+    /// progress.
     pub recovering: Option<u64>,
-    /// The right that the guard has armed, and until when.
+    /// The lease that the guard has armed, with its deadline.
     pub right: Option<(Epoch, MonoTime)>,
-    /// The epoch of the fence marker, if there is one, and its cause.
+    /// The epoch and cause of the fence marker, if there is one.
     pub fenced: Option<(Epoch, String)>,
     /// How it last ended, if it did.
     pub ended: Option<String>,
@@ -390,29 +391,29 @@ impl LocalLook {
         self.runs_as.is_some()
     }
 
-    /// What it is: as what it runs, and where it does not, as what it would start.
+    /// Its role: the running one or, if it is down, the one in which it would start.
     pub fn role(&self) -> Role {
         self.runs_as.unwrap_or(self.starts_as)
     }
 }
 
-/// A right to take writes, as a guard needs it.
+/// A write lease, as a guard needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalRight {
-    /// In which epoch.
+    /// The epoch in which it is held.
     pub epoch: Epoch,
-    /// Until when; `None` is for ever.
+    /// When it expires; `None` is never.
     pub until: Option<MonoTime>,
-    /// How to fence when it is over.
+    /// How to fence when it expires.
     pub fence: FenceStages,
 }
 
-/// An agent's ways to the controller and to the other agent.
+/// An agent's connections to the controller and to the peer agent.
 #[async_trait]
 pub trait AgentLinks: Send + Sync + fmt::Debug {
     /// Reports to the controller.
     async fn report(&self, report: &Report, within: Duration) -> Result<ReportAnswer, EffectError>;
-    /// Asks the other agent.
+    /// Asks the peer agent.
     async fn ask_peer(
         &self,
         question: &PeerQuestion,
@@ -420,10 +421,10 @@ pub trait AgentLinks: Send + Sync + fmt::Debug {
     ) -> Result<PeerAnswer, EffectError>;
 }
 
-/// An extra observer's way to the controller.
+/// An extra observer's connection to the controller.
 #[async_trait]
 pub trait ObserverLink: Send + Sync + fmt::Debug {
-    /// Reports what was seen.
+    /// Reports observations.
     async fn report(
         &self,
         report: &ObserverReport,
@@ -442,45 +443,45 @@ pub trait Workloads: Send + Sync + fmt::Debug {
     async fn ready(&self) -> Result<bool, EffectError>;
 }
 
-/// Where an agent keeps what must survive it.
+/// An agent's durable storage.
 #[async_trait]
 pub trait AgentStore: Send + Sync + fmt::Debug {
-    /// What was kept last; `None` where nothing was.
+    /// The state stored last; `None` if there is none.
     async fn load(&self) -> Result<Option<AgentMemory>, StoreError>;
-    /// Keeps it; returns only when it is durable.
+    /// Stores it; returns only once it is durable.
     async fn save(&self, memory: &AgentMemory) -> Result<(), StoreError>;
 }
 
-/// What must survive an agent.
+/// The state that must survive an agent's restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentMemory {
     /// The highest epoch it knows.
     pub epoch: Epoch,
     /// The epoch for which its standby was severed.
     pub severed: Option<Epoch>,
-    /// The last order to sever or to promote that it obeyed: what it shows to the other agent, whose
-    /// right is over by it.
+    /// The last order to sever or to promote that it obeyed: it shows this to the peer agent, whose
+    /// lease has ended by it.
     #[serde(default)]
     pub obeyed: Option<Sealed>,
     /// The epoch in which it was fenced by order, or superseded. Unlike a fence by an expired
-    /// lease this one is only lifted for an epoch in which the site holds the right.
+    /// lease, only an epoch in which the site holds the lease lifts it.
     pub fenced: Option<Epoch>,
-    /// The epoch of a promotion that was begun and of which nobody knows yet what became.
+    /// The epoch of a promotion that was begun and whose outcome is unknown.
     pub promoting: Option<Epoch>,
-    /// The last plan of which it promised that no promotion comes any more.
+    /// The last plan for which it promised that no promotion will follow.
     pub desisted: Option<u64>,
-    /// The plan for which it started workloads that did not answer before.
+    /// The plan for which it started workloads that had not answered before.
     pub started_for: Option<u64>,
-    /// The timers of the last answer of the controller.
+    /// The timers in the controller's last answer.
     pub timers: Option<LeaseTimers>,
-    /// The RPO window that it closed last: a permission no newer than that is void.
+    /// The RPO window that it closed last: a permission that is not newer is void.
     pub closed: Option<ClosedWindow>,
-    /// The instance of the other site that it deals with: the one that the controller named last,
-    /// or the first that it heard of.
+    /// The instance of the other site that it accepts: the one that the controller named last, or
+    /// the first that it heard.
     #[serde(default)]
     pub peer: Option<Instance>,
-    /// How far the controller's log went when it last kept that. Not kept with each answer: what
-    /// it heard since is in memory only.
+    /// The end of the controller's log when it was last stored. Not stored with each answer: newer
+    /// ends are only in memory.
     #[serde(default)]
     pub log: Option<LogMark>,
 }
