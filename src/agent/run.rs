@@ -39,17 +39,17 @@ use crate::wire::{
     PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer, Rhythm, unsent::Unsent,
 };
 
-/// How many observations may wait to be reported.
+/// The capacity of the queue of observations to report.
 const WAITING: usize = 256;
 
-/// The stages of a fence until the first right, which carries the policy's.
+/// The stages of a fence until the first lease, which carries the policy's.
 const STOP_UNTIL_TOLD: StopTimes = StopTimes {
     fast_ms: 6000,
     immediate_ms: 3000,
     kill_ms: 2000,
 };
 
-/// The agent's ways out.
+/// The agent's connections to controller and peer.
 #[derive(Debug)]
 struct TlsLinks {
     controller: PeerClient,
@@ -71,8 +71,8 @@ impl AgentLinks for TlsLinks {
     }
 }
 
-/// Runs the agent until it is told to stop, or something it needs ends. Its guard and database
-/// outlive it: the guard keeps the deadline, and the next agent finds both.
+/// Runs the agent until it is told to stop, or something that it needs ends. Its guard and database
+/// outlive it: the guard enforces the deadline, and the next agent finds both.
 pub async fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -183,7 +183,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     ended
 }
 
-/// The ways to the controller and to the other agent.
+/// The connections to the controller and to the peer agent.
 fn links(config: &Config, material: &TlsMaterial) -> anyhow::Result<TlsLinks> {
     let peer = Peer {
         identity: Identity::Agent {
@@ -207,7 +207,7 @@ async fn listen_at(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listener.with_context(|| format!("listen at {address}"))
 }
 
-/// Has the keeper look whenever the guard has news.
+/// Makes the keeper check whenever the guard has an event.
 async fn tell_of_guard(
     mut events: broadcast::Receiver<GuardEvent>,
     keeper: mpsc::Sender<News>,
@@ -256,8 +256,8 @@ fn guard_config(config: &Config) -> GuardConfig {
     }
 }
 
-/// Finds the guard or starts one. Where it was started with other settings than the file has now,
-/// those of the guard count for as long as its database runs.
+/// Finds or starts the guard. If it was started with settings other than the file's current ones,
+/// the guard's apply as long as its database runs.
 async fn open_database(
     config: &Config,
 ) -> anyhow::Result<(GuardedDatabase, watch::Receiver<Place>)> {
@@ -304,7 +304,7 @@ fn make_probe(
         database: peer.database.connect(&owner, book)?,
     };
     sites.insert(peer.site.clone(), address);
-    // Without workloads of ours there is no page of our own to look at, and none is asked for.
+    // Without our own workloads there is no URL of our own to probe.
     let own_api = config
         .workloads
         .as_ref()
@@ -327,7 +327,7 @@ fn make_probe(
     })
 }
 
-/// A listener that keeps room for the controller and the other agent, whoever else knocks.
+/// A listener that keeps room for the controller and the peer agent, whoever else connects.
 fn expecting_peers(
     listener: TcpListener,
     material: &TlsMaterial,
@@ -354,7 +354,7 @@ fn targets(config: &Config) -> Vec<Target> {
     targets
 }
 
-/// The probes' rhythm, which follows the pace that the controller tells.
+/// The probes' pace, which follows the controller's.
 pub(crate) fn rhythm_of(
     mut paced: watch::Receiver<Pace>,
     tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
@@ -374,7 +374,7 @@ pub(crate) fn rhythm_of(
     receiver
 }
 
-/// Has a report sent at once when the database goes down or comes up, or a fence changes.
+/// Sends a report at once when the database goes down or comes up, or a fence changes.
 pub(crate) async fn ring_on_change(
     mut shown: watch::Receiver<super::keeper::Shown>,
     ring: Arc<Notify>,

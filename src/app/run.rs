@@ -1,5 +1,5 @@
-//! The composition root of the controller: reads the configuration, makes the adapters, wires the
-//! tasks, and ends the process when one of them ends unasked.
+//! The composition root of the controller: reads the configuration, creates the adapters, wires the
+//! tasks, and ends the process when one of them ends unexpectedly.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -41,19 +41,19 @@ use crate::engine::units::MonoTime;
 use crate::ports::{Clock, Credentials, FrontDoor, Probe, Traffic};
 use crate::wire::Rhythm;
 
-/// How many observations and rejected connections may wait to be taken in.
+/// The capacity of the queues of observations and of rejected connections.
 const WAITING: usize = 256;
 
-/// How long to wait for tasks to end in order before they are dropped.
+/// How long tasks may take to end cleanly before they are dropped.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
-/// Who holds the log, for whoever finds it held.
+/// Who holds the log, for another controller that finds it locked.
 fn holder(clock: &dyn Clock, path: &Path) -> String {
     let (pid, since) = (std::process::id(), clock.wall());
     format!("pid {pid} since {since}, {}", path.display())
 }
 
-/// Runs the controller until it is told to stop, or something it needs ends.
+/// Runs the controller until it is told to stop, or something that it needs ends.
 pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Result<()> {
     let (config, policy) = Config::read(path)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -182,7 +182,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
     ended
 }
 
-/// Waits for a signal to stop, or for the end of a task, which nobody asked for.
+/// Waits for a signal to stop, or for the unexpected end of a task.
 pub(crate) async fn until_stopped(
     tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
 ) -> anyhow::Result<()> {
@@ -201,8 +201,8 @@ pub(crate) async fn until_stopped(
     }
 }
 
-/// The tasks of a process, of which the first has certificates, authorities and revocations read
-/// again whenever their files change.
+/// The tasks of a process. The first reloads certificates, authorities and revocations whenever
+/// their files change.
 pub(crate) fn first_tasks(material: &TlsMaterial) -> JoinSet<(&'static str, anyhow::Result<()>)> {
     let mut tasks = JoinSet::new();
     let watching = material.clone().watch();
@@ -242,8 +242,8 @@ fn boot_id() -> anyhow::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// A number that no other process of ours has, and none had before this one: below 2^53, which every
-/// reader of JSON keeps exactly.
+/// A number that no other process of ours has, now or earlier: below 2^53, which every JSON reader
+/// keeps exactly.
 pub(crate) fn a_life() -> anyhow::Result<u64> {
     let mut random = [0; 8];
     aws_lc_rs::rand::fill(&mut random).context("generate a random number")?;
@@ -256,7 +256,7 @@ fn settings_digest(path: &Path, policy: &Policy) -> anyhow::Result<Digest> {
     Ok(Digest::of(&bytes))
 }
 
-/// What asks over HTTP, believing the roots of a file or of the operating system.
+/// The HTTP client, trusting the roots of a file or of the operating system.
 pub(crate) fn prober(
     probe_ca: Option<&Path>,
     clock: &Arc<dyn Clock>,
@@ -328,7 +328,8 @@ fn make_front(
     let Some(front) = &config.front else {
         return Ok(None);
     };
-    // The one that is named for it may be lost with a site; the others of the zone say the same.
+    // The configured name server may be lost with a site; the others of the zone give the same
+    // answer.
     let mut name_servers: Vec<SocketAddr> = front.name_server.into_iter().collect();
     if let Some(host) = front.url.host().filter(|_| front.name_server.is_some()) {
         let others = config.traffic.iter().filter(|target| target.serves(host));
@@ -444,7 +445,7 @@ pub(crate) async fn forward(
     ("observations", Ok(()))
 }
 
-/// Looks at the anchors for ever, and tells them together with what this process knows of its
+/// Probes the anchors for ever, and reports them together with this process's facts about its
 /// certificates and secrets.
 pub(crate) async fn watch_anchors(
     probe: Arc<dyn Probe>,
@@ -462,7 +463,7 @@ pub(crate) async fn watch_anchors(
     }
 }
 
-/// A listener that keeps room for the agents, whoever else knocks.
+/// A listener that keeps room for the agents, whoever else connects.
 fn expecting_agents(
     listener: TcpListener,
     material: &TlsMaterial,
@@ -473,7 +474,7 @@ fn expecting_agents(
     Ok(TlsListener::new(listener, material, Some(rejected))?.expecting(agents))
 }
 
-/// Tells the journal of rejected connections.
+/// Reports rejected connections to the journal.
 async fn tell_rejections(
     mut rejections: mpsc::Receiver<RejectedPeer>,
     journal: Journal,

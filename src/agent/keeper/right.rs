@@ -1,5 +1,5 @@
-//! The right to take writes, as far as this site holds it: counted from before it was asked for,
-//! pushed to the guard, and lost to another site.
+//! The write lease, as far as this site holds it: counted from before its request, pushed to the
+//! guard, and lost to another site.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::ports::{AgentMemory, EffectError, LocalLook, LocalRight};
 use crate::wire::sealed::SignedOrder;
 use crate::wire::{PeerAnswer, ReportAnswer, What};
 
-/// The stages of a fence before a policy was ever heard of: those of `standard.toml`.
+/// The stages of a fence before any policy was received: those of `standard.toml`.
 const STAGES_UNTIL_TOLD: FenceStages = FenceStages {
     fast: Duration::from_secs(6),
     immediate: Duration::from_secs(3),
@@ -46,7 +46,7 @@ impl Keeper {
         let Some(holder) = &self.holder else { return };
         let right = self.right_of(holder);
         if let Err(error) = self.database.hold_right(&right).await {
-            // Not pushed: the guard will fence, and then says so.
+            // Not pushed: the guard will fence, and then reports it.
             tracing::warn!(%error, "the guard's deadline was not pushed");
         }
     }
@@ -75,7 +75,7 @@ impl Keeper {
                 Some(holder) => holder.renewed(grant.epoch, asked, answer.timers),
                 None => self.holder = Some(Holder::granted(grant.epoch, asked, answer.timers)),
             }
-            // One that was held up on its way may be over by now: nothing is begun under it.
+            // A delayed answer may have expired by now: nothing is begun under it.
             self.drop_right_that_is_over();
             self.push_right().await;
             self.begin_promotion().await;
@@ -92,10 +92,10 @@ impl Keeper {
         }
     }
 
-    /// Connects a standby again that was severed for a plan which came to nothing: in this epoch,
-    /// no earlier than that plan's, the other site holds the right. While a plan rests on a sever, or
-    /// after its promotion, nobody says so. Runs beside, because SQL may hang; again with the next
-    /// answer, where it failed.
+    /// Reconnects a standby that was severed for a plan that failed: in this epoch, not earlier
+    /// than that plan's, the other site holds the lease. While a plan relies on a sever, or after
+    /// its promotion, nobody says so. Runs beside the keeper, because SQL may block; retried with
+    /// the next answer.
     fn reconnect_after(&mut self, epoch: Epoch) {
         let standby = self.look.runs_as == Some(Role::Standby);
         let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
@@ -124,7 +124,7 @@ impl Keeper {
         }
     }
 
-    /// A standby needs no right, and must not be fenced for the lack of one.
+    /// A standby needs no lease, and must not be fenced for lacking one.
     pub(super) async fn renounce(&mut self) {
         self.holder = None;
         if let Err(error) = self.database.release_right().await {
@@ -132,8 +132,8 @@ impl Keeper {
         }
     }
 
-    /// The other agent says that our right is over. Its own word moves nothing: it ends production
-    /// only with the controller's order. Nor does it hold the right any longer.
+    /// The peer agent says that our lease is over. Its own statement moves nothing: it ends
+    /// production only with the controller's order. But it no longer vouches for the lease either.
     pub(super) async fn told_superseded(&mut self, answer: &PeerAnswer) {
         match self.shown_order(answer) {
             Ok(epoch) => {
@@ -149,8 +149,8 @@ impl Keeper {
         }
     }
 
-    /// The epoch of the controller's order that the other agent shows: one that was for that agent,
-    /// and makes an end of our right.
+    /// The epoch of the controller's order that the peer agent shows, if it was for that agent and
+    /// ends our lease.
     fn shown_order(&self, answer: &PeerAnswer) -> Result<Epoch, String> {
         let sealed = answer.order.clone();
         let sealed = sealed.ok_or("it shows no order of the controller")?;
@@ -173,7 +173,7 @@ impl Keeper {
         Ok(order.epoch)
     }
 
-    /// Another site holds the right in a later epoch, or is about to.
+    /// Another site holds the lease in a later epoch, or is about to.
     pub(super) async fn superseded(&mut self, epoch: Epoch) {
         if self.memory.fenced >= Some(epoch) || self.look.role() == Role::Standby {
             return;
@@ -185,7 +185,7 @@ impl Keeper {
     }
 }
 
-/// The right that a guard still holds from the agent before this one.
+/// The lease that a guard still holds from an earlier run of the agent.
 pub(super) fn adopt(memory: &AgentMemory, look: &LocalLook, now: MonoTime) -> Option<Holder> {
     let (epoch, until) = look.right.filter(|(_, until)| *until > now)?;
     let timers = memory.timers.clone()?;

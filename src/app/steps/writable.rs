@@ -1,4 +1,4 @@
-//! Whether the new primary takes writes: seen by the controller itself, or by the agent beside it.
+//! Whether the new primary takes writes: seen by the controller itself, or reported by its agent.
 
 use super::{Outcome, Steps};
 use crate::app::control::Input;
@@ -11,11 +11,11 @@ use crate::engine::units::Epoch;
 use crate::ports::EffectError;
 
 impl Steps {
-    /// Sees the new primary take a write in its epoch. Where the controller itself is not let in,
-    /// does not get there, or is kept from its own rows, the agent stands for it: by its look,
-    /// which wrote and read back after the promotion, since it saw the epoch; or, where that is
-    /// kept out by the same cause (a password, a grant, a lock), by its word that it wrote the
-    /// epoch itself and read it back.
+    /// Checks that the new primary takes a write in its epoch. If the controller is not authorised,
+    /// cannot connect, or is blocked from its own rows, it relies on the agent: on the agent's
+    /// probe, which wrote and read back after the promotion, since it saw the epoch; or, if that is
+    /// kept out by the same cause (a password, a grant, a lock), on the agent's report that it
+    /// wrote the epoch itself and read it back.
     pub(super) async fn verify_writable(&self, saga: &OpenSaga) -> Outcome {
         let target = Target {
             site: saga.plan.route.to.clone(),
@@ -69,7 +69,7 @@ fn wrote(agent: &AgentFacts, epoch: Epoch) -> bool {
         && agent.database == LocalDatabase::Up
 }
 
-/// What is missing for a database to take writes in an epoch.
+/// What prevents a database from taking writes in an epoch.
 fn not_writable(facts: &DatabaseFacts, epoch: Epoch) -> Option<String> {
     if facts.role != Role::Primary {
         Some("it is a standby".to_owned())
