@@ -1,5 +1,5 @@
-//! The command line: one file for each group of verbs. Data goes to standard output, everything
-//! else to standard error.
+//! The command line: one file for each group of commands. Data goes to standard output,
+//! everything else to standard error.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,21 +23,21 @@ pub mod table;
 use self::exit::Exit;
 use self::output::Output;
 
-/// Moves a service and its PostgreSQL database between two clouds when the active one dies.
+/// Moves a service and its PostgreSQL database to another cloud when the active one dies.
 #[derive(Debug, Parser)]
 #[command(
     name = "failover",
     version,
     max_term_width = 100,
     arg_required_else_help = true,
-    before_help = "Examples:\n  failover lab run                              a real failover on this machine, live\n  failover status --watch                       what is, and why it is not failing over\n  failover check                                what would be in the way of a failover\n  failover promote shop --to gcp --dry-run      what a takeover would do and lose\n  failover log verify decision.log              whether anybody altered the decision log",
+    before_help = "Examples:\n  failover lab run                              run a real failover on this machine\n  failover status --watch                       show the state, and why it is not failing over\n  failover check                                list what would block a failover\n  failover promote shop --to gcp --dry-run      show what a takeover would do and lose\n  failover log verify decision.log              verify that the decision log was not altered",
     after_help = exit::HELP
 )]
 pub struct Cli {
-    /// How to print: for people, or as JSON with the names of the decision log
+    /// Output format: for people, or JSON with the names used in the decision log
     #[arg(long, global = true, value_enum, default_value_t = Form::Human)]
     output: Form,
-    /// When to use colour; `NO_COLOR` and `TERM=dumb` are obeyed
+    /// When to use colour; `NO_COLOR` and `TERM=dumb` are honoured
     #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
     color: Colour,
     #[command(subcommand)]
@@ -70,37 +70,37 @@ enum Verb {
     Run(daemon::RunArgs),
     /// Run the agent beside a database
     Agent(daemon::AgentArgs),
-    /// Run an extra observer, in a place of its own
+    /// Run an extra observer, outside both sites
     Observer(daemon::ObserverArgs),
-    /// Own PostgreSQL for the agent (started by the agent, not by people)
+    /// Own PostgreSQL for the agent (started by the agent only)
     #[command(hide = true)]
     Guard(daemon::GuardArgs),
     /// Show sites, roles, health, lag, and why it is not failing over, gate by gate
     Status(status::StatusArgs),
-    /// Check everything that a failover would need, before it is needed
+    /// Check beforehand everything that a failover would need
     Check(check::CheckArgs),
-    /// Make a site active: the unplanned takeover, by hand
+    /// Make a site active: an unplanned takeover by hand
     Promote(operate::PromoteArgs),
     /// Stop automation at once
     Hold(operate::HoldArgs),
-    /// Let automation act again: end a hold, re-arm after a failover
+    /// Resume automation: end a hold, re-arm after a failover
     Release(operate::ReleaseArgs),
-    /// Go on from how the world stands, where the decision log is behind it
+    /// Continue from the actual state when the decision log is out of date
     Adopt(operate::AdoptArgs),
-    /// Let a second instance of a site's agent have its right to take writes
+    /// Transfer a site's write lease to a second instance of its agent
     AdoptInstance(operate::AdoptInstanceArgs),
     /// Read or verify the decision log
     #[command(subcommand)]
     Log(log::LogVerb),
-    /// Check a policy, or tell what follows from it
+    /// Check a policy, or show what follows from it
     #[command(subcommand)]
     Policy(policy::PolicyVerb),
-    /// Make certificates and keys for a controller, its agents, observers and operators
+    /// Create certificates and keys for a controller, its agents, observers and operators
     Certificates(setup::CertificatesArgs),
-    /// A real failover on this machine: two sites, real PostgreSQL, nothing to set up
+    /// Run a real failover on this machine: two sites, real PostgreSQL, no setup
     #[command(subcommand)]
     Lab(lab::LabVerb),
-    /// The shipped controller and agents in a simulated world, with faults drawn from seeds
+    /// Run the controller and agents in a simulation, with faults drawn from seeds
     Simulate(simulate::SimulateArgs),
     /// Print shell completions, the man page, or the JSON schema of a file
     #[command(subcommand)]
@@ -110,16 +110,16 @@ enum Verb {
 /// How to reach the controller.
 #[derive(Debug, Clone, Args)]
 pub struct Reach {
-    /// Where the controller listens; a standing lab is found without it
+    /// The controller's address; not needed for a running lab
     #[arg(long, env = "FAILOVER_CONTROLLER", value_name = "HOST:PORT")]
     controller: Option<String>,
-    /// The certificate of the authority
+    /// The authority's certificate
     #[arg(long, env = "FAILOVER_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
     /// The operator's certificate
     #[arg(long, env = "FAILOVER_CERTIFICATE", value_name = "FILE")]
     certificate: Option<PathBuf>,
-    /// The operator's key; never on the command line itself, only its file
+    /// The file with the operator's key
     #[arg(long, env = "FAILOVER_KEY", value_name = "FILE")]
     key: Option<PathBuf>,
 }
@@ -134,7 +134,7 @@ pub fn main() -> ExitCode {
     guarded(ran)
 }
 
-/// Runs something; a mistake in the program ends it in one line, with a code of its own.
+/// Runs something; a panic ends the program with one line and its own exit code.
 pub fn guarded(work: impl FnOnce() -> ExitCode + std::panic::UnwindSafe) -> ExitCode {
     output::tell_panics();
     std::panic::catch_unwind(work).unwrap_or_else(|_told| Exit::Broken.into())

@@ -272,14 +272,14 @@ impl<'a> Files<'a> {
         };
         if access.conninfo.contains("sslmode=verify") {
             at.problem("database", format!(
-                "`{}`: leave `sslmode` out: `database_ca` turns TLS on, and then the server is always verified by name",
+                "`{}`: remove `sslmode`: `database_ca` turns TLS on, and then the server is always verified by name",
                 at.path_of("database")
             ));
         } else {
             match access.unread() {
                 Err(why) => at.problem("database", format!("`{}`: {why}", at.path_of("database"))),
                 Ok(connect) if !plaintext && !connect.host().is_none_or(is_local) => at.problem("database", format!(
-                    "`{}` leads to another host in plain text: name `{}`, which turns TLS on, or set `{} = true` where the network itself is encrypted",
+                    "`{}` connects to another host in plain text: set `{}`, which turns TLS on, or `{} = true` if the network itself is encrypted",
                     at.path_of("database"), at.path_of("database_ca"), at.path_of("allow_plaintext")
                 )),
                 Ok(_) => {}
@@ -299,7 +299,7 @@ impl<'a> Files<'a> {
     ) {
         if self.look && !allowed && is_volatile(path) {
             at.problem(key, format!(
-                "`{}` is in memory (tmpfs): what is written there is lost with the machine: choose a folder on a disk, or set `{allowed_by} = true` for a trial",
+                "`{}` is in memory (tmpfs): its contents do not survive a reboot: choose a folder on a disk, or set `{allowed_by} = true` for a trial",
                 at.path_of(key)
             ));
         }

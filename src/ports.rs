@@ -1,5 +1,6 @@
-//! What controller, agents and observers need of the outside world. Each port has a real side in `adapters` and a
-//! scripted or simulated one in the tests. No port knows another.
+//! What controller, agents and observers need from the outside world, as traits. Each port has a
+//! real implementation in `adapters` and a scripted or simulated one in the tests. No port knows
+//! another.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,15 +25,15 @@ pub use self::site::{
     Succession, Synchronous, Workloads,
 };
 
-/// The two clocks. `MonoTime` judges limits, `WallTime` is for people and logs; neither can be
-/// had in any other way.
+/// The two clocks. `MonoTime` is for limits, `WallTime` for people and logs; there is no other way
+/// to get either.
 #[async_trait]
 pub trait Clock: Send + Sync + fmt::Debug {
-    /// Now, on this machine's monotonic clock (which goes on while the machine is suspended).
+    /// Now, on this machine's monotonic clock, which keeps running while the machine is suspended.
     fn now(&self) -> MonoTime;
-    /// Now, as people write it.
+    /// Now, on the wall clock.
     fn wall(&self) -> WallTime;
-    /// Waits.
+    /// Waits for `wait`.
     async fn sleep(&self, wait: Duration);
 }
 
@@ -40,22 +41,22 @@ pub trait Clock: Send + Sync + fmt::Debug {
 /// still since it decided must not go on as if no time had passed (invariants.md I9, I10).
 pub type Still<'s> = &'s (dyn Fn() -> Result<(), EffectError> + Send + Sync);
 
-/// Something that decides which site users reach: a DNS zone, a load balancer.
+/// Something that directs users to a site: a DNS zone, a load balancer.
 ///
-/// A change is read, and applied by compare-and-swap against exactly what was read, if it still may
-/// be.
+/// A change is read, and then applied by compare-and-swap against exactly what was read, if it is
+/// still allowed.
 #[async_trait]
 pub trait Traffic: Send + Sync + fmt::Debug {
     /// The name in the configuration.
     fn name(&self) -> &TargetName;
 
-    /// Reads what is there now, from the system that would be written to.
+    /// Reads the current answer, from the system that would be written to.
     async fn read(&self) -> Result<Versioned, EffectError>;
 
-    /// Replaces `from` with `to`; fails with `Conflict` when `from` is no longer what is there.
-    /// Returns when the system says that the change is made (for Route 53: `INSYNC`).
-    /// `note` goes into the change where the system keeps one (a plan id). `still` is asked last
-    /// of all before the change is sent: its error is the answer, and nothing was sent.
+    /// Replaces `from` with `to`; fails with `Conflict` if `from` is not current any more. Returns
+    /// once the system confirms the change (for Route 53: `INSYNC`). `note` is stored with the
+    /// change if the system supports that (a plan id). `still` is called last, just before the
+    /// change is sent: if it fails, its error is returned and nothing was sent.
     async fn apply(
         &self,
         from: &Versioned,
@@ -64,92 +65,91 @@ pub trait Traffic: Send + Sync + fmt::Debug {
         still: Still<'_>,
     ) -> Result<(), EffectError>;
 
-    /// Has the system say whether it would let us replace what was read, without changing anything.
-    /// `Refused` where it would not; a yes also where the system has no way to tell.
+    /// Makes the system say whether we could replace what was read, without changing anything.
+    /// `Refused` if not; success also if the system cannot tell.
     async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError>;
 
-    /// Asks every place that users' resolvers ask, on its own, what it answers now. One view for
-    /// each place; a place that shows nothing, or not ours, is an `Err` in its row.
+    /// Asks every name server that users' resolvers ask, separately, for its current answer. One
+    /// view for each; a name server without a valid answer of ours is an `Err` in its view.
     async fn verify_outside(&self) -> Vec<OutsideView>;
 }
 
-/// An answer with what is needed to replace exactly it.
+/// An answer, with what is needed to replace exactly it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned {
-    /// What is there.
+    /// The current answer.
     pub answer: Answer,
-    /// The target's own form of what is there, opaque to everybody else.
+    /// The target's own representation of it, opaque to others.
     pub token: String,
 }
 
-/// What one outside place answers for a traffic target.
+/// One name server's answer for a traffic target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutsideView {
-    /// Which place: a name server's address, say.
+    /// The name server's address.
     pub place: String,
-    /// What it answers, or why that is not to be had.
+    /// Its answer, or why there is none.
     pub answer: Result<Answer, OutsideFault>,
 }
 
-/// Why a place outside does not show what it should.
+/// Why a place outside does not show the expected answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind", content = "text")]
 pub enum OutsideFault {
-    /// It gives no answer that anybody would follow: unknown, not wrong. Whoever asks there goes
-    /// on to the next place.
+    /// It gives no usable answer: unknown, not wrong. Clients that ask it try the next one.
     #[error("{0}")]
     Unseen(String),
-    /// It answers, and leads its askers astray.
+    /// It answers, and leads clients to the wrong place.
     #[error("{0}")]
     Wrong(String),
 }
 
-/// Looks at targets: one look, one finding. Never errs: what went wrong is the finding.
+/// Probes targets: one probe, one finding. Never fails: an error is a finding.
 #[async_trait]
 pub trait Probe: Send + Sync + fmt::Debug {
-    /// Looks at a target, within a time.
+    /// Probes a target, within a time limit.
     async fn look(&self, target: &Target, within: Duration) -> Finding;
 
-    /// How many more connections the database of a site takes from roles without privileges, on
-    /// a fresh connection of the role that looks; an error where it takes none. `None` where this
-    /// cannot be told, or somebody else will tell it.
+    /// How many more connections a site's database accepts from unprivileged roles, on a fresh
+    /// connection of the probing role; an error if it accepts none. `None` if this cannot be
+    /// determined, or another process will report it.
     async fn room(&self, _site: &SiteName, _within: Duration) -> Option<Result<u64, String>> {
         None
     }
 
-    /// How many anchors answer, of how many there are.
+    /// How many anchors answer, and how many there are.
     async fn anchors(&self, within: Duration) -> (u32, u32);
 }
 
 /// What a process knows of the certificates and secrets that it holds or sees.
 pub trait Credentials: Send + Sync + fmt::Debug {
-    /// What is to be reported now.
+    /// What to report now.
     fn facts(&self) -> CredentialFacts;
 }
 
-/// The controller's way to the agents.
+/// The controller's connection to the agents.
 #[async_trait]
 pub trait Agents: Send + Sync + fmt::Debug {
-    /// Gives an order, directly or through the other site's agent, and waits for what came of it, in
-    /// the words of the agent that it is for. A lost connection, a time-out or an answer that this
-    /// agent did not sign is `Unknown`, unless the order certainly did not arrive.
+    /// Gives an order, directly or relayed by the other site's agent, and waits for the receiving
+    /// agent's own answer. A lost connection, a timeout or an answer that this agent did not sign
+    /// is `Unknown`, unless the order certainly did not arrive.
     async fn order(&self, order: &Order, by: Way, within: Duration) -> OrderAnswer;
 }
 
 /// How an order travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// From the controller to the agent it is for.
+    /// From the controller to the receiving agent.
     Direct,
-    /// Through the agent of the other site.
+    /// Relayed by the other site's agent.
     Relayed,
 }
 
-/// Looks at the service as its users do.
+/// Probes the service as its users do.
 #[async_trait]
 pub trait FrontDoor: Send + Sync + fmt::Debug {
-    /// Enters by the addresses that users would get, and says which site answered at each, or why
-    /// none did. Writes and reads back where the configuration says how.
+    /// Connects to each address that users would get, and returns which site answered there, or why
+    /// none did. Also writes and reads back, if configured.
     async fn enter(
         &self,
         expected: &SiteName,
@@ -157,7 +157,7 @@ pub trait FrontDoor: Send + Sync + fmt::Debug {
     ) -> Vec<(String, Result<SiteName, OutsideFault>)>;
 }
 
-/// Why something could not be kept, or not be learned from where it is kept.
+/// Why something could not be stored or loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot be kept: {0}")]
 pub struct StoreError(pub String);
@@ -165,32 +165,32 @@ pub struct StoreError(pub String);
 /// Why an entry was not made durable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// The log is not as this controller left it: another may write it. Nothing more may be written,
-    /// and nothing be done by it.
+    /// The log is not as this controller left it: another process may be writing it. Write nothing
+    /// more, and do nothing based on it.
     #[error("the decision log is not this controller's any more: {0}")]
     Conflict(String),
-    /// The entry is not in the log, and does not come into it. It may be tried again.
+    /// The entry is not in the log and will not be. It may be tried again.
     #[error("the decision log cannot be written: {0}")]
     Failed(String),
-    /// The entry may be found in the log by whoever opens it next. The next one that is written here
-    /// takes its place.
+    /// The entry may still be found in the log by the process that opens it next. The next entry
+    /// written here replaces it.
     #[error("the decision log cannot be written, and may hold the entry all the same: {0}")]
     Unknown(String),
 }
 
-/// Where the decision log is kept. Opening it verifies it; this is what remains to be done.
+/// The decision log's storage. Opening it verifies it; this is what remains to be done.
 #[async_trait]
 pub trait LogStore: Send + fmt::Debug {
-    /// Writes one line, and returns only when it is durable. What an earlier call that failed has
-    /// left is taken away first.
+    /// Writes one line, and returns only once it is durable. First removes whatever a failed
+    /// earlier call left behind.
     async fn append(&mut self, line: &[u8]) -> Result<(), AppendError>;
 
-    /// How often [`LogStore::look`] is worth while; `None`: never.
+    /// How often to call [`LogStore::look`]; `None`: never.
     fn look_every(&self) -> Option<Duration> {
         None
     }
 
-    /// Whether the log is still where, and as, it was left.
+    /// Checks that the log is still where, and as, it was left.
     async fn look(&mut self) -> Result<(), AppendError> {
         Ok(())
     }
@@ -199,15 +199,15 @@ pub trait LogStore: Send + fmt::Debug {
 /// Which of several controllers leads.
 #[async_trait]
 pub trait LeaseStore: Send + Sync + fmt::Debug {
-    /// Begins to lead, or goes on, for so long from when the store hears of it, by its clock and
-    /// with the drift that the policy allows for added; `false`: another controller leads.
+    /// Starts or continues leading for `lasting`, counted from when the store receives the request,
+    /// on its clock and with the policy's drift added; `false`: another controller leads.
     async fn lead(&self, lasting: Duration) -> Result<bool, StoreError>;
 }
 
 /// An extra observer's way to the controller.
 #[async_trait]
 pub trait ObserverLink: Send + Sync + fmt::Debug {
-    /// Reports what was seen.
+    /// Reports observations.
     async fn report(
         &self,
         report: &ObserverReport,

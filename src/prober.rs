@@ -1,4 +1,4 @@
-//! Looks at targets, each at its own pace, so that one that hangs delays no other. Used by the
+//! Probes targets, each independently, so that a hanging one delays no other. Used by the
 //! controller, the agents and the observers.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::engine::topology::{Target, Vantage};
 use crate::ports::{Clock, Probe};
 use crate::wire::Rhythm;
 
-/// Looks at all targets for ever, and sends what was seen; ends when nobody listens.
+/// Probes all targets for ever, and sends the observations; ends when the receiver is gone.
 pub async fn look_for_ever(
     probe: Arc<dyn Probe>,
     targets: Vec<Target>,

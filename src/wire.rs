@@ -1,5 +1,5 @@
-//! What controller, agents, observers and the command line say to each other. Plain data: who sends it and
-//! what is done with it stands elsewhere.
+//! The messages between controller, agents, observers and the command line. Plain data: who sends
+//! it and what is done with it is elsewhere.
 
 use std::time::Duration;
 
@@ -30,35 +30,35 @@ pub use orders::{Came, Order, OrderAnswer, RelayAnswer, Relayed, What};
 
 use self::sealed::Sealed;
 
-/// How often to look, and how long one look may take.
+/// How often to probe, and how long one probe may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rhythm {
-    /// From the beginning of one look to the beginning of the next.
+    /// From the start of one probe to the start of the next.
     #[serde(rename = "every_ms", with = "millis")]
     pub every: Duration,
-    /// The longest one look may take.
+    /// The longest that one probe may take.
     #[serde(rename = "within_ms", with = "millis")]
     pub within: Duration,
 }
 
-/// An observation on its way: ages instead of moments, because clocks of two machines share
+/// An observation in transit: ages instead of moments, because the clocks of two machines share
 /// nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SentObservation {
-    /// What was looked at.
+    /// The observed target.
     pub target: Target,
-    /// How long ago looking began when it was sent.
+    /// How long before sending the probe began.
     #[serde(rename = "began_ms", with = "millis")]
     pub began: Duration,
-    /// How long ago it ended.
+    /// How long before sending it ended.
     #[serde(rename = "ended_ms", with = "millis")]
     pub ended: Duration,
-    /// What was seen.
+    /// The result.
     pub finding: Finding,
 }
 
 impl SentObservation {
-    /// The form in which an observation leaves a process at `now`.
+    /// The observation in the form in which it is sent at `now`.
     pub fn pack(observation: &Observation, now: MonoTime) -> Self {
         Self {
             target: observation.target.clone(),
@@ -68,9 +68,9 @@ impl SentObservation {
         }
     }
 
-    /// What it is to a process that received it at `received`: as old as the sender said, not
-    /// counting the way, which was short (see [`Receipt`]). Evidence of a failure so never looks
-    /// older than it is.
+    /// The observation for a process that received it at `received`: as old as the sender said, not
+    /// counting its transit, which was short (see [`Receipt`]). So evidence of a failure never
+    /// looks older than it is.
     pub fn unpack(self, vantage: Vantage, received: MonoTime) -> Observation {
         Observation {
             target: self.target,
@@ -82,73 +82,73 @@ impl SentObservation {
     }
 }
 
-/// When a process sent something, by its own monotonic clock, which nobody else can read. It comes back
-/// to it: the controller's with the next report, which so cannot have been made before; an agent's with
-/// the next order, which so is void from a moment on by the agent's own clock, however many wall clocks
-/// are wrong.
+/// When a process sent something, on its own monotonic clock, which nobody else can read. It
+/// returns to that process: the controller's mark with the next report, which therefore was made
+/// later; an agent's mark with the next order, which therefore expires on the agent's own clock, no
+/// matter how many wall clocks are wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Postmark {
-    /// Which process, in which of its lives: another one cannot read it. At random, below 2^53.
+    /// Identifies one run of one process: another run cannot use it. Random, below 2^53.
     pub life: u64,
-    /// When.
+    /// Milliseconds on that process's monotonic clock.
     #[serde(rename = "at_ms", with = "millis")]
     pub at: Duration,
 }
 
-/// The last that a process had heard of another one when it made a report.
+/// The last answer that a process had received when it made a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heard {
-    /// When that was sent.
+    /// When that answer was sent.
     pub postmark: Postmark,
-    /// How long ago it arrived, by the clock of who reports.
+    /// How long ago it arrived, by the reporter's clock.
     #[serde(rename = "ago_ms", with = "millis")]
     pub ago: Duration,
 }
 
-/// What the controller says of a report itself.
+/// The controller's answer to a report as such.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
-    /// For the next report.
+    /// The mark for the next report.
     pub postmark: Postmark,
-    /// Whether what the report says was taken in. Not where it may have been under way for longer
-    /// than a look may take, as the first one always may.
+    /// Whether the report was believed. Not if it may have been in transit for longer than a probe
+    /// may take, as the first one always may.
     pub taken: bool,
 }
 
-/// What an agent tells the controller, and by which it asks for the right to take writes.
+/// An agent's report to the controller, which also requests the write lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The agent's group.
+    /// Its group.
     pub group: GroupName,
     /// Its site. The controller believes it only from a certificate of that site.
     pub site: SiteName,
     /// The highest epoch it knows.
     pub epoch: Epoch,
-    /// Whether it asks for the right to take writes in that epoch.
+    /// Whether it requests the write lease in that epoch.
     pub asks: bool,
-    /// Which installation of the site's agent it is; `None` from an older program.
+    /// The instance of the agent; `None` from an older program.
     #[serde(default)]
     pub instance: Option<Instance>,
-    /// Whether the right that it holds in that epoch has not ended since it was granted.
+    /// Whether its lease in that epoch has not expired since it was granted.
     #[serde(default)]
     pub holds: bool,
-    /// How far the controller's log went when it last heard of it.
+    /// The end of the controller's log when it last heard of it.
     #[serde(default)]
     pub log: Option<LogMark>,
-    /// What it says of itself.
+    /// Its facts about its own site.
     pub facts: AgentFacts,
-    /// What it saw since its last report: [`OBSERVATIONS`] at most.
+    /// Its observations since its last report: at most [`OBSERVATIONS`].
     pub observations: Vec<SentObservation>,
-    /// What it says of its certificates and secrets.
+    /// Its facts about certificates and secrets.
     #[serde(default)]
     pub credentials: CredentialFacts,
     /// The controller's last answer; `None` before the first.
     pub heard: Option<Heard>,
-    /// When it was sent, by the agent's own clock: for orders to it.
+    /// When it was sent, by the agent's own clock: a mark for orders to it.
     pub mark: Postmark,
-    /// The agent's wall clock at that moment: to be compared, and for nothing else.
+    /// The agent's wall clock at that moment: for comparison only.
     pub wall: WallTime,
-    /// The other agent's newest mark, for orders that come to that one through this one; `None` before
+    /// The peer agent's newest mark, for orders to that agent that this one relays; `None` before
     /// its first question.
     #[serde(default)]
     pub peer_mark: Option<Heard>,
@@ -159,48 +159,48 @@ pub struct Report {
 /// The controller's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportAnswer {
-    /// What it says of the report itself.
+    /// The answer to the report as such.
     pub receipt: Receipt,
-    /// The present epoch.
+    /// The current epoch.
     pub epoch: Epoch,
-    /// The site that may hold the right in it; `None` in the middle of a plan.
+    /// The site that may hold the lease in it; `None` during a plan.
     pub holder: Option<SiteName>,
-    /// The right, if it was asked for and granted; or why not.
+    /// The lease, if it was requested and granted; or why not.
     pub grant: Option<Result<Grant, Refusal>>,
-    /// The instance of the other site whose questions and answers count; `None` where the
-    /// controller names none.
+    /// The instance of the other site whose questions and answers count; `None` if the controller
+    /// names none.
     #[serde(default)]
     pub peer: Option<Instance>,
-    /// How far the controller's log goes; `None` while it may be the wrong one.
+    /// The end of the controller's log; `None` while it may be the wrong log.
     #[serde(default)]
     pub log: Option<LogMark>,
-    /// Whether commits must wait for the standby: an open window is the permission to go on
-    /// without. `None`: nothing is asked. A site that is not active is permitted nothing.
+    /// Whether commits must wait for the standby: an open window is the permission to go on without
+    /// it. `None`: nothing is required. A passive site is permitted nothing.
     pub window: Option<RpoWindow>,
-    /// To the active site: the replication slot that the standby asks for there.
+    /// To the active site: the replication slot that the standby needs there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standby_slot: Option<String>,
-    /// The timers by which the agent counts, granted or not.
+    /// The timers that the agent counts with, granted or not.
     pub timers: LeaseTimers,
-    /// How often to look at each target, and how long one look may take.
+    /// How often to probe each target.
     #[serde(rename = "probe_every_ms", with = "millis")]
     pub probe_every: Duration,
-    /// How long one look may take.
+    /// How long one probe may take.
     #[serde(rename = "probe_timeout_ms", with = "millis")]
     pub probe_timeout: Duration,
-    /// How long a database that died may be tried to restart. Zero: not at all.
+    /// How long to try restarting a database that died. Zero: not at all.
     #[serde(rename = "restart_grace_ms", with = "millis")]
     pub restart_grace: Duration,
 }
 
-/// What an extra observer tells the controller. Nothing is asked for, and nothing is granted.
+/// An extra observer's report to the controller. It requests and is granted nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObserverReport {
     /// Its group.
     pub group: GroupName,
     /// Its name. The controller believes it only from a certificate of that name.
     pub name: ObserverName,
-    /// What it saw since its last report: [`OBSERVATIONS`] at most.
+    /// Its observations since its last report: at most [`OBSERVATIONS`].
     pub observations: Vec<SentObservation>,
     /// The controller's last answer; `None` before the first.
     pub heard: Option<Heard>,
@@ -211,64 +211,64 @@ pub struct ObserverReport {
 /// The controller's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObserverAnswer {
-    /// What it says of the report itself.
+    /// The answer to the report as such.
     pub receipt: Receipt,
-    /// How to go on looking. Reports come as often as looks.
+    /// How to go on probing. Reports come as often as probes.
     pub rhythm: Rhythm,
 }
 
-/// The right to take writes, for `lease_ttl` from before it was asked for.
+/// A granted lease: valid for `lease_ttl` from before its request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// In which epoch.
+    /// The epoch in which it is granted.
     pub epoch: Epoch,
 }
 
-/// One agent asks the other.
+/// One agent's question to the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerQuestion {
-    /// Who asks.
+    /// The asking site.
     pub site: SiteName,
-    /// The epoch in which it holds the right, or the highest it knows.
+    /// The epoch in which it holds the lease, or the highest it knows.
     pub epoch: Epoch,
     /// When it asked, by its own clock.
     pub mark: Postmark,
-    /// Which installation of the agent asks.
+    /// The instance of the asking agent.
     #[serde(default)]
     pub instance: Option<Instance>,
 }
 
-/// The answer.
+/// The answer to a [`Question`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerAnswer {
-    /// The asker's right is over. Not an answer that holds a right, in any case.
+    /// Whether the asker's lease is over. Then the answer is no vouch.
     pub superseded: bool,
-    /// Whether the asker is the instance of its site whose right this agent lets stand. Otherwise
-    /// the answer holds nothing.
+    /// Whether the asker is the instance of its site that this agent vouches for. Otherwise the
+    /// answer is no vouch.
     #[serde(default = "yes")]
     pub vouches: bool,
-    /// Which installation of the agent answers.
+    /// The instance of the answering agent.
     #[serde(default)]
     pub instance: Option<Instance>,
-    /// The controller's order by which that is so, a sever or a promotion: with it the answer is an
-    /// order to fence, without it nobody obeys.
+    /// The controller's order that superseded the asker, a sever or a promotion: with it the answer
+    /// is an order to fence, without it nobody obeys.
     #[serde(default)]
     pub order: Option<Sealed>,
-    /// The highest epoch that the answering agent knows. For people: no epoch moves by it.
+    /// The highest epoch that the answering agent knows. For people: it moves no epoch.
     pub epoch: Epoch,
-    /// Its wall clock: to be compared, and for nothing else.
+    /// Its wall clock: for comparison only.
     pub wall: WallTime,
 }
 
-/// What an answer of an older program means by saying nothing.
+/// The default of a field that an older program does not send.
 fn yes() -> bool {
     true
 }
 
-/// What the controller shows: `failover status`.
+/// The controller's state: `failover status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The version of this form.
+    /// The version of this format.
     pub schema_version: u32,
     /// When it was made.
     pub at: WallTime,
@@ -276,7 +276,7 @@ pub struct Status {
     pub version: String,
     /// The name of the policy's file and whether it may act.
     pub policy: String,
-    /// Everything the last decision rests on.
+    /// The situation of the last decision.
     pub situation: Situation,
     /// The last decision, gate by gate.
     pub decision: Decision,
@@ -286,27 +286,27 @@ pub struct Status {
     pub log: (u64, String),
 }
 
-/// What would stand in the way of a failover: `failover check`.
+/// What would block a failover: `failover check`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
-    /// The version of this form.
+    /// The version of this format.
     pub schema_version: u32,
-    /// When it was so.
+    /// When it was evaluated.
     pub at: WallTime,
     /// The group.
     pub group: GroupName,
     /// The site that is active.
     pub active: SiteName,
-    /// The one that a failover would lead to.
+    /// The site that a failover would make active.
     pub passive: SiteName,
     /// Whether nothing blocks.
     pub ready: bool,
-    /// Everything that was looked at.
+    /// Every check.
     pub checks: Vec<Check>,
 }
 
 impl Readiness {
-    /// What follows from a status.
+    /// The readiness that follows from a status.
     pub fn of(status: &Status) -> Self {
         let situation = &status.situation;
         let checks = readiness::checks(&status.decision);
@@ -327,11 +327,11 @@ impl Readiness {
 pub struct PlanStatus {
     /// Its number.
     pub id: u64,
-    /// Where it leads.
+    /// The site that it makes active.
     pub to: SiteName,
     /// Each step and its state.
     pub steps: Vec<(String, String)>,
-    /// Why it needs a person, if it does.
+    /// Why it needs an operator, if it does.
     pub stuck: Option<String>,
 }
 
@@ -353,47 +353,45 @@ impl PlanStatus {
     }
 }
 
-/// A part of the decision log: the lines as they stand in the file.
+/// A part of the decision log: the lines as in its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogPart {
-    /// The lines, without line ends.
+    /// The lines, without line feeds.
     pub lines: Vec<String>,
-    /// The number of the last entry there is.
+    /// The number of the log's last entry.
     pub last: u64,
 }
 
 /// Where an agent takes orders, signed by the controller.
 pub const ORDER_PATH: &str = "/v1/order";
-/// Where an agent takes orders that are for the other one.
+/// Where an agent takes orders that it must relay to the other one.
 pub const RELAY_PATH: &str = "/v1/relay";
-/// Where an agent answers the other one.
+/// Where an agent answers the other one's questions.
 pub const PEER_PATH: &str = "/v1/peer";
 /// Where the controller takes reports.
 pub const REPORT_PATH: &str = "/v1/report";
-/// Where the controller takes what extra observers saw.
+/// Where the controller takes reports of extra observers.
 pub const OBSERVED_PATH: &str = "/v1/observed";
 
-/// The most observations in one report. There are four things to look at, and of each the newest is
-/// told.
+/// The most observations in one report. There are four targets, and the newest of each is sent.
 pub const OBSERVATIONS: usize = 16;
 
-/// The longest report of an agent, in bytes. Two databases with as much of everything as is kept of
-/// them take about 50 KiB; the rest is for agents that keep more.
+/// The longest report of an agent, in bytes. Two databases with all texts at their limits take
+/// about 50 KiB; the rest is reserve.
 pub const REPORT_LIMIT: usize = 256 * 1024;
 
-/// The longest report of an observer, in bytes: the same, from a place that nobody may guard.
+/// The longest report of an observer, in bytes: the same, from a place that may be unprotected.
 pub const OBSERVED_LIMIT: usize = 64 * 1024;
 
-/// The longest order, question of the other agent or command of a person, in bytes. Each has some
-/// hundred.
+/// The longest order, peer question or operator's command, in bytes. Each has some hundred.
 pub const MESSAGE_LIMIT: usize = 16 * 1024;
 
-/// Refuses a report with more observations than anything of ours sends.
+/// Refuses a report with more observations than ours ever send.
 pub fn check_count(observations: &[SentObservation]) -> Result<(), String> {
     match observations.len() {
         0..=OBSERVATIONS => Ok(()),
         many => Err(format!(
-            "the report has {many} observations, and {OBSERVATIONS} are the most: send of each target the newest"
+            "the report has {many} observations, the limit is {OBSERVATIONS}: send only the newest of each target"
         )),
     }
 }

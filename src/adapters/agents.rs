@@ -84,8 +84,8 @@ impl Agents for SignedOrders {
         };
         // Whatever was said, the order may have been obeyed.
         open_answer(&signed, &answer, &self.believed).unwrap_or_else(|error| {
-            tracing::error!(site = %order.site, %error, ?by, "an answer to an order is not believed");
-            let text = format!("the answer is not the word of the agent at `{}`", order.site);
+            tracing::error!(site = %order.site, %error, ?by, "an answer to an order is rejected");
+            let text = format!("the answer is not signed by the agent at `{}`", order.site);
             Err(EffectError::Unknown(format!("{text}: {error}")))
         })
     }

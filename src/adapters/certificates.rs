@@ -30,7 +30,7 @@ pub enum CertificateError {
     #[error(transparent)]
     File(#[from] KeyError),
     /// The folder has another authority's certificate or key.
-    #[error("`{dir}` does not hold an authority of ours: {cause}: give the folder that `failover certificates` made", dir = dir.display())]
+    #[error("`{dir}` holds no authority of ours: {cause}: name the folder that `failover certificates` created", dir = dir.display())]
     NotOurs {
         /// The folder.
         dir: PathBuf,
@@ -38,7 +38,7 @@ pub enum CertificateError {
         cause: String,
     },
     /// The certificate library refused.
-    #[error("cannot make a certificate for `{name}`: {cause}")]
+    #[error("cannot create a certificate for `{name}`: {cause}")]
     Refused {
         /// For whom.
         name: String,

@@ -265,11 +265,11 @@ pub fn plain_name(text: &str) -> Result<Name, String> {
     let labels = bare.split('.');
     if !labels.clone().all(|label| label.bytes().all(legal)) || labels.count() < 2 {
         return Err(format!(
-            "`{text}` is not a name for a record: write it like `www.example.org`"
+            "`{text}` is not a record name: write it like `www.example.org`"
         ));
     }
     let mut name = Name::from_ascii(bare.to_ascii_lowercase())
-        .map_err(|cause| format!("`{text}` is not a name for a record: {cause}"))?;
+        .map_err(|cause| format!("`{text}` is not a record name: {cause}"))?;
     name.set_fqdn(true);
     Ok(name)
 }

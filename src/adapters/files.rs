@@ -102,11 +102,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Why nothing may be appended any more.
 #[derive(Debug, thiserror::Error)]
 enum Changed {
-    #[error("it was moved or deleted while the controller runs")]
+    #[error("it was moved or deleted while the controller was running")]
     Gone,
-    #[error("another file stands in its place")]
+    #[error("another file is in its place")]
     Replaced,
-    #[error("it has {found} bytes and was left with {left}: {}", if found < left { "somebody cut it" } else { "somebody else wrote into it" })]
+    #[error("it has {found} bytes, expected {left}: {}", if found < left { "somebody cut it" } else { "somebody else wrote into it" })]
     Length { found: u64, left: u64 },
     #[error(transparent)]
     Io(#[from] std::io::Error),

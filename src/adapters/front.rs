@@ -124,7 +124,7 @@ impl HttpFront {
         let separator = if url.query().is_some() { '&' } else { '?' };
         let url: Uri = format!("{url}{separator}nonce={nonce}")
             .parse()
-            .map_err(|_cause| "the write address is not one")?;
+            .map_err(|_cause| "`front.write_url` is not a valid URL")?;
         self.http
             .post_at(&url, address, within)
             .await

@@ -86,7 +86,7 @@ pub enum ProbeError {
     #[error("TLS: {0}")]
     Tls(String),
     /// What was answered is not HTTP, or the connection broke off.
-    #[error("not a whole HTTP answer: {0}")]
+    #[error("incomplete HTTP answer: {0}")]
     Protocol(String),
     /// The service answered with a status other than 2xx. Redirects are not followed.
     #[error("status {0}")]

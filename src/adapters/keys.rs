@@ -55,7 +55,7 @@ pub enum KeyError {
         hint: &'static str,
     },
     /// The cryptographic library refused.
-    #[error("cannot make an Ed25519 key: the cryptographic library refused")]
+    #[error("cannot create an Ed25519 key: the cryptographic library refused")]
     Refused,
 }
 

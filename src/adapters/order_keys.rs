@@ -35,10 +35,10 @@ pub struct ObeyedKeys {
 }
 
 impl ObeyedKeys {
-    /// From a file with a key on each line, and the list of what is revoked.
+    /// From a file with a key on each line, and the revocation list.
     pub fn from_file(path: &Path, revocations: &TlsMaterial) -> Result<Self, KeyError> {
         let book = revocations.book();
-        let what = "public key of orders";
+        let what = "public order key";
         Ok(Self {
             file: Reread::new(what, path, &book, VerifyingKey::all_from_file)?,
             revocations: revocations.clone(),

@@ -130,9 +130,11 @@ impl CredentialBook {
             .insert(owner.to_owned(), Seen { until, at, stage });
         drop(pages);
         match stage {
-            Stage::Warned if entered => tracing::warn!(owner, %until, "a certificate ends soon"),
-            Stage::Urgent if entered => tracing::error!(owner, %until, "a certificate ends soon"),
-            Stage::Over if entered => tracing::error!(owner, %until, "a certificate has ended"),
+            Stage::Warned if entered => tracing::warn!(owner, %until, "a certificate expires soon"),
+            Stage::Urgent if entered => {
+                tracing::error!(owner, %until, "a certificate expires soon")
+            }
+            Stage::Over if entered => tracing::error!(owner, %until, "a certificate has expired"),
             Stage::Far | Stage::Warned | Stage::Urgent | Stage::Over => {}
         }
     }
@@ -156,7 +158,7 @@ impl CredentialBook {
             tracing::error!(
                 what,
                 why,
-                "what was put in place is not used, the old goes on"
+                "the new content is not used, the old stays in use"
             );
         }
     }

@@ -300,7 +300,7 @@ impl Rfc2136 {
             })?;
         let unproven = |cause: &dyn fmt::Display| {
             EffectError::Unknown(format!(
-                "`{name}`: the answer of {server} is not proven: {cause}"
+                "`{name}`: the answer of {server} is not authenticated: {cause}"
             ))
         };
         let message = Message::from_vec(&reply).map_err(|cause| unproven(&cause))?;
@@ -443,7 +443,9 @@ impl Traffic for Rfc2136 {
         }
         let held = Held::gather(answers).map_err(|cause| self.refused(cause.to_string()))?;
         let answer = self.answer(&held).map_err(|cause| {
-            self.refused(format!("{cause}: remove them, or configure whose they are"))
+            self.refused(format!(
+                "{cause}: remove them, or configure the site they belong to"
+            ))
         })?;
         let token =
             serde_json::to_string(&held).map_err(|cause| self.refused(cause.to_string()))?;
@@ -458,14 +460,14 @@ impl Traffic for Rfc2136 {
         still: Still<'_>,
     ) -> Result<(), EffectError> {
         let old: Held = serde_json::from_str(&from.token)
-            .map_err(|cause| self.refused(format!("the token is not of this target: {cause}")))?;
+            .map_err(|cause| self.refused(format!("the token is for another target: {cause}")))?;
         let new = self.content(to)?;
         self.send(self.update(&old, &new), still).await
     }
 
     async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError> {
         let held: Held = serde_json::from_str(&from.token)
-            .map_err(|cause| self.refused(format!("the token is not of this target: {cause}")))?;
+            .map_err(|cause| self.refused(format!("the token is for another target: {cause}")))?;
         self.send(self.rehearsal(&held), &|| Ok(())).await
     }
 

@@ -85,7 +85,7 @@ impl Route53 {
                 "{text}; read again: nothing changed"
             ))),
             Ok(_third) => Err(EffectError::Conflict(format!(
-                "{text}; read again: neither what was there nor what was to be there"
+                "{text}; read again: neither the old nor the new state"
             ))),
             Err(error) => Err(EffectError::Unknown(format!(
                 "{text}; and it cannot be read again: {error}"
@@ -149,7 +149,7 @@ impl Traffic for Route53 {
         still: Still<'_>,
     ) -> Result<(), EffectError> {
         let old: Held = serde_json::from_str(&from.token)
-            .map_err(|cause| self.refused(&format!("the token is not of this target: {cause}")))?;
+            .map_err(|cause| self.refused(&format!("the token is for another target: {cause}")))?;
         let new = self
             .layout
             .content(to, &old)

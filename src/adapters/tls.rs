@@ -100,7 +100,7 @@ pub enum TlsError {
         own: String,
     },
     /// A new certificate is not good now, or not by these authorities.
-    #[error("certificate `{certificate}` is not good by the authorities of `{ca}`: {cause}: see runbooks/certificates.md for the order of a change", certificate = certificate.display(), ca = ca.display())]
+    #[error("certificate `{certificate}` is not trusted by the authorities of `{ca}`: {cause}: see runbooks/certificates.md for the order of a change", certificate = certificate.display(), ca = ca.display())]
     Unfit {
         /// The certificate file.
         certificate: PathBuf,

@@ -1,5 +1,5 @@
-//! What the agent answers: orders of the controller, carried by whomever; questions of the other
-//! agent; and, in plain HTTP, whether users may be sent here.
+//! What the agent serves: orders of the controller, direct or relayed; questions of the peer agent;
+//! and, in plain HTTP, whether users may be sent here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,32 +20,32 @@ use crate::wire::{
     Relayed,
 };
 
-/// The longest that an order is carried for, whatever the controller says: the other agent's answer
-/// would come too late for any step.
+/// How long an order is relayed at most, whatever the controller says: a later answer of the peer
+/// agent would be too late for any step.
 const LONGEST_RELAY: Duration = Duration::from_secs(60);
 
-/// What the handlers work with.
+/// The shared state of the handlers.
 #[derive(Debug, Clone)]
 pub struct Api {
     /// Our group.
     pub group: GroupName,
     /// The other site.
     pub peer_site: SiteName,
-    /// The other agent.
+    /// The peer agent.
     pub peer: PeerClient,
-    /// By which orders are known as the controller's.
+    /// Verifies the controller's orders.
     pub controller: Arc<dyn Verifier>,
-    /// By which our answers are known as ours.
+    /// Signs our answers.
     pub own: Arc<dyn Signer>,
     /// The keeper.
     pub news: mpsc::Sender<News>,
-    /// What it shows.
+    /// The keeper's published state.
     pub shown: watch::Receiver<Shown>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
-/// The API for the controller and the other agent.
+/// The API for the controller and the peer agent.
 pub fn router(api: Api) -> Router {
     Router::new()
         .route(ORDER_PATH, post(order))
@@ -74,8 +74,8 @@ fn denied(peer: &PeerIdentity, what: &str) -> Denied {
     )
 }
 
-/// Hands an order to the keeper, and signs what it says. Whoever carried it: its signature is what
-/// counts.
+/// Passes an order to the keeper, and signs its answer. Only the signature counts, not who
+/// delivered it.
 async fn order(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
@@ -106,7 +106,7 @@ async fn order(
         })
 }
 
-/// An order, if it is the controller's.
+/// An order, if the controller signed it.
 fn of_the_controller(
     api: &Api,
     peer: &PeerIdentity,
@@ -121,7 +121,7 @@ fn of_the_controller(
     })
 }
 
-/// Carries an order to the other agent, and its answer back.
+/// Relays an order to the peer agent, and its answer back.
 async fn relay(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
@@ -146,7 +146,7 @@ async fn peer(
         site: api.peer_site.clone(),
     };
     if peer.identity != expected || question.site != api.peer_site {
-        return Err(denied(&peer, "ask as the other agent"));
+        return Err(denied(&peer, "ask as the peer agent"));
     }
     let (sender, answer) = oneshot::channel();
     let stopping = |()| {
@@ -160,7 +160,7 @@ async fn peer(
     answer.await.map(Json).map_err(|_closed| stopping(()))
 }
 
-/// 200 only where users may write: the site holds the right, and its database runs as a primary.
+/// 200 only if users may write: the site holds the lease, and its database runs as a primary.
 async fn traffic_ready(State(api): State<Api>) -> (StatusCode, String) {
     let shown = api.shown.borrow().clone();
     let held = shown
@@ -172,7 +172,7 @@ async fn traffic_ready(State(api): State<Api>) -> (StatusCode, String) {
         let why = if held {
             "the database is down"
         } else {
-            "no right to take writes"
+            "no write lease"
         };
         (
             StatusCode::SERVICE_UNAVAILABLE,

@@ -11,8 +11,8 @@ use crate::config::{self, DatabaseAccess, Files, Socket, Url};
 use crate::engine::document::{self, Key, Problems, Section};
 use crate::engine::topology::{GroupName, SiteName};
 
-/// Settings of PostgreSQL that are ours: the guard gives the first ones on the command line; the
-/// others are changed while it runs, which a setting on the command line would defeat: it wins.
+/// PostgreSQL settings that the agent sets: the guard passes the first ones on the command line;
+/// the others are changed while it runs, which a command-line setting would override.
 const OWN_SETTINGS: [&str; 7] = [
     "port",
     "listen_addresses",
@@ -23,17 +23,17 @@ const OWN_SETTINGS: [&str; 7] = [
     "allow_alter_system",
 ];
 
-/// What PostgreSQL is started with where `options` says nothing else. A line that is cut and heals
-/// must carry WAL again at once: TCP itself repeats ever more seldom what was lost, and by
-/// PostgreSQL's own defaults a standby notices after a minute, and tries again every 5 s.
+/// What PostgreSQL is started with unless `options` sets it. After a link failure replication must
+/// resume at once: TCP retransmits ever more slowly, and with PostgreSQL's own defaults a standby
+/// notices after a minute and retries every 5 s.
 const USUAL_OPTIONS: [(&str, &str); 3] = [
     ("wal_sender_timeout", "5s"),
     ("wal_receiver_timeout", "5s"),
     ("wal_retrieve_retry_interval", "500ms"),
 ];
 
-/// The same of `primary_conninfo`: a connection that is not made within this time is given up, since the next
-/// one begins at once. Milliseconds for the second, seconds for the others.
+/// The same for `primary_conninfo`: a connection attempt is given up after this time, since the
+/// next one begins at once. Milliseconds for the second, seconds for the others.
 const USUAL_CONNINFO: [(&str, &str); 5] = [
     ("connect_timeout", "2"),
     ("tcp_user_timeout", "5000"),
@@ -42,43 +42,43 @@ const USUAL_CONNINFO: [(&str, &str); 5] = [
     ("keepalives_count", "3"),
 ];
 
-/// All that an agent is told.
+/// The checked content of `agent.toml`.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The group.
     pub group: GroupName,
     /// Our site.
     pub site: SiteName,
-    /// Where the controller and the other agent call, with mutual TLS.
+    /// The address for the controller and the peer agent, with mutual TLS.
     pub listen: SocketAddr,
-    /// Where `/traffic-ready`, `/livez` and `/metrics` answer in plain HTTP; `None`: nowhere.
+    /// The address of `/traffic-ready`, `/livez` and `/metrics` in plain HTTP; `None`: not served.
     pub listen_plain: Option<SocketAddr>,
-    /// What must outlast a restart: fence marker, sever, epoch.
+    /// The folder for state that must survive a restart: fence marker, sever, epoch.
     pub state_dir: PathBuf,
-    /// The controller.
+    /// The controller's address.
     pub controller: PeerAddress,
-    /// The roots that HTTPS probes believe; `None`: the operating system's.
+    /// The roots that HTTPS probes trust; `None`: the operating system's.
     pub probe_ca: Option<PathBuf>,
     /// Our certificate, for [`Identity::Agent`] of this group and site.
     pub tls: TlsFiles,
-    /// Checks the orders of the controller.
+    /// Verifies the controller's orders.
     pub controller_public_key: PathBuf,
     /// The other site.
     pub peer: Peer,
     /// Our PostgreSQL.
     pub postgres: Postgres,
-    /// The service; `None`: it is started and stopped by somebody else.
+    /// The service; `None`: something else starts and stops it.
     pub workloads: Option<Workloads>,
 }
 
-/// The other site, as this one reaches it.
+/// The other site, as reached from here.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// Its name; not ours.
     pub site: SiteName,
-    /// Its agent.
+    /// Its agent's address.
     pub agent: PeerAddress,
-    /// Its service, by the site's own address.
+    /// The URL of its service, at the site's own address.
     pub api: Uri,
     /// Its database.
     pub database: DatabaseAccess,
@@ -92,21 +92,21 @@ pub struct Postgres {
     pub bin_dir: PathBuf,
     /// PGDATA.
     pub data_dir: PathBuf,
-    /// The port, of TCP and of the socket. 1 to 65535.
+    /// The port, for TCP and for the socket. 1 to 65535.
     pub port: u16,
     /// Addresses of this host, `localhost`, `*`; separated by commas.
     pub listen_addresses: String,
-    /// Where the socket lies.
+    /// The socket's folder.
     pub socket_dir: PathBuf,
-    /// The user of the operating system; `None`: the agent's.
+    /// The operating system user; `None`: the agent's.
     pub run_as: Option<String>,
-    /// The role of the agent's own connection.
+    /// The role that the agent connects as.
     pub superuser: String,
-    /// The database of the agent's own connection: the one with the schema `failover`.
+    /// The database that the agent connects to: the one with the schema `failover`.
     pub database: String,
     /// Further settings, `name=value` each.
     pub options: Vec<String>,
-    /// Gets the output of PostgreSQL and of the guard.
+    /// Receives the output of PostgreSQL and of the guard.
     pub log_file: PathBuf,
     /// How a standby here connects to the other site's primary; without a password.
     pub primary_conninfo: String,
@@ -119,18 +119,18 @@ pub struct Workloads {
     pub start: Vec<String>,
     /// The command that stops it, with its arguments.
     pub stop: Vec<String>,
-    /// Answers 2xx when the service is ready.
+    /// URL that answers 2xx when the service is ready.
     pub ready: Uri,
 }
 
 impl Config {
-    /// Reads the file and looks at every file that is named. Every mistake is reported, with its
+    /// Reads the file and checks every file that it names. Every mistake is reported, with its
     /// line.
     pub fn read(path: &Path) -> Result<Config, Problems> {
         config::read(path, build)
     }
 
-    /// Reads a text alone, as if it lay in `folder`; looks at no file.
+    /// Reads a text as if it were a file in `folder`; opens no other file.
     pub fn parse(file: &str, text: &str, folder: &Path) -> Result<Config, Problems> {
         document::read(file, text, |root| build(root, Files::unseen(folder)))
     }
@@ -255,7 +255,7 @@ fn build_postgres(at: &Section<'_>, files: Files<'_>, agent: Option<&Agent>) -> 
     );
     let plaintext = at.flag("allow_plaintext", false);
     if files.look() && run_as.is_none() && rustix::process::geteuid().is_root() {
-        at.problem("run_as", "`postgres.run_as` is missing: PostgreSQL refuses to run as root: name its user, `postgres`, say");
+        at.problem("run_as", "`postgres.run_as` is missing: PostgreSQL refuses to run as root: name its user, such as `postgres`");
     }
     let listen_addresses = listen_addresses.filter(|text| are_own_addresses(at, text));
     let conninfo = conninfo?;
@@ -277,8 +277,8 @@ fn build_postgres(at: &Section<'_>, files: Files<'_>, agent: Option<&Agent>) -> 
     })
 }
 
-/// A setting's name as PostgreSQL reads it on its command line: either case, and a hyphen for an
-/// underscore.
+/// A setting's name as PostgreSQL reads it on its command line: case-insensitive, and with a hyphen
+/// for an underscore.
 fn setting(option: &str) -> String {
     let name = option.split_once('=').map_or(option, |(name, _)| name);
     name.trim().to_ascii_lowercase().replace('-', "_")
@@ -301,13 +301,13 @@ fn with_usual(mut conninfo: String) -> String {
     conninfo
 }
 
-/// A parameter of a connection string that quotes nothing.
+/// A parameter of a connection string, without quoting.
 fn parameter<'c>(conninfo: &'c str, name: &str) -> Option<&'c str> {
     let mut parts = conninfo.split_whitespace();
     parts.find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// The guard asks no name server, which could keep it waiting while a deadline passes.
+/// The guard does not use DNS, which could make it wait while a deadline passes.
 fn are_own_addresses(at: &Section<'_>, text: &str) -> bool {
     let wrong = text
         .split(',')
@@ -333,7 +333,7 @@ fn check_options(at: &Section<'_>, options: &[String]) {
         let name = setting(option);
         if OWN_SETTINGS.contains(&name.as_str()) {
             at.problem("options", format!(
-                "`postgres.options` holds `{option}`, but the agent sets `{name}` itself: leave it out"
+                "`postgres.options` holds `{option}`, but the agent sets `{name}` itself: remove it"
             ));
         }
     }
@@ -352,14 +352,14 @@ fn check_conninfo(at: &Section<'_>, conninfo: &str, plaintext: bool, agent: Opti
         Some("require" | "verify-ca" | "verify-full")
     );
     if !encrypted && !plaintext && !has("host").is_none_or(config::is_local) {
-        at.problem("primary_conninfo", "`postgres.primary_conninfo` leads to another host and does not insist on TLS (`sslmode` is `prefer` where nothing is said): write `sslmode=verify-full sslrootcert=FILE`, or set `postgres.allow_plaintext = true` where the network itself is encrypted");
+        at.problem("primary_conninfo", "`postgres.primary_conninfo` connects to another host and does not require TLS (`sslmode` defaults to `prefer`): write `sslmode=verify-full sslrootcert=FILE`, or set `postgres.allow_plaintext = true` if the network itself is encrypted");
     }
-    // Two standbys of one name are taken for each other (postgres.md P33).
+    // Two standbys with one name would be confused (postgres.md P33).
     if let Some(agent) = agent
         && has("application_name") != Some(agent.site.as_str())
     {
         at.problem("primary_conninfo", format!(
-            "`postgres.primary_conninfo` does not hold `application_name={}`: a standby bears the name of its site",
+            "`postgres.primary_conninfo` does not hold `application_name={}`: a standby has the name of its site",
             agent.site
         ));
     }

@@ -1,14 +1,14 @@
-//! The guard: a small process that owns PostgreSQL and ends it when the right to take writes runs
-//! out, whatever the agent is doing (invariants.md I1).
+//! The guard: a small process that owns PostgreSQL and ends it when the write lease expires,
+//! whatever the agent is doing (invariants.md I1).
 //!
-//! It has no network (its proof of a fence, a refused connection to its own port, apart), no async
-//! runtime and no opinion: the agent says when to start, until when writes are allowed, and when
+//! It has no network (except to prove a fence by a refused connection to its own port), no async
+//! runtime and no judgement: the agent says when to start, until when writes are allowed, and when
 //! to fence. It never starts PostgreSQL by itself. When the guard dies, the kernel ends PostgreSQL
-//! ([`postmaster::exec`]). What it cannot survive is being frozen itself: then nobody looks at the
-//! deadline until it thaws, which is an exception that the invariant names.
+//! ([`postmaster::exec`]). What it cannot survive is being frozen itself: then nothing checks the
+//! deadline until it resumes, which is an exception that the invariant names.
 //!
-//! The loop below is `run`; each turn looks at the deadline *before* it obeys a command, so that a
-//! renewal that was waiting while we were frozen comes too late.
+//! The loop below is `run`; each turn checks the deadline *before* it obeys a command, so that a
+//! renewal that waited while we were frozen is too late.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -47,7 +47,7 @@ mod senders;
 mod standing;
 mod wire;
 
-/// The longest the guard waits before it looks around.
+/// The longest that the guard waits between two checks.
 const TICK: Duration = Duration::from_millis(100);
 /// The same while no server of its own runs: one that somebody else starts takes writes some 50 ms
 /// after it has claimed the data folder.
@@ -55,20 +55,21 @@ const IDLE_TICK: Duration = Duration::from_millis(20);
 /// The same while it fences.
 const FENCE_TICK: Duration = Duration::from_millis(10);
 
-/// A guard that looks around so much later than it wanted to, or after a deadline, stood still: by
-/// then another site may take writes. Below it lies what a busy machine does to any process.
+/// If a check comes later than planned, or later than a deadline, by more than this, the guard
+/// stood still: another site may take writes by now. Less than this happens to any process on a
+/// busy machine.
 const LATE: Duration = Duration::from_millis(500);
 
-/// The guard's priority: the highest that is no real-time one.
+/// The guard's priority: the highest that is not real-time.
 const FIRST: i32 = -20;
 
 /// The cause of a fence by the deadline.
 pub const LEASE_EXPIRED: &str = "lease-expired";
-/// The cause of a fence of a standby that somebody promoted behind the agent's back.
+/// The cause of a fence of a standby that was promoted without the agent.
 pub const PROMOTED_WITHOUT_RIGHT: &str = "promoted-without-right";
-/// The cause of a fence of what an earlier guard, which died, had started.
+/// The cause of a fence of what an earlier guard, now dead, had started.
 pub const ORPHANED: &str = "orphaned";
-/// The cause of a fence of a server that somebody else started in the data folder.
+/// The cause of a fence of a server in the data folder that the guard did not start.
 pub const FOREIGN: &str = "started-by-somebody-else";
 
 /// Why the guard does not start, or ends.
@@ -80,7 +81,7 @@ pub enum GuardError {
     /// Another guard runs.
     #[error("another guard holds `{0}`: the agents of this `state_dir` use that one")]
     Locked(String),
-    /// PostgreSQL runs here and has never been handed over to a guard of this state folder.
+    /// A running PostgreSQL was never handed over to a guard of this state folder.
     #[error(
         "a PostgreSQL that no guard started uses `{data_dir}` (processes {pids:?}): stop it first, \
          and keep the system from starting it"
@@ -91,12 +92,12 @@ pub enum GuardError {
         /// Its processes.
         pids: Vec<i32>,
     },
-    /// The system says no.
+    /// A system call failed.
     #[error("cannot {what}: {cause}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// The system's word.
+        /// The system's error.
         cause: io::Error,
     },
 }
@@ -108,15 +109,15 @@ fn io_error<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> GuardEr
     }
 }
 
-/// Runs the guard with the settings in `config` until it is told to quit. An error ends it, and
-/// with it, by the kernel, PostgreSQL.
+/// Runs the guard with the settings in `config` until it is told to quit. An error ends it, and the
+/// kernel then ends PostgreSQL.
 pub fn run(config: &Path) -> Result<(), GuardError> {
     let text = fs::read(config).map_err(io_error("read the guard's settings"))?;
     let config: GuardConfig =
         serde_json::from_slice(&text).map_err(|cause| GuardError::Config(cause.to_string()))?;
     config.addresses().map_err(GuardError::Config)?;
-    // Away from the agent's terminal and session, so that what ends the agent does not end us.
-    // Fails when we lead a group already, which is as good.
+    // Leave the agent's terminal and session, so that what ends the agent does not end us. Fails if
+    // we already lead a group, which is just as good.
     if let Err(cause) = setsid() {
         tracing::debug!(%cause, "own session already");
     }
@@ -152,15 +153,15 @@ fn as_nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Whether something that was due at a moment is being done late.
+/// Whether something due at `due` is being done late.
 fn is_late(due_ns: u64) -> bool {
     boottime_ns().saturating_sub(due_ns) > as_nanos(LATE)
 }
 
-/// Has this thread, and no other and no child, run before everybody else: when a host thaws, all of
-/// its sessions want to acknowledge at once. It sleeps but for a moment each tick. Only root may;
-/// where that is not enough either (a container, a machine without `chrt`), the highest priority
-/// that is no real-time one must do.
+/// Schedules this thread, and no other thread or child, before everybody else: when a host resumes,
+/// all its sessions want to acknowledge at once. It sleeps except for a moment each tick. Only root
+/// may; if that is not possible either (a container, a machine without `chrt`), the highest
+/// priority that is not real-time must do.
 fn go_first() {
     if !geteuid().is_root() {
         return;
@@ -182,7 +183,7 @@ fn go_first() {
     }
 }
 
-/// Makes a second guard of the same state folder impossible; the kernel gives the lock back when we
+/// Makes a second guard of the same state folder impossible; the kernel releases the lock when we
 /// die.
 fn lock(config: &GuardConfig) -> Result<File, GuardError> {
     let path = config.state_dir.join("guard.lock");
@@ -210,20 +211,21 @@ struct Guard {
     postmaster: Option<Postmaster>,
     started_as_standby: bool,
     started_ns: u64,
-    /// What the control file held before the server was started.
+    /// The content of the control file before the server was started.
     control_at_start: Option<ControlFile>,
-    /// Whether what was started as a standby has been seen to take writes.
+    /// Whether a server started as a standby has been seen to take writes.
     promoted: bool,
-    /// Whether the last wait ended much later than it should have.
+    /// Whether the last wait ended much later than planned.
     overslept: bool,
     right: Option<Right>,
-    /// The highest seen.
+    /// The highest epoch seen.
     epoch: Epoch,
     marker: Option<FenceMarker>,
     fence: Option<Fence>,
     /// Who waits for a stop.
     stopping: Vec<Ticket>,
-    /// Who wants the right given up since when: what was seen before may be older than a promotion.
+    /// Who has asked to give the lease up, and since when: earlier sightings may be older than a
+    /// promotion.
     renouncing: Vec<(Ticket, u64)>,
     last_proof: Option<FenceProof>,
     last_exit: Option<Exit>,
@@ -274,7 +276,7 @@ impl Guard {
         Ok(guard)
     }
 
-    /// How long nothing needs to be looked at.
+    /// How long until the next check.
     fn patience(&self) -> Duration {
         if let Some(fence) = &self.fence {
             return if fence.is_overdue() { TICK } else { FENCE_TICK };
@@ -293,7 +295,7 @@ impl Guard {
         })
     }
 
-    /// Begins the fence that is due, or carries the one under way a bit further.
+    /// Begins the fence that is due, or advances the one under way.
     fn keep_time(&mut self) {
         if self.fence.is_none() {
             match self.right {
@@ -309,12 +311,12 @@ impl Guard {
         self.carry_on_fence();
     }
 
-    /// Whether the guard, or the whole host, stood still until a moment ago.
+    /// Whether the guard, or the whole host, stood still until just now.
     fn is_late(&self) -> bool {
         self.overslept || self.right.is_some_and(|right| is_late(right.deadline_ns))
     }
 
-    /// Takes note of processes that ended. PostgreSQL is not started again: the agent decides.
+    /// Handles processes that ended. PostgreSQL is not restarted: the agent decides.
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let Some(ended) = self.postmaster.as_ref().filter(|it| it.pid == pid) else {
@@ -337,8 +339,8 @@ impl Guard {
             );
             self.postmaster = None;
             self.lookout.ours_is(None);
-            // An orderly stop ends the right without a fence; after a crash it stays armed, since
-            // sessions may outlive their first process.
+            // An orderly stop ends the lease without a fence; after a crash it stays armed, since
+            // sessions may outlive the postmaster.
             if exit.is_clean() && !self.stopping.is_empty() && self.fence.is_none() {
                 self.right = None;
             }
@@ -351,7 +353,7 @@ impl Guard {
         }
     }
 
-    /// Does what a command says. `None`: the reply comes later.
+    /// Executes a command. `None`: the reply comes later.
     fn obey(&mut self, ticket: Ticket, command: GuardCommand) -> Option<GuardReply> {
         let answer = match command {
             GuardCommand::Start { r#as } => self.start(r#as),
@@ -406,7 +408,7 @@ impl Guard {
                 Ok(GuardReply::Started { pid })
             } else {
                 Err(format!(
-                    "PostgreSQL runs otherwise (process {pid}): stop it first"
+                    "PostgreSQL already runs in another role (process {pid}): stop it first"
                 ))
             };
         }

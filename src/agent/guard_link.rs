@@ -1,8 +1,9 @@
-//! The agent's end of the guard's socket. Finds the guard or starts one, asks, and hears its news.
+//! The agent's end of the guard's socket. Finds or starts the guard, asks it, and receives its
+//! events.
 //!
-//! One task owns the connection. When that is lost, every question under way fails as *unknown*,
-//! [`GuardEvent::Lost`] is told, and the next question connects anew, to a new guard where the old
-//! one is dead. A new guard runs nothing: the agent reads its status and decides.
+//! One task owns the connection. When that is lost, every pending question fails as *unknown*,
+//! [`GuardEvent::Lost`] is sent, and the next question reconnects, to a new guard if the old one is
+//! dead. A new guard runs nothing: the agent reads its status and decides.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,9 +28,9 @@ use crate::engine::units::Epoch;
 
 /// The guard answers within a tick (100 ms), or is frozen.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// Beyond the sum of the stop times, which the guard itself keeps.
+/// Added to the sum of the stop times, which the guard itself enforces.
 const FENCE_SLACK: Duration = Duration::from_secs(2);
-/// A new guard listens after some ten milliseconds.
+/// A new guard listens after about ten milliseconds.
 const UP_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// The agent asks one thing at a time; a few more are its shutdown and an operator's.
@@ -40,7 +41,7 @@ const EVENTS: usize = 64;
 /// Why the guard did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GuardLinkError {
-    /// It was certainly not asked.
+    /// The request certainly did not arrive.
     #[error("cannot reach the guard: {0}")]
     Unreachable(String),
     /// It may have been done: read the status before anything else (invariants.md I4).
@@ -49,12 +50,12 @@ pub enum GuardLinkError {
     /// It was not done; the text says why and what to do next.
     #[error("{0}")]
     Refused(String),
-    /// The fence's time is over without proof; the guard goes on trying.
+    /// The fence's time is over without proof; the guard keeps trying.
     #[error("the fence is not proven: {0}")]
     Unproven(String),
 }
 
-/// A connection to the guard that mends itself. Clones share it; when the last is dropped it
+/// A connection to the guard that reconnects itself. Clones share it; when the last is dropped it
 /// closes, and the guard keeps only the deadline.
 #[derive(Debug, Clone)]
 pub struct GuardLink {
@@ -81,12 +82,12 @@ impl GuardLink {
         Ok(Self { questions, events })
     }
 
-    /// The guard's news from now on.
+    /// The guard's events from now on.
     pub fn events(&self) -> broadcast::Receiver<GuardEvent> {
         self.events.subscribe()
     }
 
-    /// Starts PostgreSQL, without waiting until it answers. Returns its first process.
+    /// Starts PostgreSQL, without waiting until it answers. Returns the postmaster's pid.
     pub async fn start(&self, r#as: StartAs) -> Result<i32, GuardLinkError> {
         let reply = self
             .ask(GuardCommand::Start { r#as }, ANSWER_WITHIN)
@@ -98,7 +99,7 @@ impl GuardLink {
         }
     }
 
-    /// Pushes the deadline forward. Returns the right that counts.
+    /// Extends the deadline. Returns the lease that counts.
     pub async fn right(&self, right: Right, stop: StopTimes) -> Result<Right, GuardLinkError> {
         let Right { epoch, deadline_ns } = right;
         let command = GuardCommand::Right {
@@ -114,7 +115,7 @@ impl GuardLink {
         }
     }
 
-    /// Gives the right up: this is a standby, or stopped.
+    /// Gives the lease up: this is a standby, or stopped.
     pub async fn renounce(&self) -> Result<(), GuardLinkError> {
         self.done(GuardCommand::Renounce {}).await
     }
@@ -135,13 +136,13 @@ impl GuardLink {
         }
     }
 
-    /// Takes the fence marker away for a right of `epoch`.
+    /// Removes the fence marker for a lease of `epoch`.
     pub async fn unfence(&self, epoch: Epoch) -> Result<(), GuardLinkError> {
         self.done(GuardCommand::Unfence { epoch }).await
     }
 
-    /// Stops PostgreSQL orderly, waiting at most `within` (`Unknown` after that: it goes on
-    /// stopping). Returns how it ended.
+    /// Stops PostgreSQL cleanly, waiting at most `within` (then `Unknown`: it goes on stopping).
+    /// Returns how it ended.
     pub async fn stop(&self, within: Duration) -> Result<String, GuardLinkError> {
         let reply = self.ask(GuardCommand::Stop {}, within).await?;
         if let GuardReply::Stopped { status } = reply {
@@ -151,12 +152,12 @@ impl GuardLink {
         }
     }
 
-    /// Ends the guard, where PostgreSQL is down.
+    /// Ends the guard, if PostgreSQL is down.
     pub async fn quit(&self) -> Result<(), GuardLinkError> {
         self.done(GuardCommand::Quit {}).await
     }
 
-    /// How things are.
+    /// The guard's status.
     pub async fn status(&self) -> Result<GuardStatus, GuardLinkError> {
         let reply = self.ask(GuardCommand::Status {}, ANSWER_WITHIN).await?;
         if let GuardReply::Status(status) = reply {
@@ -195,7 +196,7 @@ impl GuardLink {
     }
 }
 
-/// What a reply that is not the expected one means.
+/// The error for an unexpected reply.
 fn unfit(reply: GuardReply) -> GuardLinkError {
     match reply {
         GuardReply::Refused { why } => GuardLinkError::Refused(why),
@@ -211,7 +212,7 @@ fn unfit(reply: GuardReply) -> GuardLinkError {
     }
 }
 
-/// One connection, with the questions under way on it.
+/// One connection, with its pending questions.
 #[derive(Debug)]
 struct Connection {
     lines: Lines<BufReader<OwnedReadHalf>>,
@@ -229,7 +230,7 @@ impl Connection {
         };
         let mut line = serde_json::to_vec(&request)?;
         line.push(b'\n');
-        // In line first, so that a failed write answers it like the others.
+        // Queued first, so that a failed write answers it like the others.
         self.waiting.retain(|_, answer| !answer.is_closed());
         self.waiting.insert(self.next, question.answer);
         self.write.write_all(&line).await
@@ -244,7 +245,7 @@ impl Connection {
     }
 }
 
-/// Carries questions to the guard and its words back, until the last link is dropped.
+/// Carries questions to the guard and its replies back, until the last link is dropped.
 async fn carry(
     config: GuardConfig,
     exe: PathBuf,
@@ -275,7 +276,7 @@ async fn carry(
             word = connection.hear() => word.map(|word| match word {
                 None => false,
                 Some(FromGuard::Event { event }) => {
-                    // No receiver is no error: the status says the same.
+                    // Having no receiver is not an error: the status says the same.
                     drop(events.send(event));
                     true
                 }
@@ -293,7 +294,7 @@ async fn carry(
     }
 }
 
-/// Keeps a connection that goes on; tells everybody who waits about one that is lost.
+/// Keeps a working connection; tells everybody who waits about a lost one.
 fn keep(
     connection: Connection,
     going_on: io::Result<bool>,
@@ -336,7 +337,7 @@ async fn connect_or_spawn(config: &GuardConfig, exe: &Path) -> Result<Connection
             match (connect(config).await, &ended) {
                 (Ok(connection), _) => return Ok(connection),
                 (Err(_), Some(status)) => return Err(unreachable("it ended at once", status)),
-                // It may have found another guard's lock: that one is asked once more.
+                // It may have found another guard's lock: ask that guard once more.
                 (Err(_), None) => ended = child.try_wait().ok().flatten(),
             }
             sleep(LOOK_AGAIN).await;

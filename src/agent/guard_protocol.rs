@@ -1,4 +1,4 @@
-//! What the agent and its guard say to each other, one JSON value per line over a Unix socket, and
+//! The messages between the agent and its guard, one JSON value per line over a Unix socket, and
 //! the clock that both count on.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
 
-/// Nanoseconds on `CLOCK_BOOTTIME`: the same number in every process of this host, untouched by
-/// changes of the wall clock, and running on while the host is suspended. `CLOCK_MONOTONIC` stands
-/// still then, so that a laptop lid or a paused VM would lengthen the right to take writes.
+/// Nanoseconds on `CLOCK_BOOTTIME`: the same number in every process of this host, unaffected by
+/// changes of the wall clock, and running while the host is suspended. `CLOCK_MONOTONIC` stands
+/// still then, so that a laptop lid or a paused VM would prolong the write lease.
 pub fn boottime_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
@@ -33,19 +33,20 @@ pub struct GuardConfig {
     /// TCP port.
     pub port: u16,
     /// As PostgreSQL's setting, but only addresses of this host, `localhost` and `*`: the guard
-    /// asks no name server, which could keep it waiting while a deadline passes.
+    /// does not use DNS, which could make it wait while a deadline passes.
     pub listen_addresses: String,
-    /// Where PostgreSQL's Unix socket lies.
+    /// The folder of PostgreSQL's Unix socket.
     pub socket_dir: PathBuf,
-    /// The OS user PostgreSQL runs as. Needed when we are root, since PostgreSQL refuses root.
+    /// The operating system user for PostgreSQL. Required for root, since PostgreSQL refuses to run
+    /// as root.
     pub run_as: Option<String>,
     /// The guard's own folder: socket, lock, fence marker. Best on a local disk.
     pub state_dir: PathBuf,
-    /// Gets the output of PostgreSQL and of the guard.
+    /// Receives the output of PostgreSQL and of the guard.
     pub log_file: PathBuf,
     /// Further settings, `name=value` each.
     pub options: Vec<String>,
-    /// How long each way of stopping may take in a fence.
+    /// How long each stage of a fence may take.
     pub stop: StopTimes,
 }
 
@@ -55,7 +56,7 @@ impl GuardConfig {
         self.state_dir.join("guard.sock")
     }
 
-    /// The keys of the agent's file, below `postgres`, whose values are other ones in `wanted`.
+    /// The keys of the agent's file, below `postgres`, whose values differ in `wanted`.
     pub fn differs_in(&self, wanted: &Self) -> Vec<&'static str> {
         let keys = [
             ("bin_dir", self.bin_dir != wanted.bin_dir),
@@ -79,8 +80,8 @@ impl GuardConfig {
         self.socket_dir.join(format!(".s.PGSQL.{}", self.port))
     }
 
-    /// The addresses that must refuse a connection after a fence. Fails, naming the entry, where
-    /// `listen_addresses` needs a name server.
+    /// The addresses that must refuse a connection after a fence. An error that names the entry if
+    /// `listen_addresses` would need DNS.
     pub fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
         let mut found = Vec::new();
         for name in self.listen_addresses.split(',').map(str::trim) {
@@ -103,13 +104,13 @@ impl GuardConfig {
     }
 }
 
-/// How long each way of stopping PostgreSQL may take, in milliseconds, one after the other. Their
-/// sum is the longest a fence takes and must stay within the policy's `fence_within`.
+/// How long each stage of stopping PostgreSQL may take, in milliseconds, one after the other. Their
+/// sum is the longest that a fence takes and must stay within the policy's `fence_within`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopTimes {
-    /// SIGINT: sessions are ended, buffers written. Waits for WAL senders, so with a standby out of
-    /// reach for as long as `wal_sender_timeout` (postgres.md P35).
+    /// SIGINT: ends sessions and writes buffers. Waits for WAL senders, so with an unreachable
+    /// standby for as long as `wal_sender_timeout` (postgres.md P35).
     pub fast_ms: u64,
     /// SIGQUIT: as in a crash.
     pub immediate_ms: u64,
@@ -118,7 +119,7 @@ pub struct StopTimes {
 }
 
 impl StopTimes {
-    /// The longest a fence takes.
+    /// The longest that a fence takes.
     pub fn total(&self) -> Duration {
         Duration::from_millis(
             self.fast_ms
@@ -131,7 +132,7 @@ impl StopTimes {
 /// One line to the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Comes back with the reply.
+    /// Returned with the reply.
     pub id: u64,
     /// What to do.
     pub cmd: GuardCommand,
@@ -141,40 +142,39 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum GuardCommand {
-    /// Starts PostgreSQL, without waiting until it answers. Replies `started`, also when it runs
-    /// already in the same way.
+    /// Starts PostgreSQL, without waiting until it answers. Replies `started`, also if it already
+    /// runs in this role.
     Start {
-        /// In which role it must come up.
+        /// The role.
         r#as: StartAs,
     },
-    /// Pushes the deadline of the right to take writes forward. Replies `right` with the deadline
-    /// that counts, which never goes back within an epoch.
+    /// Extends the deadline of the write lease. Replies `right` with the deadline that counts,
+    /// which never moves back within an epoch.
     Right {
-        /// Of which epoch.
+        /// The lease's epoch.
         epoch: Epoch,
-        /// [`boottime_ns`] at which the right ends.
+        /// The [`boottime_ns`] at which the lease expires.
         deadline_ns: u64,
-        /// How to fence when it does: the policy's stages.
+        /// How to fence then: the policy's stages.
         stop: StopTimes,
     },
-    /// No right is needed any more: this is a standby, or stopped. Refused where the guard does not
-    /// see that for itself. Replies `done`.
+    /// No lease is needed any more: this is a standby, or stopped. Refused unless the guard sees
+    /// that for itself. Replies `done`.
     Renounce {},
     /// Fences now. Replies `fenced` or `unproven` when it is over.
     Fence {
-        /// Why, for the record.
+        /// The cause, for the record.
         cause: String,
-        /// Of which epoch the right ends. Lower than the one held is refused: an old order.
+        /// The epoch whose lease ends. Lower than the held one is refused: an old order.
         epoch: Epoch,
     },
-    /// Takes the marker of a fence away, so that a start as primary is possible again. Replies
-    /// `done`.
+    /// Removes a fence's marker, so that a start as primary is possible again. Replies `done`.
     Unfence {
-        /// The epoch of the new right; at least that of the marker.
+        /// The epoch of the new lease; at least the marker's.
         epoch: Epoch,
     },
-    /// Stops PostgreSQL fast, for an orderly shutdown: no fence, no marker. Replies `stopped` when
-    /// it is down; a deadline that passes meanwhile fences.
+    /// Stops PostgreSQL with a fast, clean shutdown: no fence, no marker. Replies `stopped` when it
+    /// is down; a deadline that passes meanwhile fences.
     Stop {},
     /// Ends the guard. Refused while PostgreSQL runs. Replies `done`.
     Quit {},
@@ -182,18 +182,18 @@ pub enum GuardCommand {
     Status {},
 }
 
-/// The role that a start is meant to give.
+/// The role in which to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum StartAs {
-    /// `standby.signal` must be there.
+    /// `standby.signal` must exist.
     Standby,
     /// `standby.signal` must be absent, the deadline in the future, and no fence marker of this
     /// epoch or a higher one may exist.
     Primary {
-        /// Of which epoch the right is.
+        /// The lease's epoch.
         epoch: Epoch,
-        /// [`boottime_ns`] at which it ends.
+        /// The [`boottime_ns`] at which it expires.
         deadline_ns: u64,
     },
 }
@@ -209,9 +209,9 @@ pub enum FromGuard {
         /// The answer.
         reply: GuardReply,
     },
-    /// News for all connections.
+    /// An event for all connections.
     Event {
-        /// What happened.
+        /// The event.
         event: GuardEvent,
     },
 }
@@ -222,16 +222,16 @@ pub enum FromGuard {
 pub enum GuardReply {
     /// It is done.
     Done {},
-    /// PostgreSQL's first process runs.
+    /// The postmaster runs.
     Started {
-        /// Its id.
+        /// Its pid.
         pid: i32,
     },
-    /// The right that counts now.
+    /// The lease that counts now.
     Right(Right),
     /// Fenced, with proof.
     Fenced(FenceProof),
-    /// The time is over and something is still alive; the guard goes on trying.
+    /// The time is over and something is still alive; the guard keeps trying.
     Unproven {
         /// What is still alive.
         alive: String,
@@ -241,39 +241,39 @@ pub enum GuardReply {
         /// How it ended.
         status: String,
     },
-    /// How things are.
+    /// The guard's status.
     Status(Box<GuardStatus>),
     /// Nothing was done.
     Refused {
-        /// Why, and what to do next.
+        /// Why, and what to do.
         why: String,
     },
 }
 
-/// News from the guard, asked for or not.
+/// An unsolicited event from the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GuardEvent {
-    /// PostgreSQL's first process ended. It is not started again: the agent decides.
+    /// The postmaster ended. It is not restarted: the agent decides.
     Exited(Exit),
     /// A fence is over, with its proof.
     Fenced(FenceProof),
-    /// A fence's time is over without proof; the guard goes on trying.
+    /// A fence's time is over without proof; the guard keeps trying.
     Unproven {
         /// What is still alive.
         alive: String,
     },
-    /// Said by the link, never by the guard: the connection is lost, so the guard may be dead, and
+    /// Sent by the link, never by the guard: the connection is lost, so the guard may be dead, and
     /// PostgreSQL with it.
     Lost {},
 }
 
-/// The right to take writes, as the guard knows it.
+/// The write lease, as the guard knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Right {
-    /// Of which epoch.
+    /// Its epoch.
     pub epoch: Epoch,
-    /// [`boottime_ns`] at which it ends.
+    /// The [`boottime_ns`] at which it expires.
     pub deadline_ns: u64,
 }
 
@@ -282,18 +282,18 @@ pub struct Right {
 pub struct Exit {
     /// `exit status 0`, `signal 9`.
     pub status: String,
-    /// Whether a stop or a fence of the guard's ended it.
+    /// Whether a stop or a fence by the guard ended it.
     pub expected: bool,
-    /// Where in `log_file` its output begins, in bytes. Absent from a guard of an earlier version.
+    /// The offset of its output in `log_file`, in bytes. Absent from a guard of an earlier version.
     #[serde(default)]
     pub log_from: Option<u64>,
 }
 
 impl Exit {
-    /// The `status` of a shutdown that ended all sessions first.
+    /// The `status` of a clean shutdown, which ends all sessions first.
     pub const CLEAN: &str = "exit status 0";
 
-    /// Whether all sessions ended before the first process did.
+    /// Whether all sessions ended before the postmaster did.
     pub fn is_clean(&self) -> bool {
         self.status == Self::CLEAN
     }
@@ -302,9 +302,9 @@ impl Exit {
 /// The proof that this PostgreSQL acknowledges nothing any more (invariants.md F1).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FenceProof {
-    /// Whose right ended.
+    /// The epoch whose lease ended.
     pub epoch: Epoch,
-    /// Why it was fenced.
+    /// The cause of the fence.
     pub cause: String,
     /// When the proof was complete: wall clock, milliseconds since 1970 UTC.
     pub at_ms: u64,
@@ -312,11 +312,11 @@ pub struct FenceProof {
     pub method: FenceMethod,
     /// From the decision to fence to the proof, in milliseconds.
     pub took_ms: u64,
-    /// Which places refused a connection.
+    /// The addresses that refused a connection.
     pub refused: String,
 }
 
-/// What ended PostgreSQL in a fence, from mild to harsh. Never a smart shutdown, which lets open
+/// What ended PostgreSQL in a fence, in order of force. Never a smart shutdown, which lets open
 /// sessions commit (postgres.md P35).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -331,12 +331,12 @@ pub enum FenceMethod {
     Kill,
 }
 
-/// The durable word that this database is fenced: `fenced.json`.
+/// The durable record that this database is fenced: `fenced.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FenceMarker {
     /// No start as primary at this epoch or a lower one.
     pub epoch: Epoch,
-    /// Why.
+    /// The cause.
     pub cause: String,
     /// When the fence began: wall clock, milliseconds since 1970 UTC.
     pub at_ms: u64,
@@ -344,31 +344,32 @@ pub struct FenceMarker {
     pub proof: Option<FenceProof>,
 }
 
-/// How things are.
+/// The guard's status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardStatus {
     /// The guard's own process.
     pub guard_pid: i32,
-    /// PostgreSQL's first process, while it runs.
+    /// The postmaster, while it runs.
     pub postmaster_pid: Option<i32>,
-    /// Whether what runs was started as a standby, and may have been promoted since; absent when
-    /// nothing runs.
+    /// Whether the running server was started as a standby, and may have been promoted since;
+    /// absent if none runs.
     pub started_as_standby: Option<bool>,
-    /// What runs: from how the guard started it, and from what the server has written since into
-    /// its control file; never from the files that count at a start. Absent when nothing runs, and
+    /// The running role: from how the guard started it, and from what the server has written to its
+    /// control file since; never from the files that count at a start. Absent if nothing runs, and
     /// from a guard of an earlier version.
     #[serde(default)]
     pub runs_as: Option<Role>,
-    /// As what its files would have it start. Absent from a guard of an earlier version.
+    /// The role in which its files would start it. Absent from a guard of an earlier version.
     #[serde(default)]
     pub starts_as: Option<Role>,
-    /// Why its files let it be started in no role.
+    /// Why its files allow no start in any role.
     #[serde(default)]
     pub unfit: Option<String>,
-    /// What the guard did not start, and is in the data folder or at the port, in words.
+    /// What is in the data folder or at the port and was not started by the guard, described for
+    /// people.
     #[serde(default)]
     pub foreign: Option<String>,
-    /// The right to take writes, where one is armed.
+    /// The write lease, if one is armed.
     pub right: Option<Right>,
     /// The highest epoch seen since the guard started.
     pub epoch: Epoch,
@@ -380,6 +381,6 @@ pub struct GuardStatus {
     pub last_proof: Option<FenceProof>,
     /// The last end of PostgreSQL since the guard started.
     pub last_exit: Option<Exit>,
-    /// What the guard was started with.
+    /// The settings that the guard was started with.
     pub config: GuardConfig,
 }

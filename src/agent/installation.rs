@@ -1,5 +1,5 @@
-//! Which installation of an agent this is: an id that was drawn at its first start and lies in its
-//! state folder, and the place where it lies, which no copy shares.
+//! Which installation of an agent this is: an id generated at its first start, stored in its state
+//! folder, and the place of that folder, which no copy shares.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -14,18 +14,18 @@ use crate::engine::instance::Instance;
 /// The file of the id.
 const FILE: &str = "instance.id";
 
-/// What tells one machine from another, the best first: the firmware's, which a cloned disk does
-/// not bring along, the installed system's, and, where neither can be read, that of this boot.
+/// What distinguishes one machine from another, best first: the firmware's id, which a cloned disk
+/// does not carry along, the installed system's, and, if neither is readable, the current boot's.
 const MACHINE: [&str; 3] = [
     "/sys/class/dmi/id/product_uuid",
     "/etc/machine-id",
     "/proc/sys/kernel/random/boot_id",
 ];
 
-/// The installation whose state lies in this folder. Its first start draws an id.
+/// The installation whose state is in this folder. The first start generates an id.
 ///
-/// A restart or a reboot leaves it as it is. A cloned machine, a volume restored to another machine
-/// and a copy of the folder make it another one: machine, path and file are in its place.
+/// Restarts and reboots do not change it. On a cloned machine, another machine's restored volume or
+/// a copy of the folder it is another one: the place covers machine, path and file.
 pub fn of(folder: &Path) -> anyhow::Result<Instance> {
     let path = folder.join(FILE);
     let id = match read(&path)? {
@@ -52,10 +52,10 @@ fn read(path: &Path) -> anyhow::Result<Option<u128>> {
     })
 }
 
-/// Draws an id, and returns when it is durable.
+/// Generates an id, and returns once it is durable.
 fn draw(folder: &Path, path: &Path) -> anyhow::Result<u128> {
     let mut random = [0; 16];
-    aws_lc_rs::rand::fill(&mut random).context("draw a random number")?;
+    aws_lc_rs::rand::fill(&mut random).context("generate a random number")?;
     let id = u128::from_ne_bytes(random);
     let aside = folder.join(format!("{FILE}.new"));
     let mut file = File::create(&aside)?;
@@ -74,7 +74,7 @@ fn machine() -> anyhow::Result<String> {
     texts
         .into_iter()
         .next()
-        .context("nothing tells this machine from another")
+        .context("nothing identifies this machine")
 }
 
 fn place(path: &Path, machine: &str) -> anyhow::Result<u64> {

@@ -1,6 +1,6 @@
-//! Keeps the right to take writes, and the database within it: the one task of an agent that
-//! changes anything. Everything comes in by one queue; what takes long (a promotion) runs beside
-//! it, so that the right goes on being renewed.
+//! Keeps the write lease, and the database within it: the one task of an agent that changes
+//! anything. Everything arrives in one queue; long operations (a promotion) run beside it, so that
+//! the lease is still renewed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,50 +42,50 @@ use self::rehearsing::{Rehearsing, Slot};
 use self::right::adopt;
 use super::recovery::Recovery;
 
-/// How many messages may wait: reports and questions come one at a time, orders a few.
+/// The queue's capacity: reports and questions come one at a time, orders a few.
 const WAITING: usize = 64;
 
-/// How often it looks at the guard, however much arrives.
+/// How often it checks the guard, however much arrives.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How long one piece of local SQL may take.
 const SQL: Duration = Duration::from_secs(5);
 
-/// What comes in.
+/// A message to the keeper.
 #[derive(Debug)]
 pub enum News {
     /// The controller answered a report that was sent after this moment.
     Answered(MonoTime, Box<ReportAnswer>),
-    /// The other agent answered a question that was sent after this moment.
+    /// The peer answered a question that was sent after this moment.
     PeerAnswered(MonoTime, PeerAnswer),
-    /// The other agent asks.
+    /// The peer agent asks.
     PeerAsks(PeerQuestion, oneshot::Sender<PeerAnswer>),
     /// An order of the controller.
     Ordered(Box<SignedOrder>, oneshot::Sender<OrderAnswer>),
-    /// The guard has news: look at it now.
+    /// The guard has an event: check it now.
     Look,
-    /// The promotion that ran beside is over.
+    /// The promotion running beside the keeper is over.
     Promoted(OrderAnswer),
     /// Workloads that did not answer are being started for this plan.
     StartingFor(u64),
-    /// What came of writing this epoch into the database.
+    /// The result of writing this epoch into the database.
     Marked(Epoch, Marked),
-    /// What came of a rehearsal of the sever that began at this moment.
+    /// The result of a rehearsal of the sever that began at this moment.
     Rehearsed(MonoTime, Result<Option<SeverRehearsal>, EffectError>),
-    /// What came of looking after the slot that the other site's standby asks for.
+    /// The result of maintaining the slot that the other site's standby needs.
     SlotKept(Result<(), EffectError>),
-    /// What came of a step to keep the standby synchronous.
+    /// The result of a step to keep the standby synchronous.
     Synchronised(Step),
-    /// What came of connecting a standby again that was severed for this epoch.
+    /// The result of reconnecting a standby that was severed for this epoch.
     Reconnected(Epoch, Result<(), EffectError>),
 }
 
 /// The keeper.
 #[derive(Debug)]
 pub struct Keeper {
-    /// Which of the agents of this site, one after the other, this is.
+    /// Identifies this run of the site's agent.
     life: u64,
-    /// By which orders are known as the controller's.
+    /// Verifies the controller's orders.
     controller: Arc<dyn Verifier>,
     group: GroupName,
     site: SiteName,
@@ -98,77 +98,77 @@ pub struct Keeper {
     memory: AgentMemory,
     holder: Option<Holder>,
     look: LocalLook,
-    /// Whether the guard answered when it was last asked.
+    /// Whether the guard answered the last check.
     guarded: bool,
-    /// As what it last ran, as far as this agent knows.
+    /// The role in which the database last ran, as far as this agent knows.
     ran_as: Option<Role>,
-    /// Since when the database is down.
+    /// Since when the database has been down.
     down: Option<(MonoTime, String)>,
-    /// Its recovery, while it runs and does not serve yet.
+    /// Its recovery, while it runs but does not serve yet.
     recovery: Option<Recovery>,
     lives: Lives,
     restart_grace: Duration,
     peer_answered: Option<MonoTime>,
-    /// How far the other agent's wall clock was from ours at that answer.
+    /// How far the peer agent's wall clock was from ours at that answer.
     peer_clock: Option<Skew>,
     peer_mark: Option<(Postmark, MonoTime)>,
-    /// Why the other agent's word that we are superseded was not believed, when it last was not.
+    /// Why the peer agent's last "superseded" was not believed, if it was not.
     disbelieved: Option<String>,
-    /// When it last let a right of the other site stand; its own start where it did not since.
+    /// When it last vouched for the other site; since its own start if it has not.
     vouched: MonoTime,
-    /// How far the controller's log goes, as it last heard.
+    /// The end of the controller's log, as last heard.
     log: Option<LogMark>,
-    /// When that was last kept.
+    /// When that was last stored.
     log_kept: MonoTime,
-    /// Why the controller last refused the right.
+    /// Why the controller last refused the lease.
     refused: Option<Refusal>,
-    /// Who waits for the promotion that runs beside.
+    /// Who waits for the promotion that runs beside the keeper.
     promoting: Option<Promoting>,
     marking: Marking,
-    /// The epoch that the database was seen to hold as it was written.
+    /// The epoch read back from the database after it was written.
     epoch_written: Option<Epoch>,
     rehearsing: Rehearsing,
     slot: Slot,
     synchrony: Synchrony,
-    /// What the controller last said of the RPO window; `None` before it said anything.
+    /// The RPO window that the controller last reported; `None` before its first answer.
     told: Option<Told>,
-    /// Whether a step to keep the standby synchronous runs beside.
+    /// Whether a step to keep the standby synchronous runs beside the keeper.
     synchronising: bool,
-    /// Whether the standby is being connected again beside.
+    /// Whether a reconnection of the standby runs beside the keeper.
     reconnecting: bool,
     news: mpsc::Receiver<News>,
     sender: mpsc::Sender<News>,
     shown: watch::Sender<Shown>,
 }
 
-/// What a keeper works with.
+/// What a keeper is created from.
 #[derive(Debug)]
 pub struct Parts {
-    /// A number that no other agent has, and none had before this one: for its marks.
+    /// A number that no other run of an agent has: for its marks.
     pub life: u64,
-    /// By which orders are known as the controller's.
+    /// Verifies the controller's orders.
     pub controller: Arc<dyn Verifier>,
     /// The group it belongs to.
     pub group: GroupName,
     /// Its site.
     pub site: SiteName,
-    /// Which installation of the site's agent this is.
+    /// The instance of the site's agent.
     pub instance: Instance,
-    /// The other one, whose database is the standby where ours is the primary.
+    /// The other site, whose database is the standby if ours is the primary.
     pub peer: SiteName,
     /// Its database.
     pub database: LocalDatabase,
     /// Its workloads, if it looks after any.
     pub workloads: Option<Arc<dyn Workloads>>,
-    /// Its memory.
+    /// The durable state.
     pub store: Arc<dyn AgentStore>,
-    /// Its clock.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Keeper {
-    /// A keeper that takes up where the one before it ended: it remembers epochs, and adopts a
-    /// guard that still holds a right.
+    /// A keeper that continues where the previous one ended: it remembers epochs, and adopts a
+    /// guard that still holds a lease.
     pub async fn begin(
         parts: Parts,
     ) -> Result<(Self, mpsc::Sender<News>, watch::Receiver<Shown>), EffectError> {
@@ -217,14 +217,14 @@ impl Keeper {
             shown: watch::Sender::new(nothing_shown(now)),
             look,
         };
-        // Before anything is said: a database that is down must not pass for one that is up.
+        // Before anything is reported: a database that is down must not pass for one that is up.
         keeper.look().await;
         keeper.show();
         let shown = keeper.shown.subscribe();
         Ok((keeper, sender, shown))
     }
 
-    /// Keeps the database within its right, until nobody can send news any more.
+    /// Keeps the database within its lease, until all senders are gone.
     pub async fn run(mut self) {
         let mut next_look = self.clock.now().plus(LOOK_EVERY);
         loop {
@@ -247,25 +247,25 @@ impl Keeper {
         }
     }
 
-    /// Runs beside the keeper what may hang, and brings it what came of it.
+    /// Runs something that may block beside the keeper, and sends it the result.
     fn beside(&self, work: impl Future<Output = News> + Send + 'static) {
         let sender = self.sender.clone();
         tokio::spawn(async move {
-            // A keeper that is gone has nobody to tell.
+            // The keeper is gone: nobody needs the result.
             drop(sender.send(work.await).await);
         });
     }
 
     async fn take(&mut self, news: News) {
-        // First of all: an answer that waited while we were frozen must not bring back a right
-        // for which the guard has fenced already.
+        // First of all: an answer that waited while we were frozen must not revive a lease for
+        // which the guard has already fenced.
         self.drop_right_that_is_over();
         match news {
             News::Answered(asked, answer) => self.answered(asked, *answer).await,
             News::PeerAnswered(asked, answer) => self.peer_answered(asked, answer).await,
             News::PeerAsks(question, answer) => {
                 self.peer_mark = Some((question.mark, self.clock.now()));
-                // An asker that is gone needs no answer.
+                // The asker is gone and needs no answer.
                 drop(answer.send(self.answer_peer(&question).await));
             }
             News::Ordered(order, answer) => self.ordered(*order, answer).await,
@@ -287,7 +287,7 @@ impl Keeper {
         }
     }
 
-    /// Asks the guard how things stand; whether it answered.
+    /// Reads the guard's status; returns whether it answered.
     async fn refresh(&mut self) -> bool {
         match self.database.server.look().await {
             Ok(look) => self.look = look,
@@ -324,14 +324,14 @@ impl Keeper {
         self.synchronise();
     }
 
-    /// Role and right must fit each other.
+    /// The role must match the lease.
     async fn keep_in_step(&mut self) {
         if self.promoting.is_some() || !self.look.running() {
             return;
         }
         let armed = self.look.right.is_some();
         // The guard does it already: a fence of our own would be remembered as an order, and the
-        // database would not wait for its right to come back.
+        // database would not wait for its lease to return.
         let being_fenced = self
             .look
             .fenced
@@ -350,15 +350,15 @@ impl Keeper {
             && self.holder.is_none()
             && !being_fenced
         {
-            // Promoted or started by somebody else.
+            // Somebody else promoted or started it.
             let epoch = self.memory.epoch;
-            if let Err(error) = self.fence(epoch, "primary without a right").await {
+            if let Err(error) = self.fence(epoch, "primary without a lease").await {
                 tracing::error!(%error, "the fence is not proven");
             }
         }
     }
 
-    /// Keeps something; what cannot be kept was not done.
+    /// Stores the state; what cannot be stored counts as not done.
     async fn remember(&mut self, mut memory: AgentMemory) -> bool {
         if memory == self.memory {
             return true;
@@ -370,13 +370,13 @@ impl Keeper {
                 true
             }
             Err(error) => {
-                tracing::error!(%error, "the agent's memory cannot be written");
+                tracing::error!(%error, "the agent's state cannot be written");
                 false
             }
         }
     }
 
-    /// Fences. The word that it is fenced is durable before the database is stopped, so that a
+    /// Fences. The record that it is fenced is durable before the database is stopped, so that a
     /// restart in between cannot revive it.
     async fn fence(&mut self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
         let fenced = self.memory.fenced.max(Some(epoch));
@@ -397,7 +397,7 @@ fn lost(error: StoreError) -> EffectError {
     EffectError::Failed(error.to_string())
 }
 
-/// What is shown before the first look.
+/// The published state before the first check.
 fn nothing_shown(now: MonoTime) -> Shown {
     Shown {
         epoch: Epoch(0),

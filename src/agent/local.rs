@@ -1,4 +1,4 @@
-//! The database beside the agent: its guard, and SQL over its local socket as superuser.
+//! The local database: its guard, and SQL over its local socket as superuser.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ use crate::ports::{
     EffectError, Ledger, LocalLook, LocalRight, Probe, Server, Succession, Synchronous,
 };
 
-/// How long a restart-safe answer over the local socket may take.
+/// How long an idempotent query over the local socket may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A PostgreSQL that a guard owns.
@@ -34,24 +34,24 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub struct GuardedDatabase {
     /// The guard.
     pub guard: GuardLink,
-    /// What the agent's file says: a guard that was started with something else gives way to a new
-    /// one when PostgreSQL is down anyway.
+    /// The settings of the agent's file: a guard that was started with others is replaced when
+    /// PostgreSQL is down anyway.
     pub wanted: GuardConfig,
-    /// Who we are there.
+    /// The agent's own roles there.
     pub role: OwnRole,
-    /// The database over its local socket, where it is now.
+    /// The database over its local socket, at its current address.
     pub local: watch::Sender<Place>,
-    /// How it last ended, in words: its log is read once for it.
+    /// How it last ended, as text: its log is read once for that.
     pub ended: Mutex<Option<(Exit, String)>>,
     /// The site.
     pub site: SiteName,
-    /// The role that controller and agents look with.
+    /// The role that controller and agents probe with.
     pub watcher: Option<String>,
-    /// What a standby here runs with.
+    /// The settings of a standby here.
     pub standby: StandbySettings,
 }
 
-/// Who the agent is in its own database.
+/// The agent's identity in its own database.
 #[derive(Debug, Clone)]
 pub struct OwnRole {
     /// A superuser.
@@ -60,7 +60,7 @@ pub struct OwnRole {
     pub database: String,
 }
 
-/// Where our database is.
+/// The address of our database.
 #[derive(Debug, Clone)]
 pub struct Place {
     socket: PathBuf,
@@ -68,14 +68,14 @@ pub struct Place {
 }
 
 impl Place {
-    /// The way there.
+    /// The connection parameters.
     pub fn connect(&self) -> Connect {
         self.connect.clone()
     }
 }
 
 impl OwnRole {
-    /// Where the database of a guard is.
+    /// The database address of a guard.
     pub fn at(&self, config: &GuardConfig) -> Result<Place, ConnectError> {
         let conninfo = format!(
             "host={} port={} dbname={} user={} sslmode=disable",
@@ -91,14 +91,14 @@ impl OwnRole {
     }
 }
 
-/// Looks as [`SiteProbe`] does, at our own database where it is now.
+/// Probes as [`SiteProbe`] does, our own database at its current address.
 #[derive(Debug)]
 pub struct LocalProbe {
-    /// The looks.
+    /// The probe.
     pub sites: SiteProbe,
     /// Our site.
     pub own: SiteName,
-    /// Where our database is.
+    /// The address of our database.
     pub local: watch::Receiver<Place>,
 }
 
@@ -128,7 +128,7 @@ impl From<GuardLinkError> for EffectError {
     }
 }
 
-/// A right without an end, in the guard's form.
+/// A lease without an end, in the guard's form.
 const FOR_EVER: u64 = u64::MAX;
 
 fn deadline_ns(until: Option<MonoTime>) -> u64 {
@@ -148,7 +148,7 @@ impl From<FenceStages> for StopTimes {
 }
 
 impl GuardedDatabase {
-    /// A guard of an earlier version leaves it to the agent to look at the files.
+    /// With a guard of an earlier version the agent must read the files.
     fn file_says(&self) -> Role {
         if self.wanted.data_dir.join("standby.signal").exists() {
             Role::Standby
@@ -157,7 +157,7 @@ impl GuardedDatabase {
         }
     }
 
-    /// What a primary has done so far that is not ready yet, by its pid file (postgres.md P14).
+    /// The progress of a primary that is not ready yet, by its pid file (postgres.md P14).
     fn recovering(postmaster: i32, config: &GuardConfig) -> Option<u64> {
         let told = std::fs::read_to_string(config.data_dir.join("postmaster.pid")).ok()?;
         let own = told.lines().next()?.trim().parse() == Ok(postmaster);
@@ -168,8 +168,8 @@ impl GuardedDatabase {
         self.local.borrow().connect()
     }
 
-    /// A new guard in place of one that was started with other settings, where no database runs
-    /// below it: its right, if one is left, is asked for anew.
+    /// Replaces a guard that was started with other settings, if no database runs under it: a
+    /// remaining lease is requested again.
     async fn take_over_settings(&self, status: GuardStatus) -> Result<GuardStatus, EffectError> {
         let differing = status.config.differs_in(&self.wanted);
         let idle = status.postmaster_pid.is_none() && !status.fencing;
@@ -181,7 +181,7 @@ impl GuardedDatabase {
         Ok(self.guard.status().await?)
     }
 
-    /// The way to the database follows the guard that has it.
+    /// The connection to the database follows the guard that runs it.
     fn follow(&self, config: &GuardConfig) {
         if self.local.borrow().socket == config.postgresql_socket() {
             return;
@@ -192,7 +192,7 @@ impl GuardedDatabase {
         }
     }
 
-    /// How PostgreSQL ended: the system's word, and the last that it said itself.
+    /// How PostgreSQL ended: the exit status, and its own last message.
     fn how_it_ended(&self, exit: Exit, config: &GuardConfig) -> String {
         let mut known = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, words)) = known.as_ref().filter(|(of, _)| *of == exit) {
@@ -249,16 +249,16 @@ impl GuardedDatabase {
     }
 }
 
-/// How much of a log is searched for last words, in bytes.
+/// How much of a log is searched for the last message, in bytes.
 const SEARCHED: u64 = 16 * 1024;
 
-/// The last that a server wrote into the log, whose output began at `from`: why it ended, where it
-/// says so, with the line before.
+/// The last message of a server in the log, whose output began at `from`: the cause of its end, if
+/// stated, with the previous line.
 fn last_words(config: &GuardConfig, from: u64) -> io::Result<Option<String>> {
     let user = config.run_as.as_deref().map(user_ids).transpose()?;
     let mut log = own_files::read_log(&config.log_file, user.map(|(uid, _)| uid))?;
     let length = log.metadata()?.len();
-    // A log that is shorter by now is another one.
+    // A log that has become shorter is another one.
     if length < from {
         return Ok(None);
     }
@@ -383,7 +383,7 @@ impl Succession for GuardedDatabase {
 
     async fn keep_slot(&self, name: &str, within: Duration) -> Result<(), EffectError> {
         if let Some(was) = postgres::keep_slot(&self.local(), name, within).await? {
-            tracing::warn!(name, "the slot that the standby asks for was {was}");
+            tracing::warn!(name, "the slot that the standby needs was {was}");
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
-//! Folders and files that an agent writes, often as root: never through a link or into a folder by
-//! which somebody else could lead it astray.
+//! Folders and files that an agent writes, often as root: never through a link or into a folder
+//! that somebody else could use to redirect it.
 //!
-//! A path is walked folder by folder, each held open while the next is looked up, so that nobody
-//! can exchange one behind our back. A link counts only where it is ours or root's and lies in a
-//! folder that nobody else writes to.
+//! A path is walked folder by folder, each held open while the next is opened, so that nobody can
+//! replace one meanwhile. A link is followed only if it is ours or root's and is in a folder that
+//! nobody else can write to.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -21,8 +21,8 @@ use rustix::process::geteuid;
 /// As many links as the kernel follows in one path.
 const LINKS: usize = 40;
 
-/// Makes sure that a folder is ours alone: makes it where it is missing, and closes it where others
-/// may read it. Fails, with what to do, where somebody else could write there or exchange it.
+/// Makes sure that a folder is ours alone: creates it if missing, and closes it to other readers.
+/// Fails, with what to do, if somebody else could write there or replace it.
 pub fn claim_folder(path: &Path) -> io::Result<()> {
     if let Some(missing) = path.ancestors().find(|it| it.exists())
         && missing != path
@@ -43,14 +43,14 @@ pub fn claim_folder(path: &Path) -> io::Result<()> {
     if stat.st_uid != us {
         return Err(io::Error::other(format!(
             "`{shown}` belongs to user {}, and we are user {us}: give it to us (`chown {us} {shown}`) \
-             after a look at what is in it, or name another folder",
+             after checking its contents, or name another folder",
             stat.st_uid
         )));
     }
     if stat.st_mode & 0o022 != 0 {
         return Err(io::Error::other(format!(
-            "others may write into `{shown}` (mode {:o}): look at what is in it, then \
-             `chmod 0700 {shown}`",
+            "others may write into `{shown}` (mode {:o}): check its contents, then `chmod 0700 \
+             {shown}`",
             stat.st_mode & 0o7777
         )));
     }
@@ -61,14 +61,14 @@ pub fn claim_folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a log to append to, or makes it. It may lie in a folder of `writer`'s, the user of the
-/// operating system that the log is about, and belong to it or to us.
+/// Opens a log for appending, or creates it. It may be in a folder of `writer`, the operating
+/// system user that the log is about, and belong to that user or to us.
 pub fn open_log(path: &Path, writer: Option<u32>) -> io::Result<File> {
     let how = OFlags::APPEND | OFlags::CREATE | OFlags::WRONLY;
     open_in_its_folder(path, how, writer)
 }
 
-/// Opens a log to read.
+/// Opens a log for reading.
 pub fn read_log(path: &Path, writer: Option<u32>) -> io::Result<File> {
     open_in_its_folder(path, OFlags::RDONLY, writer)
 }
@@ -80,7 +80,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn open_in_its_folder(path: &Path, how: OFlags, writer: Option<u32>) -> io::Result<File> {
-    // A name alone has a folder, too.
+    // A bare name has a folder too.
     let path = &std::path::absolute(path)?;
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::other(format!(
@@ -89,7 +89,7 @@ fn open_in_its_folder(path: &Path, how: OFlags, writer: Option<u32>) -> io::Resu
         )));
     };
     let folder = Walk::to(folder)?.folder;
-    // A pipe or a device would keep us waiting.
+    // A pipe or a device would block.
     let how = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = openat(&folder, name, how, Mode::from_raw_mode(0o600));
     let file = opened.map_err(|cause| match cause {
@@ -117,10 +117,10 @@ fn astray(path: &Path, what: &str) -> io::Error {
     ))
 }
 
-/// A walk to a folder.
+/// The walk to a folder.
 struct Walk {
     folder: OwnedFd,
-    /// The first folder on the way whose owner, or everybody, could exchange what lies below it.
+    /// The first folder on the way whose owner, or everybody, could replace what is below it.
     untrusted: Option<PathBuf>,
 }
 
@@ -147,7 +147,7 @@ impl Walk {
             links = links.saturating_add(1);
             let ours = stat.st_uid == 0 || stat.st_uid == geteuid().as_raw();
             if links > LINKS || (geteuid().is_root() && !(ours && is_trusted(&holder))) {
-                return Err(astray(&at, "is a link of somebody else's"));
+                return Err(astray(&at, "is somebody else's link"));
             }
             let target = readlinkat(&next, "", Vec::new())?.into_bytes();
             let target = PathBuf::from(OsString::from_vec(target));
@@ -178,8 +178,8 @@ fn names(path: &Path) -> VecDeque<OsString> {
     named.collect()
 }
 
-/// Whether only root and we can exchange what lies in a folder; in one like `/tmp`, which is
-/// everybody's, each entry is its owner's.
+/// Whether only root and we can replace what is in a folder; in a shared one like `/tmp`, each
+/// entry is its owner's.
 fn is_trusted(folder: &Stat) -> bool {
     let ours = folder.st_uid == 0 || folder.st_uid == geteuid().as_raw();
     let closed = folder.st_mode & 0o022 == 0;

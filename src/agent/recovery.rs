@@ -1,13 +1,13 @@
-//! A database that recovers after a crash, told from one that is dead: by the work that it does
+//! Distinguishes a database that recovers after a crash from a dead one: by its progress
 //! (postgres.md P15).
 
 use crate::engine::situation::LocalDatabase;
 use crate::engine::units::MonoTime;
 
-/// The processor time of the processes that recover, in ticks of the kernel: the one that replays,
-/// and the one that writes the checkpoint at the end. It grows for as long as either does something.
-/// A process that is stopped, or waits for a disk that does not answer, uses none. The others do not
-/// count: the first process forks for whoever knocks, our own looks among them.
+/// The CPU time of the recovering processes, in kernel ticks: the one that replays, and the one
+/// that writes the final checkpoint. It grows as long as either does something. A stopped process,
+/// or one that waits for a hanging disk, uses none. Others do not count: the postmaster forks for
+/// every connection attempt, including our own probes.
 pub(super) fn work_of(postmaster: i32) -> u64 {
     let children = format!("/proc/{postmaster}/task/{postmaster}/children");
     let children = std::fs::read_to_string(children).unwrap_or_default();
@@ -19,13 +19,13 @@ pub(super) fn work_of(postmaster: i32) -> u64 {
             .any(|name| title.contains(name))
     };
     let all = children.split_whitespace().filter(recovers);
-    // One that ended meanwhile has nothing to tell.
+    // One that ended meanwhile is ignored.
     let stat = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let ticks = all.filter_map(|pid| ticks(&stat(pid)?));
     ticks.fold(0, u64::saturating_add)
 }
 
-/// User and system time in a line of `/proc/PID/stat`. The name before may hold blanks and
+/// User and system time in a line of `/proc/PID/stat`. The name before may contain spaces and
 /// brackets.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
@@ -38,14 +38,14 @@ fn ticks(stat: &str) -> Option<u64> {
 /// A recovery under way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Recovery {
-    /// Since when the database does not serve.
+    /// Since when the database has not served.
     pub(super) since: MonoTime,
     work: u64,
     advanced: MonoTime,
 }
 
 impl Recovery {
-    /// What is known after a look, given what was known before it.
+    /// The state after a check, given the state before.
     pub(super) fn seen(before: Option<Self>, since: MonoTime, work: u64, now: MonoTime) -> Self {
         match before {
             Some(last) if last.work == work => last,

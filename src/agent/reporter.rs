@@ -1,6 +1,6 @@
-//! Tells the controller what the agent sees, and asks it for the right to take writes; asks the
-//! other agent whether that right still stands. Both send the moment from before they asked along
-//! with the answer: it is from then that a right counts.
+//! Reports to the controller what the agent sees, and requests the write lease; asks the peer agent
+//! to vouch for it. Each answer is passed on with a moment before its request: from then on it
+//! counts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,49 +16,49 @@ use crate::ports::{AgentLinks, Clock, Credentials, LastError};
 use crate::wire::unsent::Unsent;
 use crate::wire::{Heard, PeerQuestion, Postmark, Report, ReportAnswer, SentObservation};
 
-/// How often to ask before the controller ever said how often.
+/// How often to ask before the controller has set a pace.
 const EVERY_UNTIL_TOLD: Duration = Duration::from_millis(500);
 
-/// How long one question may take at most: longer would keep the next one from being asked.
+/// How long one question may take: longer would delay the next one.
 const LONGEST_QUESTION: Duration = Duration::from_secs(2);
 
-/// What both loops work with.
+/// The shared state of both loops.
 #[derive(Debug)]
 pub struct Reporter {
-    /// The keeper's, for marks.
+    /// This run's number, for marks.
     pub life: u64,
     /// The group.
     pub group: GroupName,
     /// The site.
     pub site: SiteName,
-    /// Which installation of the site's agent this is.
+    /// The instance of the site's agent.
     pub instance: Instance,
-    /// The ways out.
+    /// The connections to controller and peer.
     pub links: Arc<dyn AgentLinks>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// What the keeper shows.
+    /// The keeper's published state.
     pub shown: watch::Receiver<Shown>,
     /// Where answers go.
     pub news: mpsc::Sender<News>,
-    /// What the controller last said about how often to look.
+    /// The pace that the controller last set.
     pub pace: watch::Sender<Pace>,
-    /// What the agent knows of its certificates and secrets.
+    /// The facts about certificates and secrets.
     pub credentials: Arc<dyn Credentials>,
-    /// Rung when something changed that the controller should know at once.
+    /// Signalled when something changed that the controller should know at once.
     pub urgent: Arc<Notify>,
 }
 
-/// How often to look, ask and report.
+/// How often to probe, ask and report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
-    /// Between two looks at one target.
+    /// Between two probes of one target.
     pub probe_every: Duration,
-    /// How long one look may take.
+    /// How long one probe may take.
     pub probe_timeout: Duration,
     /// Between two reports.
     pub renew_every: Duration,
-    /// Between two questions to the other agent.
+    /// Between two questions to the peer agent.
     pub peer_every: Duration,
 }
 
@@ -165,7 +165,7 @@ impl Reporter {
         Postmark { life, at }
     }
 
-    /// Asks the other agent for ever.
+    /// Asks the peer agent for ever.
     pub async fn ask_peer(&self) {
         loop {
             let asked = self.clock.now();
@@ -191,7 +191,7 @@ impl Reporter {
                         return;
                     }
                 }
-                Err(error) => tracing::debug!(%error, "the other agent does not answer"),
+                Err(error) => tracing::debug!(%error, "the peer agent does not answer"),
             }
             let took = self.clock.now().since(asked);
             self.clock.sleep(every.saturating_sub(took)).await;

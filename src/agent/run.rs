@@ -35,14 +35,14 @@ use crate::ports::{AgentLinks, Clock, EffectError, LocalDatabase, Verifier, Work
 use crate::tasks::{a_life, named, until_stopped};
 use crate::wire::{PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer};
 
-/// The stages of a fence until the first right, which carries the policy's.
+/// The stages of a fence until the first lease, which carries the policy's.
 const STOP_UNTIL_TOLD: StopTimes = StopTimes {
     fast_ms: 6000,
     immediate_ms: 3000,
     kill_ms: 2000,
 };
 
-/// The agent's ways out.
+/// The agent's connections to controller and peer.
 #[derive(Debug)]
 struct TlsLinks {
     controller: PeerClient,
@@ -64,8 +64,8 @@ impl AgentLinks for TlsLinks {
     }
 }
 
-/// Runs the agent until it is told to stop, or something it needs ends. Its guard and database
-/// outlive it: the guard keeps the deadline, and the next agent finds both.
+/// Runs the agent until it is told to stop, or something that it needs ends. Its guard and database
+/// outlive it: the guard enforces the deadline, and the next agent finds both.
 pub async fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -133,7 +133,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     ended
 }
 
-/// The ways to the controller and to the other agent.
+/// The connections to the controller and to the peer agent.
 fn links(config: &Config, material: &TlsMaterial) -> anyhow::Result<TlsLinks> {
     let peer = Peer {
         identity: Identity::Agent {
@@ -202,8 +202,8 @@ fn guard_config(config: &Config) -> GuardConfig {
     }
 }
 
-/// Finds the guard or starts one. Where it was started with other settings than the file has now,
-/// those of the guard count for as long as its database runs.
+/// Finds or starts the guard. If it was started with settings other than the file's current ones,
+/// the guard's apply as long as its database runs.
 async fn open_database(
     config: &Config,
 ) -> anyhow::Result<(GuardedDatabase, watch::Receiver<Place>)> {
@@ -250,7 +250,7 @@ fn make_probe(
         database: peer.database.connect(&owner, book)?,
     };
     sites.insert(peer.site.clone(), address);
-    // Without workloads of ours there is no page of our own to look at, and none is asked for.
+    // Without our own workloads there is no URL of our own to probe.
     let own_api = config
         .workloads
         .as_ref()
@@ -273,7 +273,7 @@ fn make_probe(
     })
 }
 
-/// A listener that keeps room for the controller and the other agent, whoever else knocks.
+/// A listener that keeps room for the controller and the peer agent, whoever else connects.
 fn expecting_peers(
     listener: TcpListener,
     material: &TlsMaterial,

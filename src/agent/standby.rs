@@ -1,5 +1,5 @@
-//! What a standby here runs with, which sever, reconnect and rehearsal change. One of them at a time, so that no
-//! rehearsal connects again what is being severed.
+//! The settings of a standby here, which sever, reconnect and rehearsal change. One at a time, so
+//! that no rehearsal reconnects what is being severed.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,39 +12,39 @@ use crate::adapters::postgres::{self, Connect, Rehearsed, Secret};
 use crate::engine::situation::SeverRehearsal;
 use crate::ports::EffectError;
 
-/// The settings of a standby, as far as they are ours.
+/// The settings of a standby that are ours.
 #[derive(Debug)]
 pub struct StandbySettings {
     /// How this site's standby connects to the other site's primary.
     ours: Secret,
     /// What PostgreSQL gets on its command line, `name=value` each.
     options: Vec<String>,
-    /// Whether it was severed by this process: then no rehearsal begins any more.
+    /// Whether this process severed it: then no rehearsal begins any more.
     severed: AtomicBool,
     held: Mutex<Trial>,
 }
 
-/// A `primary_conninfo` of ours that took the place of one that streamed.
+/// A `primary_conninfo` of ours that replaced one that streamed.
 #[derive(Debug, Default)]
 struct Trial {
-    /// What it replaced, until ours is seen to stream too.
+    /// The previous one, until ours is seen to stream too.
     replaced: Option<Secret>,
-    /// The former one was put back, and is looked at so many times more.
+    /// The previous one was restored, and is checked this many more times.
     put_back: Option<u32>,
-    /// Ours did not stream, and the former one did right after.
+    /// Ours did not stream, and the previous one did right after.
     refused: Option<String>,
 }
 
-/// How often, a second apart, the one that was put back is looked at before the primary is what does
-/// not answer: a receiver may begin anew after 5 s only.
+/// How often, a second apart, the restored one is checked before the primary is taken to be down: a
+/// receiver may restart only after 5 s.
 const LOOKS: u32 = 7;
 
-/// What the agent says of a `primary_conninfo` of ours that is worse than the one before it.
+/// The agent's message about a `primary_conninfo` of ours that is worse than the previous one.
 const WORSE: &str =
     "with the agent's `primary_conninfo` the standby did not stream: the former one was put back";
 
 impl StandbySettings {
-    /// Those that the agent's file says.
+    /// The settings of the agent's file.
     pub fn new(postgres: &Postgres) -> Self {
         Self {
             ours: Secret::new(postgres.primary_conninfo.clone()),
@@ -54,7 +54,7 @@ impl StandbySettings {
         }
     }
 
-    /// The slot that a standby here asks for, as its files say.
+    /// The slot that a standby here uses, from its files.
     pub(super) fn slot(&self, data_dir: &Path) -> Option<String> {
         slot_in_files(data_dir, &self.options)
     }
@@ -71,7 +71,7 @@ impl StandbySettings {
         Ok(())
     }
 
-    /// Nothing but a sever may change the settings from here on, until [`connected`](Self::connected).
+    /// From here on only a sever may change the settings, until [`connected`](Self::connected).
     pub(super) async fn severing(&self, within: Duration) -> Result<impl Drop + '_, EffectError> {
         self.severed.store(true, Ordering::SeqCst);
         self.alone(within).await
@@ -89,11 +89,11 @@ impl StandbySettings {
         })
     }
 
-    /// Rehearses, and sees to it that the standby runs with what is ours. Where that takes the place of a
-    /// `primary_conninfo` that streamed, and does not stream although the other site answers, the former one is
-    /// put back: its undo of a sever would not work, and nobody is served by less than there was. If that
-    /// one does not stream either, the primary is down, and ours is not to blame: a failover must not be held
-    /// up by it.
+    /// Rehearses, and makes the standby use our settings. If ours replaces a `primary_conninfo`
+    /// that streamed, and does not stream although the other site answers, the previous one is
+    /// restored: otherwise an undo of a sever would not work, and the standby would be worse off.
+    /// If the previous one does not stream either, the primary is down and ours is not to blame: it
+    /// must not delay a failover.
     pub(super) async fn rehearse(
         &self,
         local: &Connect,
@@ -120,8 +120,8 @@ impl StandbySettings {
     }
 }
 
-/// `primary_slot_name` as PostgreSQL would read it at a start: from the command line, else from the file that
-/// `ALTER SYSTEM` writes, else from the main file. Files that those include are not read.
+/// `primary_slot_name` as PostgreSQL would read it at a start: from the command line, else from the
+/// file that `ALTER SYSTEM` writes, else from the main file. Files included by those are not read.
 fn slot_in_files(data_dir: &Path, options: &[String]) -> Option<String> {
     let option = |name: &str| {
         let mut all = options.iter().rev().filter_map(|each| each.split_once('='));
@@ -141,7 +141,7 @@ fn slot_in_files(data_dir: &Path, options: &[String]) -> Option<String> {
         .filter(|slot| !slot.is_empty())
 }
 
-/// The value of `primary_slot_name` in a line of a file of settings.
+/// The value of `primary_slot_name` in a line of a settings file.
 fn setting_of_slot(line: &str) -> Option<String> {
     let (name, rest) = line
         .trim_start()
@@ -185,8 +185,8 @@ impl Trial {
         Err(EffectError::Failed(WORSE.to_owned()))
     }
 
-    /// The one that was put back was looked at, and may be so many times more. An error has it looked at
-    /// again soon.
+    /// The restored one was checked, and may be checked this many more times. After an error it is
+    /// checked again soon.
     fn looked(&mut self, left: u32, streams: bool) -> Result<(), EffectError> {
         if streams {
             tracing::error!("{WORSE}");

@@ -1,4 +1,5 @@
-//! What must survive an agent, in one file: written aside, made durable, put in place.
+//! The state that must survive an agent, in one file: written aside, made durable, renamed into
+//! place.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -8,7 +9,7 @@ use async_trait::async_trait;
 
 use crate::ports::{AgentMemory, AgentStore, StoreError};
 
-/// The memory in `agent.json` of the state folder.
+/// The state in `agent.json` of the state folder.
 #[derive(Debug)]
 pub struct FileStore {
     folder: PathBuf,

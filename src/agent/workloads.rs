@@ -1,4 +1,4 @@
-//! The workloads beside an agent: two commands and a page.
+//! The local workloads: two commands and a health URL.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use tokio::process::Command;
 use crate::adapters::http::HttpProber;
 use crate::ports::{EffectError, Workloads};
 
-/// How long a command may take that only starts or stops something.
+/// How long a start or stop command may take.
 const COMMAND: Duration = Duration::from_secs(30);
 
-/// How long the page may take to say that the workloads are ready.
+/// How long the URL may take to answer that the workloads are ready.
 const READY: Duration = Duration::from_secs(2);
 
-/// Workloads that a supervisor of the host runs, such as systemd.
+/// Workloads that a supervisor on the host runs, such as systemd.
 #[derive(Debug)]
 pub struct CommandWorkloads {
     /// The command that starts them.
     pub start: Vec<String>,
     /// The command that stops them.
     pub stop: Vec<String>,
-    /// Answers 2xx when they are ready.
+    /// URL that answers 2xx when they are ready.
     pub ready: Uri,
-    /// How to ask.
+    /// The HTTP client.
     pub http: HttpProber,
 }
 

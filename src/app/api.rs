@@ -1,5 +1,5 @@
 //! The controller's HTTP API: for agents and observers (reports) and operators (the command line),
-//! over mutual TLS; and, in plain HTTP, whether it lives and is ready.
+//! over mutual TLS; and, in plain HTTP, liveness, readiness and metrics.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,24 +33,24 @@ use crate::wire::{
 
 mod orders;
 
-/// How many entries one answer holds at most.
+/// The most entries in one answer.
 const LOG_PART: usize = 200;
 
-/// How many bytes of lines one answer holds, and at most one line more: with both escaped in JSON it
-/// is below the 4 MiB that the command line takes.
+/// The most bytes of lines in one answer, exceeded by at most one line: both escaped in JSON are
+/// below the 4 MiB that the command line accepts.
 const LOG_PART_BYTES: usize = 1 << 20;
 
-/// How long a question for new entries may wait for one.
+/// How long a request for new entries may wait for one.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
-/// What the handlers work with.
+/// The shared state of the handlers.
 #[derive(Debug, Clone)]
 pub struct Api {
     /// The control loop.
     pub control: Handle,
     /// The decision log.
     pub journal: Journal,
-    /// What the control loop shows.
+    /// The control loop's published state.
     pub status: watch::Receiver<Option<Status>>,
     /// The group.
     pub group: GroupName,
@@ -58,13 +58,13 @@ pub struct Api {
     pub log: PathBuf,
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// How often each person may command.
+    /// Limits how often each operator may send commands.
     pub commands: Arc<Mutex<Budgets<Identity>>>,
 }
 
 type Answer<T> = Result<Json<T>, Problem>;
 
-/// An answer that says no.
+/// An error answer.
 #[derive(Debug)]
 struct Problem(StatusCode, String);
 
@@ -104,12 +104,12 @@ pub fn router(api: Api) -> Router {
         .route("/v1/adopt", post(orders::adopt))
         .route("/v1/adopt-instance", post(orders::adopt_instance))
         .route("/v1/log", get(log))
-        // What a route says itself comes first.
+        // A route's own header takes precedence.
         .layer(DefaultBodyLimit::max(MESSAGE_LIMIT))
         .with_state(api)
 }
 
-/// The API for probes of the controller itself, and for its metrics.
+/// The API for health checks and metrics.
 pub fn plain_router(api: Api) -> Router {
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
@@ -118,34 +118,33 @@ pub fn plain_router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// What a person asks for.
+/// What an operator requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verb {
-    /// To look at something.
+    /// To read something.
     Read,
     Promote,
     Hold,
     Release,
-    /// To say how the world stands, or which instance counts.
+    /// To state the actual state, or which instance counts.
     Adopt,
 }
 
-/// How often one person may command. A script that repeats itself must not fill the log.
+/// How often one operator may send commands. A script in a loop must not fill the log.
 const COMMANDS: Rate = Rate {
     burst: 20,
     every: Duration::from_secs(3),
 };
 
-/// How many people's commands are counted apart.
+/// How many operators' commands are counted separately.
 const COMMANDERS: usize = 64;
 
-/// Budgets for the commands of people, all of them whole.
+/// Unused budgets for operators' commands.
 pub fn commands() -> Arc<Mutex<Budgets<Identity>>> {
     Arc::new(Mutex::new(Budgets::new(COMMANDS, COMMANDERS)))
 }
 
-/// Who may ask for what: the one place where that is decided. Returns the person's name, from the
-/// certificate.
+/// Who may request what: decided only here. Returns the operator's name, from the certificate.
 fn person(api: &Api, peer: &PeerIdentity, verb: Verb) -> Result<String, Problem> {
     let refused = |status, text: String| {
         let told = format!("{verb:?} of `{}`: {text}", peer.identity);
@@ -167,7 +166,7 @@ fn person(api: &Api, peer: &PeerIdentity, verb: Verb) -> Result<String, Problem>
     };
     if group.as_ref().is_some_and(|group| *group != api.group) {
         let text = format!(
-            "`{}` looks after another group, and this is the controller of `{}`: use a certificate for this group (see runbooks/agent-rejected.md)",
+            "`{}` is for another group, and this is the controller of `{}`: use a certificate for this group (see runbooks/agent-rejected.md)",
             peer.identity, api.group
         );
         return refused(StatusCode::FORBIDDEN, text);
@@ -177,7 +176,7 @@ fn person(api: &Api, peer: &PeerIdentity, verb: Verb) -> Result<String, Problem>
         (Verb::Promote | Verb::Hold | Verb::Release | Verb::Adopt, OperatorRole::Operator) => {}
         (Verb::Promote | Verb::Hold | Verb::Release | Verb::Adopt, OperatorRole::Reader) => {
             let text = format!(
-                "`{}` may look and change nothing: ask an operator of `{}`, or for a certificate of one (see runbooks/agent-rejected.md)",
+                "`{}` can only read: ask an operator of `{}`, or get an operator's certificate (see runbooks/agent-rejected.md)",
                 peer.identity, api.group
             );
             return refused(StatusCode::FORBIDDEN, text);
@@ -197,7 +196,7 @@ fn person(api: &Api, peer: &PeerIdentity, verb: Verb) -> Result<String, Problem>
     }
 }
 
-/// What a person gives as the reason of a command, if it can stand in the log as it is.
+/// An operator's reason for a command, if the log can hold it unchanged.
 fn reason(text: &str) -> Result<String, Problem> {
     typed(text).map_err(|error| Problem(StatusCode::BAD_REQUEST, error.to_string()))
 }
@@ -229,7 +228,7 @@ async fn report(
     ))
 }
 
-/// Takes what an observer saw.
+/// Receives an observer's report.
 async fn observed(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
@@ -271,7 +270,7 @@ async fn status(
     })
 }
 
-/// Every check of what would stand in the way of a failover now.
+/// Every check of what would block a failover now.
 async fn check(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
@@ -305,7 +304,7 @@ async fn promote(
 
 #[derive(Debug, Deserialize)]
 struct LogAsk {
-    /// The first number wanted.
+    /// The number of the first entry wanted.
     from: u64,
     /// How long to wait for it, in milliseconds.
     #[serde(default)]
@@ -321,7 +320,7 @@ async fn log(
     let mut view = api.journal.view();
     let wait = Duration::from_millis(ask.wait_ms).min(LONGEST_WAIT);
     tokio::select! {
-        // The journal's end is the controller's: what there is, is still shown.
+        // If the journal has ended, so has the controller: existing entries are still served.
         _ended = view.wait_for(|view: &View| view.entries >= ask.from) => {}
         () = api.clock.sleep(wait) => {}
     }
@@ -339,8 +338,8 @@ async fn log(
     Ok(Json(LogPart { lines, last }))
 }
 
-/// Ready to fail over: the controller judges, and knows of nothing that would stop a failover if
-/// the active site died now.
+/// Ready to fail over: the controller can judge, and nothing known would block a failover if the
+/// active site died now.
 async fn ready(State(api): State<Api>) -> Result<String, Problem> {
     let unready = |text: String| Problem(StatusCode::SERVICE_UNAVAILABLE, text);
     let status = api.status.borrow().clone();
@@ -353,15 +352,15 @@ async fn ready(State(api): State<Api>) -> Result<String, Problem> {
     }
 }
 
-/// The checks that block, in words.
+/// The blocking checks, as text.
 pub fn obstacles(status: &Status) -> Vec<String> {
     let all = checks(&status.decision);
     let blocking = all.iter().filter(|check| check.state == CheckState::Blocks);
     blocking.map(|check| check.reason.to_string()).collect()
 }
 
-/// How old each observer's report is. Left out where there was none: an alert on a missing series
-/// says so.
+/// The age of each observer's report. Omitted if there was none: an alert on a missing series
+/// catches that.
 fn observer_ages(observers: &BTreeMap<ObserverName, ObserverFacts>) -> Vec<(String, u64)> {
     let ages = observers.iter().filter_map(|(name, facts)| {
         let age = as_millis(facts.age?);
@@ -372,8 +371,8 @@ fn observer_ages(observers: &BTreeMap<ObserverName, ObserverFacts>) -> Vec<(Stri
 
 type Labels = BTreeMap<&'static str, String>;
 
-/// Which gates are open, and how many checks stand how, by code: one code may be about several
-/// sites or targets.
+/// Which gates are open, and how many checks are in each state, by code: one code may concern
+/// several sites or targets.
 fn of_checks(status: &Status) -> Vec<(&'static str, Labels, u64)> {
     let gates = status.decision.gates.iter().map(|gate| {
         let labels = BTreeMap::from([("code", gate.reason.code.to_string())]);
@@ -388,7 +387,7 @@ fn of_checks(status: &Status) -> Vec<(&'static str, Labels, u64)> {
     }
     let counted = counted.into_iter();
     let ends = status.situation.certificates.iter().map(|end| {
-        // As Prometheus writes a text in a label.
+        // Escaped as a Prometheus label value.
         let owner = end.owner.replace('\\', "\\\\").replace('"', "\\\"");
         let seconds = end.until.0.checked_div(1000).unwrap_or_default();
         let name = "certificate_not_after_timestamp_seconds";
@@ -400,7 +399,8 @@ fn of_checks(status: &Status) -> Vec<(&'static str, Labels, u64)> {
         .collect()
 }
 
-/// Prometheus text. Labels come from closed sets: sites, observers, kinds, states, codes.
+/// The metrics in Prometheus text format. Labels come from closed sets: sites, observers, kinds,
+/// states, codes.
 async fn metrics(State(api): State<Api>) -> String {
     use std::fmt::Write;
 
@@ -473,7 +473,7 @@ async fn metrics(State(api): State<Api>) -> String {
     text + &clocks(situation)
 }
 
-/// How far each site's wall clock is ahead of ours; negative where it is behind.
+/// How far each site's wall clock is ahead of ours; negative if it is behind.
 fn clocks(situation: &Situation) -> String {
     let group = &situation.group;
     let each = situation.sites.iter().filter_map(|(site, facts)| {

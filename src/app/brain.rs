@@ -1,5 +1,5 @@
-//! What the controller knows, kept as facts with their times, and put together into a
-//! [`Situation`] whenever one is needed. Synchronous: the loop around it is `control.rs`.
+//! What the controller knows: facts with their times, assembled into a [`Situation`] when one is
+//! needed. Synchronous: the loop around it is `control.rs`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,13 +47,13 @@ pub struct Brain {
     topology: Topology,
     policy: Policy,
     in_charge_since: MonoTime,
-    /// This life of this controller, for the marks on its answers.
+    /// Identifies this run of this controller, for the marks on its answers.
     life: u64,
-    /// Which start of which machine this is: moments of its log on the same one are on our clock.
+    /// Identifies this boot of this machine: log entries from the same boot use our clock.
     boot: String,
     detector: Detector,
     book: LeaseBook,
-    /// Which site the position readings are about.
+    /// The site that the position readings are about.
     readings_of: SiteName,
     readings: PositionHistory,
     standby: Option<StandbyReading>,
@@ -65,22 +65,22 @@ pub struct Brain {
     marks: Marks,
     /// How far each agent's wall clock is from ours.
     clocks: BTreeMap<SiteName, Skew>,
-    /// The extra observers that are believed, and when each last reported.
+    /// The trusted extra observers, and when each last reported.
     observers: BTreeMap<ObserverName, Option<MonoTime>>,
-    /// When a look of the controller itself last got an answer from a site.
+    /// When the controller's own probe last got an answer from a site.
     reached: BTreeMap<SiteName, MonoTime>,
-    /// When the instance of each site's agent that counts last reported, however late.
+    /// When the counting instance of each site's agent last reported, even if delayed.
     counted: BTreeMap<SiteName, MonoTime>,
-    /// The last instance of each site's agent that reported and does not count.
+    /// The last instance of each site's agent that reported but does not count.
     seconds: BTreeMap<SiteName, (MonoTime, SecondInstance)>,
-    /// What each instance of a site's agent last said of the right to take writes.
+    /// What each instance of a site's agent last said about the write lease.
     said: BTreeMap<(SiteName, Option<Instance>), Said>,
-    /// What others remember, held against the log.
+    /// What others remember, compared with the log.
     heard: Testimony,
     /// The last entries of the log.
     recent: Recent,
     anchors: (u32, u32),
-    /// What each process says of its certificates and secrets.
+    /// What each process reports about its certificates and secrets.
     credentials: BTreeMap<Vantage, CredentialFacts>,
     rehearsals: Rehearsals,
 }
@@ -94,8 +94,8 @@ struct StandbyReading {
 }
 
 impl Brain {
-    /// A brain that takes over at `now`: it knows the log and nothing else. `life` is any number
-    /// that no other life of a controller has.
+    /// A brain that takes over at `now`: it knows only the log. `life` is a number that no other
+    /// run of a controller has.
     pub fn new(
         topology: Topology,
         policy: Policy,
@@ -134,14 +134,14 @@ impl Brain {
         }
     }
 
-    /// The same, believing these observers too.
+    /// The same, with these trusted observers.
     #[must_use]
     pub fn observed_by(mut self, observers: impl IntoIterator<Item = ObserverName>) -> Self {
         self.observers = observers.into_iter().map(|name| (name, None)).collect();
         self
     }
 
-    /// The same, on this start of this machine, as entries of the log name it.
+    /// The same, on this boot of this machine, as log entries identify it.
     #[must_use]
     pub fn booted(mut self, boot: String) -> Self {
         self.boot = boot;
@@ -156,7 +156,7 @@ impl Brain {
         }
     }
 
-    /// Begins every window anew: evidence from before `now` says nothing any more.
+    /// Restarts every window: evidence from before `now` no longer counts.
     pub fn begin_anew(&mut self, now: MonoTime) {
         self.detector = Detector::default();
         self.in_charge_since = now;
@@ -172,13 +172,14 @@ impl Brain {
         &self.topology
     }
 
-    /// How many anchors answered, of how many; and what this process says of its certificates.
+    /// Receives how many anchors answered, of how many; and this process's facts about its
+    /// certificates.
     pub fn surroundings(&mut self, anchors: (u32, u32), own: CredentialFacts) {
         self.anchors = anchors;
         self.credentials(Vantage::Controller, own);
     }
 
-    /// What a process says of its certificates and secrets.
+    /// Receives a process's facts about its certificates and secrets.
     pub fn credentials(&mut self, of: Vantage, facts: CredentialFacts) {
         self.credentials.insert(of, facts.clipped());
     }
@@ -189,12 +190,12 @@ impl Brain {
             .collect()
     }
 
-    /// Takes in a slow look at what the steps after a promotion would need.
+    /// Receives the result of rehearsing what the steps after a promotion would need.
     pub fn rehearsed(&mut self, began: MonoTime, found: Vec<Found>) {
         self.rehearsals.take(began, found);
     }
 
-    /// Takes in an observation of our own. One into which a standstill fell is late because of us.
+    /// Receives an observation of our own. One during which we stood still is late because of us.
     pub fn observe(&mut self, observation: &Observation) {
         if observation.began < self.in_charge_since {
             return;
@@ -202,13 +203,13 @@ impl Brain {
         self.take(observation, Duration::ZERO);
     }
 
-    /// Takes in an observation that was under way for so long at most.
+    /// Receives an observation that was in transit for at most `way`.
     fn take(&mut self, observation: &Observation, way: Duration) {
         self.detector.observe(observation, &self.policy.detect);
         let site = &observation.target.site;
         let answered = match &observation.finding {
             Finding::Good(Facts::Database(_) | Facts::Api) => true,
-            // Its report came here; nothing has shown that ours gets there.
+            // Its report arrived here; nothing shows that ours arrives there.
             Finding::Good(Facts::Agent) => false,
             Finding::Bad(failure) => failure.came_from_database(),
         };
@@ -242,9 +243,9 @@ impl Brain {
             .insert(site.clone(), (observation.began, facts.clone()));
         let active = *site == self.readings_of;
         match facts.role {
-            // A reading that looked younger than it is would have what was acknowledged meanwhile
-            // count as safe: the longest way that it can have had is added to its age. And one that
-            // the passive side made up would make what is lost seem less.
+            // A reading that looked younger than it is would make later acknowledged writes count
+            // as safe: its longest possible transit is added to its age. And a reading that the
+            // passive side made up would make the loss look smaller.
             Role::Primary if active => {
                 if own {
                     let sample = PositionSample {
@@ -258,7 +259,7 @@ impl Brain {
                 self.waits.seen(observation.began, &facts.commits_waiting);
             }
             Role::Standby if !active => {
-                // The longest way that it can have had: its word must not seem later than it is.
+                // Its longest possible transit: it must not look later than it is.
                 let since = observation.began.minus(way);
                 self.claims.said(since, facts.position);
                 self.standby_read(observation.began, facts);
@@ -268,7 +269,8 @@ impl Brain {
     }
 
     fn standby_read(&mut self, read: MonoTime, facts: &DatabaseFacts) {
-        // Rows that could not be read say nothing: later they would seem to have advanced.
+        // Rows that could not be read are ignored: otherwise they would later seem to have
+        // advanced.
         let before = self.standby.map_or(0, |last| last.heartbeat);
         let heartbeat = facts
             .heartbeat
@@ -276,8 +278,8 @@ impl Brain {
             .map_or(before, |heartbeat| heartbeat.sequence);
         let position = facts.position;
         let advanced = match self.standby {
-            // The first reading says nothing about advancing: it may have stood there for hours.
-            // But it may also just have come, so the benefit of the doubt is the primary's.
+            // The first reading says nothing about advancing: it may have been unchanged for hours.
+            // But it may also have just arrived, so the primary gets the benefit of the doubt.
             None => read,
             Some(last) if position > last.position || heartbeat > last.heartbeat => read,
             Some(last) => last.advanced,
@@ -291,15 +293,15 @@ impl Brain {
         self.replay.seen(read, facts);
     }
 
-    /// What follows from the log without anybody saying so: a plan that failed before its pivot, or was
-    /// undone, gives the right back, and readings of the old primary are worth nothing under a new one.
+    /// Applies what follows from the log by itself: a plan that failed before its pivot, or was
+    /// undone, gives the lease back, and readings of the old primary are worthless under a new one.
     pub fn follow(&mut self, group: &GroupState) {
         let back = match &group.open {
             None => Some(&group.active).filter(|_| self.book.holder.is_none()),
             Some(saga) => saga.gives_back_to(),
         };
         if let Some(site) = back.filter(|site| self.book.holder.as_ref() != Some(*site)) {
-            tracing::warn!(%site, epoch = self.book.epoch.0, "the right is given back");
+            tracing::warn!(%site, epoch = self.book.epoch.0, "the lease is given back");
             self.book.pass_to(site.clone());
         }
         if self.readings_of != group.active {
@@ -318,18 +320,18 @@ impl Brain {
         self.book.last_right()
     }
 
-    /// Lets a site hold the right.
+    /// Lets a site hold the lease.
     pub fn pass_to(&mut self, site: SiteName) {
         self.book.pass_to(site);
     }
 
-    /// The last right of the old holder.
+    /// The old holder's last lease.
     pub fn last_right(&self) -> LastRight {
         self.book.last_right()
     }
 
-    /// What would be lost if the standby, cut off, stands at `position` (invariants.md I5). Where the active side
-    /// never told this process how it stands, what the plan recorded is used.
+    /// What would be lost if the standby, cut off, is at `position` (invariants.md I5). If the
+    /// active side never reported its position to this process, the plan's record is used.
     pub fn declare(
         &self,
         position: Lsn,
@@ -337,7 +339,7 @@ impl Brain {
         now: MonoTime,
         wall: WallTime,
     ) -> DeclaredLoss {
-        // What somebody else of its name confirmed, and it does not have, is lost all the same.
+        // What another stream with its name confirmed, and it does not have, is lost all the same.
         let replaced = group.replaced.is_some();
         if !replaced && group.window == RpoWindow::Closed && self.claims.covered_by(position) {
             return DeclaredLoss {
@@ -376,7 +378,7 @@ impl Brain {
         }
     }
 
-    /// Puts everything together.
+    /// Assembles the situation.
     pub fn situation(
         &mut self,
         group: &GroupState,

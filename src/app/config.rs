@@ -28,69 +28,69 @@ pub use traffic::{
 /// and the other site's agent. The lost site's own agent is lost with it.
 const VANTAGE_POINTS_LEFT: usize = 2;
 
-/// How many observers there may be: as many as the largest quorum, 8, could need.
+/// The most observers: as many as the largest quorum, 8, could need.
 const MOST_OBSERVERS: usize = 6;
 
-/// All that the controller is told.
+/// The checked content of `failover.toml`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where agents and the command line call, with mutual TLS.
+    /// The address for agents and the command line, with mutual TLS.
     pub listen: SocketAddr,
-    /// Where `/livez`, `/readyz` and `/metrics` answer in plain HTTP; `None`: nowhere.
+    /// The address of `/livez`, `/readyz` and `/metrics` in plain HTTP; `None`: not served.
     pub listen_plain: Option<SocketAddr>,
     /// The policy file.
     pub policy: PathBuf,
     /// The decision log.
     pub log: PathBuf,
-    /// Places that have nothing to do with the sites. At least one.
+    /// Hosts that depend on neither site. At least one.
     pub anchors: Vec<PeerAddress>,
-    /// The roots that HTTPS probes believe; `None`: the operating system's.
+    /// The roots that HTTPS probes trust; `None`: the operating system's.
     pub probe_ca: Option<PathBuf>,
     /// Our certificate, for [`Identity::Controller`].
     pub tls: TlsFiles,
-    /// The key that signs orders.
+    /// The order key.
     pub orders_key: PathBuf,
     /// The group.
     pub group: GroupName,
     /// The site that is active while the log is empty; one of `sites`.
     pub first_active: SiteName,
-    /// Exactly two.
+    /// Exactly two sites.
     pub sites: BTreeMap<SiteName, Site>,
-    /// The extra observers that are believed. Names are unique, and those of no site.
+    /// The trusted extra observers. Names are unique, and not a site's.
     pub observers: BTreeSet<ObserverName>,
-    /// How users enter; `None`: not verified.
+    /// The front door; `None`: not verified.
     pub front: Option<Front>,
-    /// What decides where users go, in the order in which it is moved. Names are unique.
+    /// The traffic targets, in the order in which they are moved. Names are unique.
     pub traffic: Vec<TrafficConfig>,
 }
 
-/// One site, as the controller reaches it.
+/// One site, as reached by the controller.
 #[derive(Debug, Clone)]
 pub struct Site {
-    /// Its agent.
+    /// Its agent's address.
     pub agent: PeerAddress,
-    /// The service, by the site's own address: 2xx is healthy.
+    /// The URL of its service, at the site's own address: 2xx is healthy.
     pub api: Uri,
     /// The database.
     pub database: DatabaseAccess,
 }
 
-/// How users enter.
+/// The users' entry.
 #[derive(Debug, Clone)]
 pub struct Front {
-    /// The service, by the address that users use.
+    /// The URL of the service, at the users' address.
     pub url: Uri,
     /// The response header that names the site, in lower case.
     pub site_header: String,
-    /// Takes a nonce by POST, and gives it back on `GET ?nonce=`.
+    /// Accepts a nonce by POST, and returns it on `GET ?nonce=`.
     pub write_url: Option<Uri>,
-    /// Whom to ask for the address, before the name servers of the traffic targets whose zone holds
-    /// it; `None`: the operating system's resolver alone.
+    /// The name server to ask for the address, before the name servers of the traffic targets whose
+    /// zone holds it; `None`: only the operating system's resolver.
     pub name_server: Option<SocketAddr>,
 }
 
 impl Config {
-    /// Reads the file and its policy, and looks at every file that is named. Every mistake is
+    /// Reads the file and its policy, and checks every file that is named. Every mistake is
     /// reported, with its line.
     pub fn read(path: &Path) -> Result<(Config, Policy), Problems> {
         config::read(path, |root, files| {
@@ -99,7 +99,7 @@ impl Config {
         })
     }
 
-    /// Reads a text alone, as if it lay in `folder`; looks at no file.
+    /// Reads a text as if it were a file in `folder`; opens no other file.
     pub fn parse(file: &str, text: &str, folder: &Path) -> Result<Config, Problems> {
         document::read(file, text, |root| {
             Some(build(root, Files::unseen(folder))?.0)
@@ -128,7 +128,7 @@ struct Controller {
     listen: SocketAddr,
     listen_plain: Option<SocketAddr>,
     policy: PathBuf,
-    /// `None` where files are not looked at, or where the policy is wrong.
+    /// `None` if files are not opened, or the policy is invalid.
     rules: Option<Policy>,
     log: PathBuf,
     anchors: Vec<PeerAddress>,
@@ -152,7 +152,7 @@ fn build(root: &Section<'_>, files: Files<'_>) -> Option<(Config, Option<Policy>
     if let (Some(first), Some(sites)) = (&first_active, &sites)
         && !sites.contains_key(first)
     {
-        let text = format!("`group.first_active` is `{first}`, which is none of `[sites]`");
+        let text = format!("`group.first_active` is `{first}`, which is not one of `[sites]`");
         group_section.problem("first_active", text);
     }
     let controller = controller?;
@@ -251,7 +251,7 @@ fn build_observers(root: &Section<'_>, sites: &[String]) -> Option<BTreeSet<Obse
     }
     if observers.len() > MOST_OBSERVERS {
         root.problem("observers", format!(
-            "`[[observers]]` has {}: at most {MOST_OBSERVERS} are of use, for the largest quorum",
+            "`[[observers]]` has {}: at most {MOST_OBSERVERS} are allowed, for the largest quorum",
             observers.len()
         ));
     }

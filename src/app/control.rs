@@ -1,5 +1,5 @@
-//! The control loop: one task that owns what the controller knows. Everything comes in by one
-//! queue; decisions are made at every tick and at every arrival, and logged when they change.
+//! The control loop: one task that owns what the controller knows. Everything arrives in one queue;
+//! decisions are made at every tick and at every arrival, and logged when they change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,17 +40,17 @@ pub use asked::Asked;
 pub use handle::{Ended, Handle};
 use writing::{Desk, Then};
 
-/// How often it decides when nothing arrives. Bounds the reaction to the end of a window.
+/// How often it decides when nothing arrives. Bounds the delay after the end of a window.
 pub const TICK: Duration = Duration::from_millis(25);
 
-/// What comes in.
+/// An input of the loop.
 #[derive(Debug)]
 pub enum Input {
-    /// What our own probes saw.
+    /// An observation of our own probes.
     Observed(Vec<Observation>),
-    /// How many anchors answered, of how many; and what this process says of its certificates.
+    /// How many anchors answered, of how many; and this process's facts about its certificates.
     Anchors(u32, u32, CredentialFacts),
-    /// A slow look at what the steps after a promotion would need, and when it began.
+    /// A result of rehearsing what the steps after a promotion would need, and when that began.
     Rehearsed(MonoTime, Vec<Found>),
     /// An agent reported, and waits for the answer.
     Reported(Box<Report>, oneshot::Sender<ReportAnswer>),
@@ -59,30 +59,30 @@ pub enum Input {
         Box<ObserverReport>,
         oneshot::Sender<Result<ObserverAnswer, String>>,
     ),
-    /// A person, named, asks for something.
+    /// A named operator's request.
     Asked(String, Asked),
-    /// What a traffic target answers, read once after the start.
+    /// A traffic target's answer, read once after the start.
     TrafficSays(TargetName, Answer),
-    /// The executor: grant nobody anything any more, the epoch is raised.
+    /// From the executor: grant nothing any more, the epoch is raised.
     Raise(Epoch, oneshot::Sender<LastRight>),
-    /// The executor: whether the log is behind the world.
+    /// From the executor: is the log behind the world?
     Behind(oneshot::Sender<bool>),
-    /// The executor: let a site hold the right. Refused while the log is behind the world.
+    /// From the executor: let a site hold the lease. Refused while the log is behind the world.
     PassTo(SiteName, oneshot::Sender<Result<(), String>>),
-    /// The executor: what is the situation, under this request?
+    /// From the executor: the situation, under this request.
     Look(Option<Request>, oneshot::Sender<Situation>),
-    /// The executor: by which mark, and how long after it, is an order to this site void that is to last
-    /// so long?
+    /// From the executor: the mark, and the time after it, by which an order to this site must
+    /// expire if it is to last that long.
     OrderUntil(
         SiteName,
         Duration,
         oneshot::Sender<Option<(Postmark, Duration)>>,
     ),
-    /// The executor: what may be lost if the standby stands here?
+    /// From the executor: what may be lost if the standby is at this position?
     Declare(Lsn, oneshot::Sender<DeclaredLoss>),
 }
 
-/// Verdict and codes of a decision: what must change for it to be logged.
+/// Verdict and codes of a decision: it is logged when they change.
 type Signature = (Verdict, Vec<(Code, Option<SiteName>)>);
 
 /// The control loop.
@@ -98,20 +98,20 @@ pub struct Control {
     policy_name: String,
     /// Verdict and codes of the last decision that was logged.
     logged: Option<Signature>,
-    /// The last that was left out of the log.
+    /// The last decision that was not logged.
     left_out: Option<Signature>,
-    /// What is left of how often decisions are logged.
+    /// The unused part of the rate limit on logged decisions.
     decisions: Budget,
-    /// When the window last was written to be closed.
+    /// When a closing of the window was last logged.
     closed: Option<MonoTime>,
-    /// When it last went round.
+    /// When the loop last ran.
     went_round: MonoTime,
     desk: Desk,
     executor: Option<tokio::task::JoinHandle<Result<(), JournalError>>>,
 }
 
 impl Control {
-    /// A loop that has not begun.
+    /// A loop that has not started.
     pub fn new(
         brain: Brain,
         journal: Journal,
@@ -142,7 +142,7 @@ impl Control {
         (control, shown)
     }
 
-    /// What tries beforehand, beside this loop, what the steps of a failover would need.
+    /// What rehearses, beside this loop, what the steps of a failover would need.
     pub fn rehearser(&self) -> Rehearser {
         Rehearser {
             world: Arc::clone(&self.world),
@@ -176,8 +176,8 @@ impl Control {
         }
     }
 
-    /// A process that stood still for longer than a look may take knows only what was: it begins
-    /// anew, as after a restart. A site that was failing then may be well by now.
+    /// A process that stood still for longer than a probe may take only knows the past: it starts
+    /// over, as after a restart. A site that was failing then may be healthy now.
     fn begin_anew_after_a_standstill(&mut self) {
         let now = self.clock.now();
         let stood_still = now.since(std::mem::replace(&mut self.went_round, now));
@@ -194,7 +194,7 @@ impl Control {
         }
     }
 
-    /// Lets a site hold the right, unless the log is behind the world.
+    /// Lets a site hold the lease, unless the log is behind the world.
     fn pass_to(&mut self, site: SiteName) -> Result<(), String> {
         if let Some(LogBehind { witness, knows, .. }) = self.brain.behind(&self.journal.state()) {
             return Err(format!("{}: {witness} knows {knows}", Code::LogBehind));
@@ -206,7 +206,7 @@ impl Control {
     fn take(&mut self, input: Input) -> Result<(), JournalError> {
         self.world.leadership.left()?;
         let now = self.clock.now();
-        // Whoever asked may be gone by now: an answer that nobody waits for is no mistake.
+        // The requester may be gone by now: an answer that nobody waits for is not an error.
         match input {
             Input::Observed(observations) => {
                 for observation in &observations {
@@ -241,7 +241,7 @@ impl Control {
         Ok(())
     }
 
-    /// The state of the group; the brain is told where the log ends.
+    /// The state of the group; also tells the brain where the log ends.
     fn group(&mut self) -> GroupState {
         let view = self.journal.view();
         let view = view.borrow();
@@ -280,8 +280,8 @@ impl Control {
         let changed = self.logged.as_ref() != Some(&signature);
         let told = changed && self.may_log(&decision, &signature);
         if told {
-            // What follows from it is decided again when it is durable: a disk may have stood still,
-            // and a plan rests on what is so then.
+            // What follows is decided again once it is durable: a disk may have stood still, and a
+            // plan must be based on the state at that time.
             let body = ("controller", logged(&decision, &situation));
             self.write(vec![body], Then::Logged(signature));
             return Ok(());
@@ -295,13 +295,13 @@ impl Control {
                 tracing::info!(plan_id = plan, "plan resumed");
                 self.start_executor();
             }
-            // Nothing decides on a planned switchover yet.
+            // No rule decides on a planned switchover yet.
             Verdict::Hold | Verdict::Prepare | Verdict::SwitchOver { .. } | Verdict::Escalate => {}
         }
         Ok(())
     }
 
-    /// Arms automation again where that is due.
+    /// Re-arms automation when that is due.
     fn rearm(&mut self, situation: &Situation) -> bool {
         let rearms = rearms(situation, self.brain.policy());
         if rearms {
@@ -380,7 +380,7 @@ impl Control {
     }
 }
 
-/// A decision with its evidence, for the log.
+/// A decision with its evidence, as it is logged.
 fn logged(decision: &Decision, situation: &Situation) -> Body {
     let first = decision
         .reasons

@@ -1,6 +1,6 @@
-//! Walks an open plan, one journaled step at a time: write that it begins, do it, check it, write
-//! what came of it. What the saga says is next is done next; nothing else is remembered, so that
-//! a new process goes on where the last one was killed.
+//! Executes an open plan, one journaled step at a time: log its start, do it, check it, log its
+//! outcome. The saga says what comes next; nothing else is remembered, so that a new process
+//! continues where the last one was killed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,31 +18,31 @@ use crate::engine::topology::Topology;
 use crate::engine::units::MonoTime;
 use crate::ports::{Agents, Clock, EffectError, FrontDoor, LastError, Probe, Traffic};
 
-/// Everything outside that a step may touch.
+/// Everything outside that a step may use.
 #[derive(Debug)]
 pub struct World {
-    /// The way to the agents.
+    /// The connection to the agents.
     pub agents: Arc<dyn Agents>,
-    /// To look at a target directly.
+    /// Probes a target directly.
     pub probe: Arc<dyn Probe>,
     /// The traffic targets, in the order in which they are moved.
     pub traffic: Vec<Arc<dyn Traffic>>,
-    /// The way users enter, if one is configured.
+    /// The users' entry, if configured.
     pub front: Option<Arc<dyn FrontDoor>>,
     /// Whether this controller may act.
     pub leadership: Leadership,
-    /// Where to end this process, for drills of a crash.
+    /// Where to kill this process, for crash drills.
     pub crash: Option<Arc<dyn CrashDrill>>,
 }
 
-/// A moment between two writes of the log at which a crash must do no harm.
+/// A moment between two log writes at which a crash must do no harm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Moment {
     /// Before `Started` is written.
     BeforeStarted,
     /// `Started` is durable, the effect has not begun.
     AfterStarted,
-    /// The effect has happened, and nothing is written of it.
+    /// The effect has happened, and the log does not say so yet.
     AfterEffect,
     /// The outcome is durable.
     AfterOutcome,
@@ -69,22 +69,23 @@ impl fmt::Display for Moment {
     }
 }
 
-/// Ends the process at a moment of a step (`failover run --crash-at`), so that a drill can show
-/// that the plan goes on after it.
+/// Kills the process at a moment of a step (`failover run --crash-at`), so that a drill can show
+/// that the plan continues.
 pub trait CrashDrill: Send + Sync + fmt::Debug {
     /// Does not return if this is the moment.
     fn passed(&self, step: &Step, moment: Moment);
 }
 
-/// How long to wait before trying a step again: short at first, because most of what we wait for
-/// takes milliseconds.
+/// How long to wait before retrying a step: short at first, because most of what we wait for takes
+/// milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a site is asked, at the end of the pivot's time, for its word that it will not come.
+/// How long a site is asked, at the end of the pivot's time, for its promise that the promotion
+/// will not happen.
 const LAST_WORD: Duration = Duration::from_secs(10);
 
-/// Walks one plan.
+/// Executes one plan.
 #[derive(Debug)]
 pub struct Executor {
     journal: Journal,
@@ -94,17 +95,17 @@ pub struct Executor {
     crash: Option<Arc<dyn CrashDrill>>,
 }
 
-/// What came of a step, as far as is known at the end of its time.
+/// A step's outcome, as far as it is known at the end of its time.
 enum Attempt {
     Done(Fact),
     /// It certainly did not happen.
     Failed(String),
-    /// Nobody knows.
+    /// Unknown: it may have happened.
     Unknown(String),
 }
 
 impl Executor {
-    /// An executor that has not begun.
+    /// An executor that has not started.
     pub fn new(
         journal: Journal,
         control: Handle,
@@ -131,8 +132,8 @@ impl Executor {
         }
     }
 
-    /// Walks the open plan to its end, or until it is stuck. By a log that is behind the world nothing
-    /// is done, and nothing is taken back: what it has for a plan under way may be over long since.
+    /// Executes the open plan to its end, or until it is stuck. On a log that is behind the world
+    /// nothing is done or undone: a plan that looks open there may have ended long ago.
     pub async fn run(mut self) -> Result<(), JournalError> {
         while let Some(saga) = self.journal.state().open {
             if self.steps.log_is_behind().await {
@@ -190,7 +191,7 @@ impl Executor {
         self.moment(step, Moment::AfterEffect);
         match (attempt, step.kind()) {
             (Attempt::Done(fact), _) => self.write(saga, index, Event::Done { fact }).await?,
-            // Before the pivot everything can be taken back, also what may have happened in part.
+            // Before the pivot everything can be undone, even what may have happened only in part.
             (Attempt::Failed(why) | Attempt::Unknown(why), Kind::Check | Kind::Undoable)
             | (Attempt::Failed(why), Kind::Pivot) => {
                 if self.steps.log_is_behind().await {
@@ -210,8 +211,9 @@ impl Executor {
         Ok(())
     }
 
-    /// Tries a step until it is done, certainly cannot be, or its time is over. After an attempt
-    /// whose outcome is not known the world is asked before anything is repeated (invariants.md I4).
+    /// Retries a step until it is done, certainly cannot be, or its time is over. After an attempt
+    /// with an unknown outcome, the actual state is checked before anything is repeated
+    /// (invariants.md I4).
     async fn attempt(
         &mut self,
         saga: &OpenSaga,
@@ -220,7 +222,7 @@ impl Executor {
         deadline: MonoTime,
     ) -> Attempt {
         let mut check = check_first;
-        // Whether an attempt of which nobody knows the outcome may still come to something.
+        // Whether an attempt with an unknown outcome may still take effect.
         let mut doubt = check_first;
         let mut pause = FIRST_PAUSE;
         let mut last = LastError::default();
@@ -229,8 +231,8 @@ impl Executor {
                 match self.steps.check(saga, step, deadline).await {
                     Ok(Some(fact)) => Ok(fact),
                     Ok(None) => self.steps.run(saga, step, deadline).await,
-                    // Nobody knows whether it is done: that an answer came, and a clear one, says
-                    // nothing of the step.
+                    // The outcome is unknown: getting an answer, even a clear one, says nothing
+                    // about the step.
                     Err(error @ EffectError::Late(_)) => Err(error),
                     Err(error) => Err(EffectError::Unknown(error.text().to_owned())),
                 }
@@ -265,8 +267,8 @@ impl Executor {
         }
     }
 
-    /// A step failed. The pivot only once no earlier attempt can still succeed: what is taken back
-    /// then lets the other site take writes.
+    /// A step failed. For the pivot this holds only once no earlier attempt can still succeed: the
+    /// undo then lets the other site take writes.
     async fn failed(&self, saga: &OpenSaga, step: &Step, why: String, doubt: bool) -> Attempt {
         if step.kind() != Kind::Pivot || !doubt {
             return Attempt::Failed(why);
@@ -305,7 +307,7 @@ impl Executor {
                 Ok(()) => return self.write(saga, index, Event::Undone).await,
                 Err(error) => error,
             };
-            tracing::warn!(plan_id = saga.id, %step, %error, "step not taken back yet");
+            tracing::warn!(plan_id = saga.id, %step, %error, "step not undone yet");
             let over = self.clock.now() >= deadline;
             last.note(&error, over);
             if over {
@@ -316,18 +318,18 @@ impl Executor {
         }
     }
 
-    /// What could not be taken back in its time is left, and named. Production has its right already
-    /// (`OpenSaga::gives_back_to`), so that an open plan would only keep automation from acting.
+    /// Whatever could not be undone in time is left, and named. Production already has its lease
+    /// (`OpenSaga::gives_back_to`), so an open plan would only keep automation from acting.
     async fn leave(&self, saga: &OpenSaga, index: usize, error: &str) -> Result<(), JournalError> {
         let Some(step) = saga.plan.steps.get(index) else {
             return Ok(());
         };
         let why = error.to_string();
         let text = format!(
-            "plan {}: {step} could not be taken back: {why} (see runbooks/plan-undone.md)",
+            "plan {}: {step} could not be undone: {why} (see runbooks/plan-undone.md)",
             saga.id
         );
-        tracing::error!(plan_id = saga.id, %step, %error, "left to be tidied up");
+        tracing::error!(plan_id = saga.id, %step, %error, "left to clean up");
         self.journal.note("left-to-tidy-up", text).await?;
         self.write(saga, index, Event::Left { why }).await
     }

@@ -1,5 +1,5 @@
-//! The one append path of the decision log: stamps entries, keeps the chain, and tells everybody
-//! the state of the group that follows.
+//! The only way to append to the decision log: stamps entries, maintains the chain, and publishes
+//! the resulting state of the group.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,10 @@ mod noise;
 
 pub use noise::{NOTE_EVERY, Noise};
 
-/// What every entry of one process has in common.
+/// The fields that all entries of one process share.
 #[derive(Debug, Clone)]
 pub struct Stamp {
-    /// Which boot of which machine.
+    /// Identifies one boot of one machine.
     pub boot: String,
     /// The digest of policy and configuration.
     pub settings: Digest,
@@ -31,14 +31,14 @@ pub struct Stamp {
 /// Why an entry was not written.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum JournalError {
-    /// It would make the log tell something impossible, or would not read back as it is: nothing
-    /// was written, and nothing happened.
+    /// It would record something impossible, or would not read back unchanged: nothing was written,
+    /// and nothing happened.
     #[error("refused by the decision log: {0}")]
     Refused(#[from] Broken),
-    /// It could not be made durable, so what it tells of must not be done.
+    /// It could not be made durable, so what it records must not be done.
     #[error(transparent)]
     Store(#[from] AppendError),
-    /// Another controller may act by now.
+    /// Another controller may be acting by now.
     #[error(transparent)]
     NotLeading(#[from] NotLeading),
     /// The journal ended.
@@ -47,7 +47,7 @@ pub enum JournalError {
 }
 
 impl JournalError {
-    /// Whether another entry may be tried later on. After anything else the process ends.
+    /// Whether another entry may be tried later. After any other error the process ends.
     pub fn passes(&self) -> bool {
         matches!(
             self,
@@ -61,18 +61,18 @@ impl JournalError {
 pub struct Delay {
     /// Since when the log takes no entry.
     pub since: MonoTime,
-    /// What the last try came to; `None`: the first goes on.
+    /// The error of the last attempt; `None` during the first.
     pub cause: Option<String>,
 }
 
 impl Delay {
-    /// How long it lasts, once that is worth a word: a disk takes some milliseconds.
+    /// How long it has lasted, once that is worth reporting: a disk takes some milliseconds.
     pub fn worth_a_word(&self, now: MonoTime) -> Option<Duration> {
         let lasting = now.since(self.since);
         (self.cause.is_some() || lasting >= LOG_PATIENCE).then_some(lasting)
     }
 
-    /// What is written down of it when it is over.
+    /// The note about it, once it is over.
     fn told(&self, now: MonoTime) -> Option<Body> {
         let lasting = as_millis(self.worth_a_word(now)?);
         let why = self.cause.as_deref();
@@ -84,7 +84,7 @@ impl Delay {
     }
 }
 
-/// The state of the group, and the end of the log it follows from.
+/// The state of the group, and the end of the log that it follows from.
 #[derive(Debug, Clone)]
 pub struct View {
     /// The state of the group.
@@ -97,7 +97,7 @@ pub struct View {
     pub recent: Recent,
 }
 
-/// A way to the journal; as many as are needed.
+/// A handle to the journal; it can be cloned.
 #[derive(Debug, Clone)]
 pub struct Journal {
     queue: mpsc::Sender<Append>,
@@ -130,14 +130,14 @@ pub struct Writer {
     delayed: Option<Delay>,
 }
 
-/// How many entries may wait: the control loop and one executor write one at a time each.
+/// The queue's capacity: the control loop and one executor write one entry at a time each.
 const WAITING: usize = 16;
 
-/// How much that others cause may wait to be counted. What finds it full is not counted.
+/// How many outside events may wait to be counted. Beyond that they are not counted.
 const NOISE_WAITING: usize = 256;
 
 impl Journal {
-    /// Goes on with a log. One that is empty gets its first entry.
+    /// Continues a log. An empty one gets its first entry.
     pub async fn open(
         store: Box<dyn LogStore>,
         chain: Chain,
@@ -210,8 +210,8 @@ impl Journal {
         self.append("controller", body).await
     }
 
-    /// The only way into the log for what somebody outside can cause as often as they like: some of
-    /// it is written down, all of it is counted. Waits for nothing.
+    /// The only way into the log for what outsiders can cause as often as they like: some of it is
+    /// logged, all of it is counted. Never blocks.
     pub fn tell(&self, noise: Noise, who: &impl std::fmt::Display, text: &str) {
         // A full queue holds more than anybody reads.
         drop(
@@ -225,7 +225,7 @@ impl Journal {
         self.view.borrow().state.clone()
     }
 
-    /// The same, and where the log ends; to be waited on.
+    /// The same, and where the log ends; can be awaited.
     pub fn view(&self) -> watch::Receiver<View> {
         self.view.clone()
     }
@@ -236,7 +236,7 @@ impl Journal {
     }
 }
 
-/// Whether the log still is this controller's.
+/// Whether the log is still this controller's.
 fn ours(done: Result<(), AppendError>) -> Result<(), JournalError> {
     match done {
         Err(cause @ AppendError::Conflict(_)) => Err(cause.into()),
@@ -245,8 +245,8 @@ fn ours(done: Result<(), AppendError>) -> Result<(), JournalError> {
 }
 
 impl Writer {
-    /// Writes until every way to the journal is gone, or the log is not ours any more. What cannot be
-    /// made durable is refused, and the next entry is tried all the same.
+    /// Writes until every handle to the journal is gone, or the log is not ours any more. An entry
+    /// that cannot be made durable is refused, and the next one is tried all the same.
     pub async fn run(mut self) -> Result<(), JournalError> {
         let mut looked = self.clock.now();
         loop {
@@ -285,7 +285,7 @@ impl Writer {
         }
     }
 
-    /// How long there is nothing to do unless something is told.
+    /// How long there is nothing to do without a message.
     fn pause(&self, looked: MonoTime, now: MonoTime) -> Option<Duration> {
         let look = self.store.look_every().map(|every| looked.plus(every));
         let due = [look, self.unsaid.due()].into_iter().flatten().min();
@@ -303,7 +303,7 @@ impl Writer {
             }
         };
         self.publish();
-        // Whoever asked may be gone; the entry stands all the same.
+        // The requester may be gone; the entry is logged all the same.
         drop(done.send(written));
         fatal
     }

@@ -1,6 +1,6 @@
-//! Whether this controller may act, where several could: a lease of its own, counted from before it
-//! was asked for. Whatever reaches out asks [`Leadership::left`] first, so that a controller that was
-//! frozen and replaced meanwhile does nothing more.
+//! Whether this controller may act, if there could be several: a lease of its own, counted from
+//! before its request. Every effect checks [`Leadership::left`] first, so that a controller that
+//! was frozen and replaced meanwhile does nothing more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::ports::{Clock, EffectError, LeaseStore};
 #[derive(Debug, Clone)]
 pub struct Leadership {
     clock: Arc<dyn Clock>,
-    /// Until when; `None` is for ever.
+    /// When the lead ends; `None` is never.
     until: Option<watch::Receiver<MonoTime>>,
 }
 
@@ -31,12 +31,12 @@ impl From<NotLeading> for EffectError {
 }
 
 impl Leadership {
-    /// That of a controller that is alone by other means: the lock on its decision log.
+    /// For a controller that is alone by other means: the lock on its decision log.
     pub fn alone(clock: Arc<dyn Clock>) -> Self {
         Self { clock, until: None }
     }
 
-    /// For how much longer it certainly leads.
+    /// How much longer it certainly leads.
     pub fn left(&self) -> Result<Duration, NotLeading> {
         let Some(until) = &self.until else {
             return Ok(Duration::MAX);
@@ -49,7 +49,7 @@ impl Leadership {
     }
 }
 
-/// Goes on leading for as long as it can.
+/// Keeps leading for as long as it can.
 #[derive(Debug)]
 pub struct Keeping {
     store: Arc<dyn LeaseStore>,
@@ -58,8 +58,8 @@ pub struct Keeping {
     until: watch::Sender<MonoTime>,
 }
 
-/// Waits until this controller leads. The lease is as long as that of the sites' right to take
-/// writes, and is renewed as often.
+/// Waits until this controller leads. The lead is as long as a site's write lease, and is renewed
+/// as often.
 pub async fn seek(
     store: Arc<dyn LeaseStore>,
     clock: Arc<dyn Clock>,
@@ -90,7 +90,7 @@ pub async fn seek(
 }
 
 impl Keeping {
-    /// Renews until the lease is over, or another controller has it.
+    /// Renews until the lead is over, or another controller has it.
     pub async fn run(self) -> NotLeading {
         loop {
             self.clock.sleep(self.timers.renew_every).await;

@@ -1,5 +1,5 @@
-//! Reads, after a start, what each traffic target answers and which epoch stands beside it: a
-//! witness of how far the world has gone.
+//! After a start, reads each traffic target's answer and the epoch noted beside it: a witness of
+//! the actual epoch.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use super::control::{Handle, Input};
 use super::executor::World;
 use crate::ports::Clock;
 
-/// How long to wait before a target is read again that gave no answer: nothing waits for it where
-/// an agent or a database is a witness.
+/// How long to wait before reading a silent target again: nothing waits for it if an agent or a
+/// database is a witness.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Reads every target until each has answered once. Does not end, as no task of a controller does.

@@ -1,6 +1,6 @@
-//! Tries beforehand, slowly and beside everything else, what the steps after a promotion will need:
-//! so that what is wrong with it is known days before, and not when users have no site
-//! (invariants.md I16).
+//! Rehearses beforehand, slowly and beside everything else, what the steps after a promotion will
+//! need: so that problems are known days before, and not when users have no site (invariants.md
+//! I16).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,31 +14,31 @@ use crate::engine::text::counted;
 use crate::engine::topology::{SiteName, Topology};
 use crate::ports::{Clock, EffectError, FrontDoor, OutsideFault, Traffic};
 
-/// How often a traffic target and the standby's connections are looked at.
+/// How often a traffic target and the standby's connections are probed.
 const EVERY: Duration = Duration::from_secs(10);
-/// How often the front door is entered, which writes where it is told how.
+/// How often the front door is entered, including a write if configured.
 const FRONT_EVERY: Duration = Duration::from_secs(20);
-/// How long one look may take that has no limit of its own.
+/// The time limit for a probe that has none of its own.
 const WITHIN: Duration = Duration::from_secs(5);
-/// So few connections are left for everybody that it is told.
+/// At most this many connections left is worth reporting.
 const FEW: u64 = 5;
 
-/// What is tried, and by what.
+/// What to rehearse, and with what.
 #[derive(Debug, Clone)]
 pub struct Rehearser {
     /// What the steps would use.
     pub world: Arc<World>,
-    /// What is so according to the log.
+    /// The state according to the log.
     pub journal: Journal,
     /// Both sites.
     pub topology: Topology,
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Who is told.
+    /// Where results go.
     pub control: Handle,
 }
 
-/// One thing that is looked at for ever.
+/// One thing that is rehearsed for ever.
 #[derive(Debug, Clone)]
 enum Look {
     Traffic(Arc<dyn Traffic>),
@@ -47,8 +47,8 @@ enum Look {
 }
 
 impl Rehearser {
-    /// Looks for ever, each thing at its own pace, so that one that hangs delays no other; ends
-    /// when nobody listens.
+    /// Rehearses for ever, each thing independently, so that a hanging one delays no other; ends
+    /// when the receiver is gone.
     pub async fn run(self) -> (&'static str, anyhow::Result<()>) {
         let traffic = self.world.traffic.iter().cloned().map(Look::Traffic);
         let front = self.world.front.iter().cloned().map(Look::Front);
@@ -70,14 +70,14 @@ impl Rehearser {
         loop {
             let began = self.clock.now();
             let group = self.journal.state();
-            // A plan is moving what would be looked at, and looks itself.
+            // A plan is moving what would be probed, and checks it itself.
             if group.open.is_none() {
                 let found = match &look {
                     Look::Traffic(target) => at_target(target.as_ref(), &group).await,
                     Look::Front(front) => at_front(front.as_ref(), &group.active).await,
                     Look::Connections => self.connections(&group.active).await,
                 };
-                // While it looked a plan may have begun: then it does not know what it saw.
+                // A plan may have begun during the probe: then the result is ambiguous.
                 let undisturbed = self.journal.state().open.is_none();
                 let told = Input::Rehearsed(began, found);
                 if undisturbed && self.control.tell(told).await.is_err() {
@@ -119,7 +119,8 @@ async fn at_target(target: &dyn Traffic, group: &GroupState) -> Vec<Found> {
                 let text = format!("it is in epoch {higher}, the log in {}", group.epoch);
                 Some((TroubleKind::Refused, text))
             } else if answer.is_only(active) {
-                // What is not changed as it was just read was changed meanwhile, and comes next.
+                // A difference from what was just read means that it was changed meanwhile; the
+                // next probe will tell.
                 match target.rehearse(&read).await {
                     Ok(()) | Err(EffectError::Conflict(_)) => None,
                     Err(error) => Some(trouble_of(error)),
@@ -171,7 +172,7 @@ fn trouble_of(error: EffectError) -> (TroubleKind, String) {
     (kind, error.to_string())
 }
 
-/// The front door is well where one address leads to the active site and none elsewhere.
+/// The front door is good if one address leads to the active site and none elsewhere.
 async fn at_front(front: &dyn FrontDoor, active: &SiteName) -> Vec<Found> {
     let (mut right, mut silent, mut wrong) = (0usize, Vec::new(), Vec::new());
     for (place, entered) in front.enter(active, WITHIN).await {

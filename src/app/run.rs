@@ -1,5 +1,5 @@
-//! The composition root of the controller: reads the configuration, makes the adapters, wires the
-//! tasks, and ends the process when one of them ends unasked.
+//! The composition root of the controller: reads the configuration, creates the adapters, wires the
+//! tasks, and ends the process when one of them ends unexpectedly.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -39,16 +39,16 @@ use crate::tasks::{a_life, named, until_stopped};
 /// How many rejected connections may wait to be told of.
 const WAITING: usize = 256;
 
-/// How long to wait for tasks to end in order before they are dropped.
+/// How long tasks may take to end cleanly before they are dropped.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
-/// Who holds the log, for whoever finds it held.
+/// Who holds the log, for another controller that finds it locked.
 fn holder(clock: &dyn Clock, path: &Path) -> String {
     let (pid, since) = (std::process::id(), clock.wall());
     format!("pid {pid} since {since}, {}", path.display())
 }
 
-/// Runs the controller until it is told to stop, or something it needs ends.
+/// Runs the controller until it is told to stop, or something that it needs ends.
 pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Result<()> {
     let (config, policy) = Config::read(path)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -240,7 +240,8 @@ fn make_front(
     let Some(front) = &config.front else {
         return Ok(None);
     };
-    // The one that is named for it may be lost with a site; the others of the zone say the same.
+    // The configured name server may be lost with a site; the others of the zone give the same
+    // answer.
     let mut name_servers: Vec<SocketAddr> = front.name_server.into_iter().collect();
     if let Some(host) = front.url.host().filter(|_| front.name_server.is_some()) {
         let others = config.traffic.iter().filter(|target| target.serves(host));

@@ -1,5 +1,5 @@
-//! What each step does, how it is checked, and how it is taken back. Every effect is safe to
-//! repeat; when and how often is the executor's business.
+//! What each step does, how it is checked, and how it is undone. Every effect is safe to repeat;
+//! the executor decides when and how often.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,7 +25,7 @@ impl From<Ended> for EffectError {
     }
 }
 
-/// The steps of a failover, on the real world.
+/// The steps of a failover, with their real effects.
 #[derive(Debug)]
 pub struct Steps {
     world: Arc<World>,
@@ -34,16 +34,16 @@ pub struct Steps {
     clock: Arc<dyn Clock>,
     policy: Policy,
     topology: Topology,
-    /// What this process had confirmed of the sever.
+    /// The confirmation of the sever, as this process got it.
     severed: Option<Severed>,
 }
 
-/// What is known of a sever, on this process's clock.
+/// What is known about a sever, on this process's clock.
 #[derive(Debug, Clone, Copy)]
 struct Severed {
     /// When it was confirmed.
     at: MonoTime,
-    /// Until when the severed site can have let the other one's right stand.
+    /// The last moment at which the severed site can have vouched for the other one's lease.
     vouched: MonoTime,
 }
 
@@ -53,11 +53,11 @@ mod traffic;
 
 type Outcome = Result<Fact, EffectError>;
 
-/// How long one request to an agent may take that only looks or writes a small thing.
+/// How long a request to an agent may take that only reads or writes something small.
 const SHORT_ORDER: Duration = Duration::from_secs(5);
 
 impl Steps {
-    /// The steps of a plan that this process begins or goes on with.
+    /// The steps of a plan that this process begins or continues.
     pub fn new(
         world: Arc<World>,
         control: Handle,
@@ -77,7 +77,7 @@ impl Steps {
         }
     }
 
-    /// Does a step.
+    /// Executes a step.
     pub async fn run(&mut self, saga: &OpenSaga, step: &Step, deadline: MonoTime) -> Outcome {
         let to = &saga.plan.route.to;
         match step {
@@ -102,8 +102,8 @@ impl Steps {
         }
     }
 
-    /// Whether a step that was begun is done already: its fact, a clear "no", or an error where
-    /// the world does not say.
+    /// Whether a step that was begun is already done: its fact, a clear "no", or an error if that
+    /// is unknown.
     pub async fn check(
         &mut self,
         saga: &OpenSaga,
@@ -112,7 +112,7 @@ impl Steps {
     ) -> Result<Option<Fact>, EffectError> {
         match step {
             Step::Promote => self.promoted(saga, deadline).await,
-            // Their effect itself begins by looking, and is the same done twice.
+            // Their effect itself begins by looking, and is idempotent.
             Step::Recheck
             | Step::RaiseEpoch
             | Step::StartWorkloads
@@ -127,7 +127,7 @@ impl Steps {
         }
     }
 
-    /// Takes a step back.
+    /// Undoes a step.
     pub async fn undo(
         &mut self,
         saga: &OpenSaga,
@@ -145,12 +145,12 @@ impl Steps {
                     .await?;
             }
             Step::Fence => {
-                // The right itself is its own since the plan failed.
+                // The lease itself has been its own since the plan failed.
                 let undone = self
                     .simple(saga, &route.from, What::Unfence, deadline)
                     .await;
-                // An agent that cannot be reached hears from its next report that the right is
-                // its own in the new epoch, and lifts its fence itself.
+                // An unreachable agent learns with its next report that the lease is its own in the
+                // new epoch, and lifts its fence itself.
                 if let Err(error) = undone {
                     let text = format!(
                         "site `{}` was not told that its fence is lifted: {error}",
@@ -185,7 +185,7 @@ impl Steps {
         passed.await?.map_err(EffectError::Failed)
     }
 
-    /// An order to one agent, void after a time by a mark of that agent.
+    /// An order to one agent that expires by a mark of that agent.
     async fn order(
         &self,
         saga: &OpenSaga,
@@ -195,7 +195,7 @@ impl Steps {
         check_only: bool,
         deadline: MonoTime,
     ) -> OrderAnswer {
-        // No order outlives the lead of who gave it.
+        // No order outlives its controller's lead.
         let lead = self.world.leadership.left()?;
         let left = self.clock.now().until(deadline).min(lead);
         let within = match what {
@@ -212,9 +212,10 @@ impl Steps {
         };
         let asked = |answer| Input::OrderUntil(site.clone(), within, answer);
         let Some((mark, valid_for)) = self.control.ask(asked).await? else {
-            // With its next report, or the other agent's, there is one.
-            let text =
-                format!("nothing was heard of the agent of site `{site}`: no order is possible");
+            // Its next report, or the other agent's, brings one.
+            let text = format!(
+                "no report has arrived from the agent of site `{site}`: no order is possible"
+            );
             return Err(EffectError::Failed(text));
         };
         let order = Order {
@@ -250,13 +251,13 @@ impl Steps {
         }
     }
 
-    /// Whether somebody is known to know more than the log, or nobody is there to say.
+    /// Whether somebody is known to know more than the log, or nobody can confirm it.
     pub async fn log_is_behind(&self) -> bool {
         self.control.ask(Input::Behind).await.unwrap_or(true)
     }
 
-    /// Decides once more. A plan that is gone on with after a restart needs no more than its own
-    /// record of what cannot be seen any more.
+    /// Decides again. A plan that continues after a restart uses its own record of what can no
+    /// longer be seen.
     async fn recheck(&self, saga: &OpenSaga) -> Outcome {
         let request = saga.plan.request.clone();
         let mut situation = self
@@ -278,7 +279,7 @@ impl Steps {
         let closed = decision.gates.iter().find(|gate| !gate.open);
         let wanted = match (&decision.verdict, closed) {
             (Verdict::FailOver { to }, _) => *to == saga.plan.route.to,
-            // All gates open but the one that was left out: the trigger stands last.
+            // All gates are open except the ignored one: the trigger comes last.
             (Verdict::Hold, None) => decision
                 .reasons
                 .iter()
@@ -315,9 +316,9 @@ impl Steps {
         }
     }
 
-    /// Proves that the old primary cannot write, by whichever way is first (invariants.md I2).
+    /// Proves that the old primary cannot write, by whichever proof comes first (invariants.md I2).
     async fn fence(&mut self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
-        // After a restart the sever counts from when this process had it confirmed.
+        // After a restart the sever counts from when this process got its confirmation.
         if self.severed.is_none() {
             self.sever(saga, deadline).await?;
         }
@@ -387,10 +388,10 @@ impl Steps {
         }
     }
 
-    /// Waits until the old primary's right is certainly over and its guard has done its work
-    /// (invariants.md F3). Never ends where waiting proves nothing.
+    /// Waits until the old primary's lease has certainly expired and its guard has fenced
+    /// (invariants.md F3). Never returns if waiting proves nothing.
     async fn wait_out(&self, saga: &OpenSaga, severed: Severed, last: &LastRight) -> FenceProof {
-        // What the plan found may have changed until the epoch was raised.
+        // The plan's finding may have changed until the epoch was raised.
         if !saga.plan.can_wait_out || last.alive == Some(false) {
             std::future::pending::<()>().await;
         }
@@ -408,7 +409,7 @@ impl Steps {
         }
     }
 
-    /// A named person vouches, once the agent had its chance to confirm (invariants.md F4).
+    /// A named operator asserts it, once the agent had its chance to confirm (invariants.md F4).
     async fn override_fence(&self, saga: &OpenSaga) -> FenceProof {
         let request = saga
             .plan

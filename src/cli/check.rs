@@ -1,4 +1,4 @@
-//! `failover check`: everything that can be known beforehand about a failover, good or not.
+//! `failover check`: everything that a failover would need, good or bad.
 
 use std::fmt::Write;
 
@@ -17,7 +17,7 @@ use crate::wire::Readiness;
 pub struct CheckArgs {
     #[command(flatten)]
     reach: Reach,
-    /// The group; without it, the one that the controller looks after
+    /// The group; by default the controller's
     group: Option<GroupName>,
 }
 
@@ -31,7 +31,7 @@ pub fn run(args: &CheckArgs, output: &Output) -> anyhow::Result<Exit> {
         .filter(|group| **group != readiness.group)
     {
         anyhow::bail!(
-            "this controller looks after group `{}`, not `{group}`",
+            "this controller is for group `{}`, not `{group}`",
             readiness.group
         );
     }
@@ -47,7 +47,7 @@ pub fn run(args: &CheckArgs, output: &Output) -> anyhow::Result<Exit> {
     })
 }
 
-/// The whole list, for people: what is not as it should be comes with its page.
+/// The whole list, for people; problems come with their page.
 pub fn shown(readiness: &Readiness, output: &Output) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -97,7 +97,7 @@ fn write(text: &mut String, readiness: &Readiness, output: &Output) -> std::fmt:
         }
         CheckState::Blocks => {
             let not = output.paint(Mood::Bad, "not ready");
-            writeln!(text, "{not}: {blocking} in the way, {warning} to look at")
+            writeln!(text, "{not}: {blocking} blocking, {warning} to look at")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The command line's way to the controller.
+//! The command line's connection to the controller.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -18,10 +18,10 @@ use crate::wire::LogPart;
 /// How long the controller may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The same for a part of the log, which is waited for.
+/// The same for a part of the log, for which the controller waits.
 const LOG_ANSWER: Duration = Duration::from_secs(30);
 
-/// A way to the controller, and a runtime to wait in.
+/// A connection to the controller, with a runtime to wait in.
 #[derive(Debug)]
 pub struct Client {
     peer: PeerClient,
@@ -30,7 +30,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// As the options say; else to the standing lab of this user.
+    /// As the options say; otherwise to this user's running lab.
     pub fn new(reach: &Reach) -> anyhow::Result<Self> {
         let standing = if reach.controller.is_none() {
             standing::find()?
@@ -41,7 +41,7 @@ impl Client {
             (Some(lab), _) => (lab.controller.to_string(), lab.operator),
             (None, Some(address)) => {
                 let need = |file: &Option<PathBuf>, name: &str| {
-                    file.clone().with_context(|| format!("`--{name}` is missing\n\nhint: an operator's certificate is made with `failover certificates` (see runbooks/agent-rejected.md)"))
+                    file.clone().with_context(|| format!("`--{name}` is missing\n\nhint: create an operator's certificate with `failover certificates` (see runbooks/agent-rejected.md)"))
                 };
                 let files = TlsFiles {
                     ca: need(&reach.ca, "ca")?,
@@ -52,7 +52,7 @@ impl Client {
                 (address.clone(), files)
             }
             (None, None) => anyhow::bail!(
-                "no controller is named and no lab stands\n\nhint: `--controller HOST:PORT` with `--ca`, `--certificate` and `--key` (or FAILOVER_CONTROLLER and the like), or `failover lab up`"
+                "no controller is configured and no lab is running\n\nhint: pass `--controller HOST:PORT` with `--ca`, `--certificate` and `--key` (or set FAILOVER_CONTROLLER and so on), or run `failover lab up`"
             ),
         };
         let material = TlsMaterial::load(&files)?;
@@ -76,15 +76,13 @@ impl Client {
             CallError::Timeout
             | CallError::Refused
             | CallError::Unreachable(_)
-            | CallError::Lost(_) => {
-                "is it running? A controller that is away stops nothing: the active site goes on"
-            }
+            | CallError::Lost(_) => "is it running? The active site goes on without its controller",
             CallError::Status { .. } | CallError::Garbled(_) | CallError::Unsent(_) => {
                 "see the controller's log"
             }
         };
         anyhow::anyhow!(
-            "the controller at `{}` did not do it: {error}\n\nhint: {hint}",
+            "request to controller `{}` failed: {error}\n\nhint: {hint}",
             self.address
         )
     }
@@ -98,7 +96,7 @@ impl Client {
         read(answer)
     }
 
-    /// Reads a part of the decision log, whose lines are as they stand in its file.
+    /// Reads a part of the decision log, line by line as in its file.
     pub fn log(&self, path: &str) -> anyhow::Result<LogPart> {
         self.runtime
             .block_on(self.peer.get(path, LOG_ANSWER))
@@ -119,7 +117,7 @@ impl Client {
     }
 }
 
-/// An answer, with every text in it as it may be shown.
+/// An answer, with every text in it made safe to display.
 fn read<R: DeserializeOwned>(mut answer: Value) -> anyhow::Result<R> {
     make_harmless(&mut answer);
     serde_json::from_value(answer).context("the controller's answer")
@@ -139,8 +137,8 @@ fn make_harmless(value: &mut Value) {
 }
 
 impl Client {
-    /// Reads again and again, for as long as `shown` wants, and hands it also what went wrong: a
-    /// controller that goes away may come back. Ends at once when somebody presses Ctrl-C.
+    /// Reads repeatedly, for as long as `shown` wants, and hands it errors too: a controller
+    /// that goes away may come back. Ends at once on Ctrl-C.
     pub fn watch<R: DeserializeOwned>(
         &self,
         path: &str,

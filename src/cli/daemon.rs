@@ -1,4 +1,4 @@
-//! The verbs that stay: controller, agent, observer, guard.
+//! The long-running commands: controller, agent, observer, guard.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub struct RunArgs {
         default_value = "/etc/failover/failover.toml"
     )]
     config: PathBuf,
-    /// For a drill of a crash: kill this process (SIGKILL) at a moment of a step, such as
+    /// For a crash drill: kill this process (SIGKILL) at a moment of a step, such as
     /// `promote:after-effect`; moments are before-started, after-started, after-effect and
     /// after-outcome
     #[arg(long, value_name = "STEP:MOMENT")]
@@ -53,7 +53,7 @@ pub struct ObserverArgs {
 /// `failover guard`.
 #[derive(Debug, Args)]
 pub struct GuardArgs {
-    /// What the agent wrote for it
+    /// The settings file that the agent wrote
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 }
@@ -76,7 +76,7 @@ impl CrashDrill for CrashAt {
 /// The longest line that is logged, in bytes.
 const LINE_LIMIT: usize = 8 * 1024;
 
-/// Standard error, in which each event is one line, whatever somebody wrote into it.
+/// Standard error, with each event on one line, whatever text it contains.
 struct OneLine;
 
 impl Write for OneLine {
@@ -107,7 +107,7 @@ fn log_to_stderr() {
         .unwrap_or_default();
 }
 
-/// A runtime for a verb that waits for many things at once.
+/// A runtime for a command that waits for many things at once.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

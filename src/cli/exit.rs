@@ -11,20 +11,20 @@ pub enum Exit {
     Done,
     /// A clear "no".
     No,
-    /// Wrong use, or an error nobody expected.
+    /// Wrong usage, or an unexpected error.
     Wrong,
-    /// A plan is stuck, and a person is needed.
+    /// A plan is stuck and needs an operator.
     Stuck,
     /// Another controller holds the log.
     Held,
-    /// A mistake in the program.
+    /// A bug in the program.
     Broken,
     /// Interrupted.
     Interrupted,
 }
 
 impl Exit {
-    /// Every way to end, in the order of the codes.
+    /// Every exit, in the order of the codes.
     pub const ALL: [Exit; 7] = [
         Exit::Done,
         Exit::No,
@@ -53,15 +53,15 @@ impl Exit {
         match self {
             Exit::Done => "done, or healthy",
             Exit::No => "a clear no: a check failed, a log does not verify, a policy is refused",
-            Exit::Wrong => "wrong use, or an unexpected error",
-            Exit::Stuck => "a plan is stuck and a person is needed",
+            Exit::Wrong => "wrong usage, or an unexpected error",
+            Exit::Stuck => "a plan is stuck and needs an operator",
             Exit::Held => "another controller holds the decision log",
-            Exit::Broken => "a mistake in the program itself: please report it",
+            Exit::Broken => "a bug in the program: please report it",
             Exit::Interrupted => "interrupted",
         }
     }
 
-    /// The way to end that an error stands for.
+    /// The exit for an error.
     pub fn of(error: &anyhow::Error) -> Self {
         if error.downcast_ref::<Interrupted>().is_some() {
             return Exit::Interrupted;
@@ -74,19 +74,19 @@ impl Exit {
     }
 }
 
-/// Somebody pressed Ctrl-C, or told the process to end; what was begun was put away in order.
+/// Ctrl-C or a signal ended the command; everything it had started was cleaned up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("interrupted; everything was put away")]
+#[error("interrupted; everything was cleaned up")]
 pub struct Interrupted;
 
 /// The list, as `--help` shows it. A test compares it with the enum.
 pub const HELP: &str = "Exit status:
     0  done, or healthy
     1  a clear no: a check failed, a log does not verify, a policy is refused
-    2  wrong use, or an unexpected error
-    3  a plan is stuck and a person is needed
+    2  wrong usage, or an unexpected error
+    3  a plan is stuck and needs an operator
     4  another controller holds the decision log
-   70  a mistake in the program itself: please report it
+   70  a bug in the program: please report it
   130  interrupted";
 
 impl From<Exit> for ExitCode {

@@ -28,10 +28,10 @@ mod standing_lab;
 
 use self::standing_lab::{ask, down, supervise, up};
 
-/// The policy of a lab for which none is named.
+/// The policy of a lab by default.
 const FAST: &str = include_str!("../../policies/fast.toml");
 
-/// How long what is left may take to end by itself.
+/// How long remaining processes may take to end by themselves.
 const END_WITHIN: Duration = Duration::from_secs(2);
 
 /// `failover lab`.
@@ -39,21 +39,21 @@ const END_WITHIN: Duration = Duration::from_secs(2);
 pub enum LabVerb {
     /// Build a lab, make it fail over, report, and leave nothing behind
     Run(RunArgs),
-    /// Build a lab and leave it standing
+    /// Build a lab and keep it running
     Up(UpArgs),
-    /// Make something go wrong in the standing lab
+    /// Inject a fault into the running lab
     Fault {
-        /// What
+        /// The fault
         #[arg(value_enum)]
         fault: Fault,
-        /// Where
+        /// The site
         site: SiteName,
     },
-    /// Thaw, start and connect again what a fault took away
+    /// Undo faults: thaw, restart and reconnect
     Heal,
-    /// End the standing lab; no process is left
+    /// Stop the running lab and all its processes
     Down,
-    /// Keep a standing lab (started by `up`, not by people)
+    /// Supervise a running lab (started by `up` only)
     #[command(hide = true)]
     Supervise {
         /// Its folder
@@ -62,7 +62,7 @@ pub enum LabVerb {
         #[command(flatten)]
         servers: ServerArgs,
     },
-    /// The service of a site (started by the lab, not by people)
+    /// The service of a site (started by the lab only)
     #[command(hide = true, subcommand)]
     SiteApi(SiteApiVerb),
 }
@@ -70,7 +70,7 @@ pub enum LabVerb {
 /// `failover lab run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// What goes wrong at the active site
+    /// The fault to inject at the active site
     #[arg(long, value_enum, default_value_t = Fault::KillSite)]
     fault: Fault,
     /// The policy; `policies/fast.toml` where none is named
@@ -89,11 +89,10 @@ pub struct RunArgs {
 /// Which PostgreSQL the lab runs.
 #[derive(Debug, Args)]
 pub struct ServerArgs {
-    /// The folder with `postgres`, `initdb` and `pg_ctl`; the newest on this machine where none is
-    /// named
+    /// The folder with `postgres`, `initdb` and `pg_ctl`; by default the newest on this machine
     #[arg(long, value_name = "DIR")]
     postgres: Option<PathBuf>,
-    /// Turn the defaults of server, database and roles against us
+    /// Use hostile defaults of server, database and roles
     #[arg(long)]
     hostile: bool,
 }
@@ -125,7 +124,7 @@ pub struct UpArgs {
     servers: ServerArgs,
 }
 
-/// What is done with a site's service.
+/// What to do with a site's service.
 #[derive(Debug, Subcommand)]
 pub enum SiteApiVerb {
     /// Serve until the process ends
@@ -155,7 +154,7 @@ fn policy_text(file: Option<&PathBuf>) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// A folder of its own for a lab.
+/// A new folder for a lab.
 fn new_folder() -> anyhow::Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix("failover-lab-")
@@ -163,7 +162,7 @@ fn new_folder() -> anyhow::Result<tempfile::TempDir> {
         .context("make a folder for the lab")
 }
 
-/// Where the decision log of the last run is kept: a folder of this user's alone.
+/// Where the decision log of the last run is kept: a folder that belongs to this user alone.
 fn kept_folder() -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 
@@ -175,13 +174,13 @@ fn kept_folder() -> anyhow::Result<PathBuf> {
     let metadata = std::fs::symlink_metadata(&path)?;
     anyhow::ensure!(
         metadata.is_dir() && metadata.uid() == geteuid().as_raw(),
-        "`{}` is not a folder of yours: remove it",
+        "`{}` is not your folder: remove it",
         path.display()
     );
     Ok(path)
 }
 
-/// Runs a verb of the lab.
+/// Runs a command of the lab.
 pub fn run(verb: LabVerb, output: &Output) -> anyhow::Result<Exit> {
     match verb {
         LabVerb::Run(args) => run_scenario(&args, output),
@@ -246,7 +245,7 @@ async fn play(
     played
 }
 
-/// Makes this process the one to which everything that it starts comes back.
+/// Makes this process the reaper of everything that it starts.
 fn adopt_everything() -> anyhow::Result<Processes> {
     Ok(Processes::new(
         &format!("lab-{}", std::process::id()),
@@ -254,12 +253,12 @@ fn adopt_everything() -> anyhow::Result<Processes> {
     )?)
 }
 
-/// Ends whatever this process started and has not ended, however far it came.
+/// Ends whatever this process started that has not ended.
 async fn end_everything() -> anyhow::Result<()> {
     Ok(adopt_everything()?.end_all(&[], END_WITHIN).await?)
 }
 
-/// Ends in order on Ctrl-C, so that no process is left.
+/// Shuts down cleanly on Ctrl-C, so that no process is left.
 async fn interruptible<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let mut terminate = signal(SignalKind::terminate())?;
     // The work comes last: whoever sees that it has begun may interrupt it already.
@@ -331,16 +330,16 @@ fn show_report(report: &LabReport, output: &Output) {
         "  failover log show {0}\n  failover log verify {0}",
         log.path.display()
     ));
-    output.text("  failover lab up        the same lab, left standing: status, promote, lab fault, lab heal, lab down");
+    output.text("  failover lab up        the same lab, kept running: status, promote, lab fault, lab heal, lab down");
     if report.rejoined == Some(true) {
-        output.text("\nthe old primary follows the new one, and automation is armed again");
+        output.text("\nthe old primary follows the new one, and automation is re-armed");
     }
     if report.passed {
         output.text(format!(
             "\n{}",
             output.paint(
                 Mood::Good,
-                "the service went on from the other site, and all of it verified"
+                "the service continued at the other site, and everything verified"
             )
         ));
     } else {

@@ -19,9 +19,9 @@ use crate::wire::LogPart;
 /// `failover log`.
 #[derive(Debug, Subcommand)]
 pub enum LogVerb {
-    /// Show entries, one line each, or whole as JSON
+    /// Show entries, one line each, or in full as JSON
     Show(ShowArgs),
-    /// Check that nobody altered a log: offline, from the file alone
+    /// Verify that a log was not altered: offline, from the file alone
     Verify(VerifyArgs),
 }
 
@@ -30,15 +30,15 @@ pub enum LogVerb {
 pub struct ShowArgs {
     #[command(flatten)]
     reach: Reach,
-    /// The log's file; without it the controller is asked
+    /// The log's file; by default the controller is asked
     file: Option<PathBuf>,
     /// The number of the first entry
     #[arg(long, default_value_t = 1)]
     from: u64,
-    /// How many entries at most
+    /// The maximum number of entries
     #[arg(long, default_value_t = 1000)]
     limit: usize,
-    /// Go on with new entries until interrupted
+    /// Keep showing new entries until interrupted
     #[arg(long, conflicts_with = "file")]
     follow: bool,
 }
@@ -48,8 +48,8 @@ pub struct ShowArgs {
 pub struct VerifyArgs {
     /// The log's file
     file: PathBuf,
-    /// The digest that its last entry must have, known from elsewhere: shows that nothing was cut
-    /// off its end
+    /// The digest that its last entry must have, kept elsewhere: proves that nothing was cut
+    /// off the end
     #[arg(long, value_name = "DIGEST")]
     head: Option<Digest>,
 }
@@ -120,7 +120,7 @@ fn verify(args: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
             "head": chain.head,
         }))?;
     } else if let Some(expected) = cut {
-        output.text(format!("{} the chain holds, but its head is {} and not {expected}: entries are missing at its end, or it is another log", output.paint(Mood::Bad, "no:"), chain.head));
+        output.text(format!("{} the chain is intact, but its head is {} and not {expected}: entries are missing at its end, or it is a different log", output.paint(Mood::Bad, "no:"), chain.head));
     } else {
         output.text(format!(
             "{} {} entries, head {}",
@@ -132,7 +132,7 @@ fn verify(args: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(if cut.is_some() { Exit::No } else { Exit::Done })
 }
 
-/// One entry in one line, for people: whatever somebody wrote into it, it ends no line.
+/// One entry on one line, for people; no text in it can break the line.
 pub fn one_line(entry: &Entry) -> String {
     let what = match &entry.body {
         Body::Opened { topology } => format!(
@@ -200,18 +200,18 @@ fn event_line(event: &Event) -> String {
         Event::Started => "started".to_owned(),
         Event::Done { fact } => format!("done{}", fact_line(fact)),
         Event::Failed { why } => format!("failed: {why}"),
-        Event::UndoStarted => "is taken back".to_owned(),
-        Event::Undone => "taken back".to_owned(),
-        Event::Left { why } => format!("not taken back, left to tidy up: {why}"),
+        Event::UndoStarted => "being undone".to_owned(),
+        Event::Undone => "undone".to_owned(),
+        Event::Left { why } => format!("not undone, left to clean up: {why}"),
         Event::Stuck { why } => format!("stuck: {why}"),
     }
 }
 
-/// What may be lost, with a colon before it.
+/// What may be lost, after a colon.
 fn loss_line(loss: &DeclaredLoss) -> String {
     if loss.nothing {
         return format!(
-            ": loses nothing that was acknowledged: every commit waited for the standby, which has all up to {}",
+            ": loses nothing that was acknowledged: every commit waited for the standby, which has everything up to {}",
             loss.from_lsn
         );
     }
@@ -227,7 +227,7 @@ fn loss_line(loss: &DeclaredLoss) -> String {
     )
 }
 
-/// What a step brought, with a colon before it; empty where that says nothing more.
+/// A step's fact, after a colon; empty if there is nothing to add.
 pub fn fact_line(fact: &Fact) -> String {
     use crate::engine::lease::FenceProof;
 
@@ -240,13 +240,13 @@ pub fn fact_line(fact: &Fact) -> String {
             } else {
                 ", not all of it replayed yet"
             };
-            format!(": the standby stands at {position}{rest}")
+            format!(": the standby is at {position}{rest}")
         }
         Fact::Fenced {
             proof: FenceProof::Agent { relayed, said },
         } => {
             let way = if *relayed {
-                "through the other agent"
+                "through the peer agent"
             } else {
                 "directly"
             };
@@ -260,7 +260,7 @@ pub fn fact_line(fact: &Fact) -> String {
                     granted_ago,
                 },
         } => format!(
-            ": waited out; severed {} ago, last let stand {} ago, last granted {} ago (F3)",
+            ": waited out; severed {} ago, last vouched for {} ago, last granted {} ago (F3)",
             super::status::rough(*severed_ago),
             super::status::rough(vouched_ago.unwrap_or(*severed_ago)),
             super::status::rough(*granted_ago)
@@ -268,7 +268,7 @@ pub fn fact_line(fact: &Fact) -> String {
         Fact::Fenced {
             proof: FenceProof::Override { operator, reason },
         } => {
-            format!(": on the word of {operator}: {reason} (F4)")
+            format!(": asserted by {operator}: {reason} (F4)")
         }
         Fact::Declared { loss } => loss_line(loss),
         Fact::Promoted {

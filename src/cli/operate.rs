@@ -1,4 +1,4 @@
-//! What a person can order: promote, hold, release, adopt.
+//! Operators' commands: promote, hold, release, adopt.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub struct PromoteArgs {
     reach: Reach,
     /// The group
     group: GroupName,
-    /// The site that is to become active
+    /// The site to make active
     #[arg(long, value_name = "SITE")]
     to: SiteName,
     /// Why, for the decision log
@@ -36,16 +36,17 @@ pub struct PromoteArgs {
     /// Accept a loss of up to this much WAL instead of the policy's limit, such as `64MiB`
     #[arg(long, value_name = "SIZE")]
     accept_data_loss: Option<Bytes>,
-    /// Vouch that the old primary cannot write, where nothing else can prove it
+    /// Assert that the old primary cannot write, if nothing else can prove it
     #[arg(long)]
     override_fence: bool,
-    /// Accept that the standby first replays for longer than the policy allows, or nobody knows how long
+    /// Accept that the standby first replays for longer than the policy allows, or for an
+    /// unknown time
     #[arg(long)]
     accept_replay: bool,
-    /// Only show what would be done, and lost
+    /// Only show what would be done and lost
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask for the site's name to be typed
+    /// Do not ask to type the site's name
     #[arg(long)]
     yes: bool,
 }
@@ -57,10 +58,10 @@ pub struct HoldArgs {
     reach: Reach,
     /// The group
     group: GroupName,
-    /// Why, for the decision log and for everybody who wonders
+    /// Why, for the decision log and for everybody else
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// For how long, such as `30m`; at most 7 days, so that none is forgotten
+    /// How long, such as `30m`; at most 7 days, so that no hold is forgotten
     #[arg(long = "for", value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     lasting: Duration,
 }
@@ -75,8 +76,8 @@ pub struct ReleaseArgs {
     /// Why, for the decision log
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// The standby was made anew from the active site as it is now: what it has counts again, after
-    /// another installation of that site took over
+    /// The standby was rebuilt from the active site as it is now, after another installation of
+    /// that site took over: its position counts again
     #[arg(long)]
     standby_rebuilt: bool,
 }
@@ -88,10 +89,10 @@ pub struct AdoptArgs {
     reach: Reach,
     /// The group
     group: GroupName,
-    /// The epoch that the world is in
+    /// The actual epoch
     #[arg(long)]
     epoch: Epoch,
-    /// The site that is active in it
+    /// The site that is actually active
     #[arg(long, value_name = "SITE")]
     active: SiteName,
     /// Why, for the decision log
@@ -108,8 +109,8 @@ pub struct AdoptInstanceArgs {
     group: GroupName,
     /// The site
     site: SiteName,
-    /// The instance that is to count, as `failover status` names it: you vouch that the one before
-    /// it cannot write
+    /// The new instance, as `failover status` names it: you assert that the previous one cannot
+    /// write
     #[arg(long, value_name = "ID@PLACE")]
     instance: Instance,
     /// Why, for the decision log
@@ -122,17 +123,14 @@ fn check_group(client: &Client, group: &GroupName) -> anyhow::Result<Status> {
     let known = &status.situation.group;
     anyhow::ensure!(
         known == group,
-        "this controller looks after group `{known}`, not `{group}`"
+        "this controller is for group `{known}`, not `{group}`"
     );
     Ok(status)
 }
 
 /// Stops automation.
 pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
-    anyhow::ensure!(
-        !args.lasting.is_zero(),
-        "`--for` must be longer than nothing"
-    );
+    anyhow::ensure!(!args.lasting.is_zero(), "`--for` must be longer than zero");
     let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
     check_group(&client, &args.group)?;
@@ -149,7 +147,7 @@ pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Lets automation act again.
+/// Resumes automation.
 pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
     let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
@@ -168,7 +166,7 @@ pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Has the log go on from how the world stands.
+/// Makes the log continue from the actual state.
 pub fn adopt(args: &AdoptArgs, output: &Output) -> anyhow::Result<Exit> {
     let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
@@ -186,7 +184,7 @@ pub fn adopt(args: &AdoptArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Lets another instance of a site count.
+/// Transfers a site to another instance.
 pub fn adopt_instance(args: &AdoptInstanceArgs, output: &Output) -> anyhow::Result<Exit> {
     let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
@@ -254,7 +252,7 @@ fn confirmed(args: &PromoteArgs, output: &Output) -> anyhow::Result<bool> {
         "this changes which site is active, and there is no terminal to confirm it\n\nhint: `--yes` does it without asking, `--dry-run` only shows it"
     );
     let typed = output.ask(&format!(
-        "type the name of the site that is to become active ({}): ",
+        "type the name of the site to make active ({}): ",
         args.to
     ))?;
     Ok(typed == args.to.as_str())
@@ -287,7 +285,7 @@ fn show_plan(args: &PromoteArgs, answer: &PromoteAnswer, output: &Output) {
     let window = decision
         .loss
         .window
-        .map_or("a moment that nobody knows".to_owned(), |age| {
+        .map_or("an unknown time".to_owned(), |age| {
             format!("{} before now", rough(age))
         });
     output.say(format!(
@@ -295,7 +293,7 @@ fn show_plan(args: &PromoteArgs, answer: &PromoteAnswer, output: &Output) {
     ));
 }
 
-/// Shows a plan's steps as they are written down from an entry on, until it ends.
+/// Shows a plan's steps as they are logged, from an entry on, until the plan ends.
 fn follow(client: &Client, plan: u64, mut from: u64, output: &Output) -> anyhow::Result<Exit> {
     loop {
         let part: LogPart = client.log(&format!("/v1/log?from={from}&wait_ms=5000"))?;

@@ -22,16 +22,16 @@ pub struct Output {
     colour: bool,
 }
 
-/// What a word means to its reader; colour only repeats what the word says.
+/// How a word is coloured; colour only repeats what the word says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
-    /// As it should be.
+    /// Good.
     Good,
-    /// To be looked at.
+    /// Needs attention.
     Doubt,
-    /// Not as it should be.
+    /// Bad.
     Bad,
-    /// Beside the point.
+    /// Secondary.
     Dim,
     /// A heading.
     Strong,
@@ -50,7 +50,7 @@ impl Output {
         Self { form, colour }
     }
 
-    /// Whether for programs.
+    /// Whether the output is JSON.
     pub fn is_json(&self) -> bool {
         self.form == Form::Json
     }
@@ -69,14 +69,13 @@ impl Output {
         Ok(())
     }
 
-    /// Prints data as JSON, in one line.
+    /// Prints data as JSON, on one line.
     pub fn json_line(&self, value: &impl Serialize) -> anyhow::Result<()> {
         self.text(harmless_json(&serde_json::to_string(value)?));
         Ok(())
     }
 
-    /// A text as it may go to a terminal, whoever wrote a part of it: lines, and our own colours
-    /// where there are any.
+    /// A text made safe for a terminal: only line breaks, tabs and our own colours are kept.
     fn seen(&self, text: &str) -> String {
         let mut seen = String::with_capacity(text.len());
         let mut rest = text;
@@ -110,7 +109,7 @@ impl Output {
         Ok(line.trim().to_owned())
     }
 
-    /// Whether there is somebody to ask.
+    /// Whether input is a terminal.
     pub fn can_ask(&self) -> bool {
         std::io::stdin().is_terminal()
     }
@@ -131,14 +130,14 @@ impl Output {
         }
     }
 
-    /// Clears a terminal for the next frame of something that goes on.
+    /// Clears a terminal for the next frame.
     pub fn clear(&self) {
         if self.colour {
             print!("\u{1b}[2J\u{1b}[H");
         }
     }
 
-    /// Prints an error with its causes, and says how to end.
+    /// Prints an error with its causes, and returns the exit.
     pub fn fail(&self, error: &anyhow::Error) -> ExitCode {
         self.say(format!(
             "{} {}",
@@ -149,8 +148,8 @@ impl Output {
     }
 }
 
-/// Has every panic say one line that can be reported; with where it came from only for whoever
-/// asks (`RUST_BACKTRACE`).
+/// Makes every panic print one line that can be reported, with its source location only if
+/// `RUST_BACKTRACE` asks for it.
 pub fn tell_panics() {
     let whole = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -163,7 +162,7 @@ pub fn tell_panics() {
             format!(" at {}:{}", at.file(), at.line())
         });
         let line = format!(
-            "error: a mistake in failover {}{place}: {}; please report this line",
+            "error: a bug in failover {}{place}: {}; please report this line",
             env!("CARGO_PKG_VERSION"),
             harmless(&text.unwrap_or("no text").replace(['\n', '\r'], " "))
         );
@@ -171,7 +170,7 @@ pub fn tell_panics() {
     }));
 }
 
-/// How long the colour is with which a text begins; zero where it begins with none.
+/// The length in bytes of the colour code at the start of a text; zero without one.
 fn colour(text: &str) -> usize {
     let Some(code) = text.strip_prefix("\u{1b}[") else {
         return 0;
@@ -184,7 +183,7 @@ fn colour(text: &str) -> usize {
     }
 }
 
-/// An error and its causes in one line, then its hint if it has one.
+/// An error and its causes on one line, then its hint if it has one.
 pub fn said(error: &anyhow::Error) -> String {
     let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
     let whole = chain.join(": ");

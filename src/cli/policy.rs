@@ -1,4 +1,4 @@
-//! `failover policy`: checking policies, and what follows from them.
+//! `failover policy`: checks policies, and shows what follows from them.
 
 use std::path::{Path, PathBuf};
 
@@ -16,15 +16,15 @@ use crate::engine::units::millis;
 /// `failover policy`.
 #[derive(Debug, Subcommand)]
 pub enum PolicyVerb {
-    /// Check policies: every mistake with file, line and the right form
+    /// Check policies: report every mistake with file, line and the correct form
     Check {
         /// The policies
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Print what the policy does in each partition: verdict, time, loss, and who is fenced
+    /// Show what the policy does in each partition: verdict, time, loss, and who is fenced
     Table(super::table::TableArgs),
-    /// Tell how long each fault takes until the other site takes writes, and which setting
+    /// Show how long each fault takes until the other site takes writes, and which setting
     /// dominates
     Timers {
         /// The policy
@@ -38,7 +38,7 @@ pub(super) fn read(file: &Path) -> anyhow::Result<Policy> {
     Ok(Policy::read(&file.display().to_string(), &text)?)
 }
 
-/// Checks, or tells.
+/// Runs `failover policy`.
 pub fn run(verb: &PolicyVerb, output: &Output) -> anyhow::Result<Exit> {
     match verb {
         PolicyVerb::Check { files } => check(files, output),
@@ -109,16 +109,18 @@ fn show_timers(file: &Path, output: &Output) -> anyhow::Result<Exit> {
         human(lease.fence.longest()), human(lease.fence_within)
     ));
     output.text(format!(
-        "A promotion that waits the old right out begins no earlier than\n  max(last vouch + peer_ttl {}, last grant + lease_ttl {}) + fence_within {}, each x (1 + {} ppm), + margin {}\n  that is at most {} after the later of last vouch and last grant\n",
+        "A promotion that waits out the old lease begins no earlier than\n  max(last vouch + peer_ttl {}, last grant + lease_ttl {}) + fence_within {}, each x (1 + {} ppm), + margin {}\n  that is at most {} after the later of last vouch and last grant\n",
         human(lease.peer_ttl), human(lease.lease_ttl), human(lease.fence_within),
         lease.clock_drift_ppm, human(lease.margin), rounded(lease.longest_wait_out())
     ));
     output.text("Worst case from the fault until the other site takes writes:");
     if policy.mode == Mode::Observe {
-        output.text("  never by itself: the policy only observes");
+        output.text("  never automatically: the policy only observes");
     }
     for timer in &timers {
-        let worst = timer.worst.map_or("never by itself".to_owned(), rounded);
+        let worst = timer
+            .worst
+            .map_or("never automatically".to_owned(), rounded);
         output.text(format!("  {:<64} {worst}", timer.fault));
         for (index, (name, ms)) in timer.parts.iter().enumerate() {
             let note = if index == 0 {

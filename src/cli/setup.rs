@@ -1,4 +1,4 @@
-//! What is made once: certificates and keys, completions, the man page, schemas.
+//! What is generated once: certificates and keys, completions, the man page, schemas.
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use crate::ports::Clock;
 /// `failover certificates`.
 #[derive(Debug, Args)]
 pub struct CertificatesArgs {
-    /// Where to put them; an authority that is there already is used again
+    /// The output folder; an authority that is already there is reused
     #[arg(long, value_name = "FOLDER")]
     dir: PathBuf,
     /// The group
@@ -36,16 +36,15 @@ pub struct CertificatesArgs {
     /// An operator of the group who needs a certificate
     #[arg(long = "operator", value_name = "NAME")]
     operators: Vec<String>,
-    /// A person who may look, and change nothing, and needs a certificate
+    /// A read-only user of the group who needs a certificate
     #[arg(long = "reader", value_name = "NAME")]
     readers: Vec<String>,
-    /// For how long they hold, such as `90days`
+    /// How long they are valid, such as `90days`
     #[arg(long = "for", value_name = "DURATION", default_value = "365days", value_parser = humantime::parse_duration)]
     lasting: Duration,
 }
 
-/// Makes an authority, its certificates, and the key that signs orders. Nothing that is there is
-/// replaced.
+/// Creates an authority, its certificates, and the order key. Existing files are not replaced.
 pub fn certificates(args: &CertificatesArgs, output: &Output) -> anyhow::Result<Exit> {
     let now = SystemClock.wall();
     std::fs::DirBuilder::new()
@@ -87,21 +86,21 @@ pub fn certificates(args: &CertificatesArgs, output: &Output) -> anyhow::Result<
         key.verifying_key().to_file(&public)?;
         output.text(format!("{} {}", public.display(), orders.display()));
     }
-    output.say("hand out: to each agent its own two files, `ca.pem` and `orders.pub`; to each observer its own and `ca.pem`; to the controller its own, `ca.pem` and `orders.key`; keep `ca.key` offline");
+    output.say("distribute: to each agent its own two files, `ca.pem` and `orders.pub`; to each observer its own and `ca.pem`; to the controller its own, `ca.pem` and `orders.key`; keep `ca.key` offline");
     Ok(Exit::Done)
 }
 
-/// Who of the people named needs a certificate.
+/// The people who still need a certificate.
 fn people(args: &CertificatesArgs) -> anyhow::Result<Vec<Identity>> {
     let operators = args.operators.iter().zip(std::iter::repeat("operator"));
     let readers = args.readers.iter().zip(std::iter::repeat("reader"));
     let named = operators.chain(readers).map(|(name, role)| {
         let identity: Identity = format!("{name}.{role}.{}.failover.internal", args.group)
             .parse()
-            .with_context(|| format!("`{name}` names nobody"))?;
+            .with_context(|| format!("`{name}` is not a valid name"))?;
         anyhow::ensure!(
             matches!(identity, Identity::Operator { .. }),
-            "`{name}` is not the name of a person\n\nhint: lower-case letters, digits and hyphens, such as `alice`"
+            "`{name}` is not a valid name for a person\n\nhint: lower-case letters, digits and hyphens, such as `alice`"
         );
         Ok(identity)
     });
@@ -113,14 +112,14 @@ fn people(args: &CertificatesArgs) -> anyhow::Result<Vec<Identity>> {
 pub enum GenerateVerb {
     /// Completions for a shell
     Completions {
-        /// Which
+        /// The shell
         shell: clap_complete::Shell,
     },
     /// The man page
     Man,
     /// The JSON schema of a file
     Schema {
-        /// Of which
+        /// The kind of file
         #[arg(value_enum)]
         of: SchemaOf,
     },
@@ -141,7 +140,7 @@ pub enum SchemaOf {
     Policy,
 }
 
-/// Prints something that is made from the program itself.
+/// Prints something that is generated from the program itself.
 pub fn generate(verb: &GenerateVerb, output: &Output) -> anyhow::Result<Exit> {
     match verb {
         GenerateVerb::Completions { shell } => {

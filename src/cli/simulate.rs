@@ -1,4 +1,4 @@
-//! `failover simulate`: the shipped controller and agents in a simulated world, seed after seed.
+//! `failover simulate`: the shipped controller and agents in a simulated world, seed by seed.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -23,10 +23,10 @@ pub struct SimulateArgs {
     /// How many seeds
     #[arg(long, default_value_t = 100)]
     seeds: u64,
-    /// The first of them
+    /// The first seed
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     from: u64,
-    /// The policy; without it that of `policies/fast.toml`
+    /// The policy; by default `policies/fast.toml`
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// How many simulated minutes for each seed
@@ -35,7 +35,7 @@ pub struct SimulateArgs {
     /// What goes wrong
     #[arg(long, value_enum, default_value_t = Wrong::Faults)]
     course: Wrong,
-    /// How many seeds at once; without it as many as there are cores. The output is the same
+    /// How many seeds at once; by default one per core. The output is the same
     #[arg(long, value_name = "COUNT")]
     jobs: Option<NonZeroUsize>,
     /// Print every event
@@ -52,9 +52,9 @@ enum Wrong {
     Calm,
     /// The active site is lost for good
     SiteLost,
-    /// A person asks for a takeover, and the standby can never be severed
+    /// An operator requests a takeover, and the standby can never be severed
     SeverFails,
-    /// A replaced site comes back, and somebody starts its database behind everybody's back
+    /// A replaced site comes back, and somebody starts its database by hand
     StartedByHand,
 }
 
@@ -105,12 +105,12 @@ impl SimulateArgs {
     }
 }
 
-/// What is kept of a seed until its turn comes.
+/// What is kept of a seed until it is its turn to be printed.
 struct Kept {
     promotions: usize,
-    /// The whole run, if that is wanted.
+    /// The whole run, if requested.
     trace: Option<String>,
-    /// What is told of a seed in which an invariant did not hold.
+    /// The report on a seed that broke an invariant.
     broken: Option<String>,
     violations: Vec<serde_json::Value>,
 }
@@ -137,7 +137,7 @@ impl Kept {
     }
 }
 
-/// What came of all seeds.
+/// The result of all seeds.
 #[derive(Default)]
 struct Sum {
     seeds: u64,

@@ -1,4 +1,4 @@
-//! `failover status`: what is, and why it is not failing over.
+//! `failover status`: the current state, and why it is not failing over.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::wire::Status;
 pub struct StatusArgs {
     #[command(flatten)]
     reach: Reach,
-    /// Show it again every second until interrupted
+    /// Refresh every second until interrupted
     #[arg(long)]
     watch: bool,
 }
@@ -56,7 +56,7 @@ pub fn run(args: &StatusArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Interrupted)
 }
 
-/// How often `--watch` looks.
+/// How often `--watch` refreshes.
 const EVERY: Duration = Duration::from_secs(1);
 
 fn show(status: &Status, output: &Output) -> anyhow::Result<()> {
@@ -67,8 +67,8 @@ fn show(status: &Status, output: &Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Stuck plans end with their own code; an active site that is not healthy, and a promise of the policy that is
-/// not kept, with a "no".
+/// A stuck plan has its own exit code; an unhealthy active site, and a broken promise of the
+/// policy, is a "no".
 fn exit_of(status: &Status) -> Exit {
     let situation = &status.situation;
     if status
@@ -100,7 +100,7 @@ fn mood(state: State) -> Mood {
     }
 }
 
-/// A duration that people read: no finer than it needs to be.
+/// A duration for people: no finer than necessary.
 pub fn rough(duration: Duration) -> String {
     let ms = as_millis(duration);
     human(Duration::from_millis(if ms < 10_000 {
@@ -234,7 +234,7 @@ fn write_sites(text: &mut String, status: &Status, output: &Output) -> std::fmt:
                 .unwrap_or_default();
             writeln!(
                 text,
-                "  lease     last report {} ago, other agent answered {peer}{fenced}{severed}{clock}",
+                "  lease     last report {} ago, peer answered {peer}{fenced}{severed}{clock}",
                 rough(agent.age)
             )?;
         }
@@ -253,7 +253,7 @@ fn write_observers(text: &mut String, status: &Status, output: &Output) -> std::
     Ok(())
 }
 
-/// The certificates that end first.
+/// The certificates that expire first.
 fn write_certificates(text: &mut String, status: &Status, output: &Output) -> std::fmt::Result {
     let nearest = status.situation.certificates.iter().take(3);
     let shown: Vec<String> = nearest
@@ -261,7 +261,7 @@ fn write_certificates(text: &mut String, status: &Status, output: &Output) -> st
             let days = end.left.as_secs().checked_div(86_400).unwrap_or_default();
             let word = format!("{} in {days} days", end.owner);
             if end.left.is_zero() {
-                output.paint(Mood::Bad, format!("{} ended at {}", end.owner, end.until))
+                output.paint(Mood::Bad, format!("{} expired at {}", end.owner, end.until))
             } else if end.left <= URGENT {
                 output.paint(Mood::Bad, word)
             } else if end.left <= WARNED {
@@ -274,7 +274,7 @@ fn write_certificates(text: &mut String, status: &Status, output: &Output) -> st
     if shown.is_empty() {
         return Ok(());
     }
-    let title = output.paint(Mood::Strong, "certificates end:");
+    let title = output.paint(Mood::Strong, "certificates expire:");
     writeln!(text, "{title} {}", shown.join(", "))
 }
 

@@ -28,10 +28,10 @@ pub struct TableArgs {
     /// How many seeds for each row
     #[arg(long, default_value_t = 20, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// The first of them
+    /// The first seed
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     from: u64,
-    /// How many runs at once; without it as many as there are cores. The output is the same
+    /// How many runs at once; by default one per core. The output is the same
     #[arg(long, value_name = "COUNT")]
     jobs: Option<NonZeroUsize>,
 }
@@ -76,7 +76,7 @@ fn heading(args: &TableArgs, policy: &Policy) -> String {
         human(Span::of(policy).watched)
     );
     if policy.mode == Mode::Observe {
-        text += "The policy only observes: nobody is promoted by itself.\n";
+        text += "The policy only observes: nothing is promoted automatically.\n";
     }
     text
 }
@@ -137,7 +137,7 @@ pub fn seconds(duration: Duration) -> String {
     format!("{}.{} s", tenths / 10, tenths % 10)
 }
 
-/// Each verdict with its leading reason, as `name` shows a reason.
+/// Each verdict with its leading reason, formatted by `name`.
 pub fn verdict(measured: &Measured, name: impl Fn(Code) -> String) -> String {
     let shown = measured.verdicts.iter().map(|(verdict, code)| match code {
         Some(code) => format!("{verdict}: {}", name(*code)),

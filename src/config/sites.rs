@@ -17,7 +17,7 @@ pub(crate) fn two_sites<T>(
     let names: Vec<String> = tables.iter().map(|(name, _)| name.clone()).collect();
     if root.has("sites") && tables.len() != 2 {
         root.problem("sites", format!(
-            "`[sites]` has {}: a group has exactly two, `[sites.aws]` and `[sites.gcp]`, say; further sites belong to a group of their own",
+            "`[sites]` has {}: a group has exactly two, such as `[sites.aws]` and `[sites.gcp]`; put further sites into another group",
             tables.len()
         ));
     }

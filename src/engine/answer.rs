@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 use super::topology::{SiteName, Topology};
 use super::units::Epoch;
 
-/// What one traffic target answers: which share of users each site gets, and the epoch that was
-/// written beside it.
+/// One traffic target's answer: the share of users that each site gets, and the epoch noted beside
+/// it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The weight of each site; 0 is off. Only the ratio matters.
     pub weights: BTreeMap<SiteName, u16>,
-    /// The epoch of the change that made this answer; `None` where nobody wrote one.
+    /// The epoch of the change that made this answer; `None` if no epoch is noted.
     pub epoch: Option<Epoch>,
 }
 
 impl Answer {
-    /// All users to one site of a group.
+    /// All users to one site of the group.
     pub fn only(site: &SiteName, topology: &Topology, epoch: Epoch) -> Self {
         let weight = |name: &SiteName| (name.clone(), if name == site { 100 } else { 0 });
         Self {
@@ -27,7 +27,7 @@ impl Answer {
         }
     }
 
-    /// The sites that users reach.
+    /// The sites that users reach: those with a weight above 0.
     pub fn sites_on(&self) -> impl Iterator<Item = &SiteName> {
         self.weights
             .iter()
@@ -45,26 +45,26 @@ impl Answer {
 /// Why a traffic write is forbidden.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ForbiddenAnswer {
-    /// Nobody could be served.
+    /// No site would be on.
     #[error("no site would be on: users would get an error, or every site (all weights zero)")]
     NobodyOn,
-    /// Users would write at both sites.
-    #[error("{0} sites would be on: the database takes writes at one")]
+    /// Both sites would be on, and users would write at both.
+    #[error("{0} sites would be on: the database takes writes at only one")]
     SeveralOn(usize),
     /// Users would be sent to a database that takes no writes.
-    #[error("site `{on}` would be on, but the right to take writes is at `{active}`")]
+    #[error("site `{on}` would be on, but the write lease is at `{active}`")]
     FencedOn {
         /// The site that would be on.
         on: SiteName,
-        /// The site that has the right.
+        /// The site that holds the write lease.
         active: SiteName,
     },
-    /// The answer is about sites that the group does not have.
+    /// The answer names a site that the group does not have.
     #[error("site `{0}` is not one of this group")]
     Foreign(SiteName),
 }
 
-/// The one guard just before the wire: refuses every answer that must never be given (invariants.md I9).
+/// The one check just before the write is sent: refuses every forbidden answer (invariants.md I9).
 pub fn guard_answer(
     answer: &Answer,
     topology: &Topology,

@@ -1,8 +1,8 @@
-//! The decision log's entries and the chain of digests that ties them together.
+//! The decision log's entries and the chain of digests that links them.
 //!
-//! One line for each entry: 64 hexadecimal digits, a space, and the entry as RFC 8785 canonical
-//! JSON. The digits are the SHA-256 of exactly the JSON's bytes; the JSON names the digest of the
-//! line before. So an auditor checks a log with a few lines of any language.
+//! One line per entry: 64 hexadecimal digits, a space, and the entry as RFC 8785 canonical
+//! JSON. The digits are the SHA-256 of exactly the JSON's bytes; the JSON contains the digest of
+//! the previous line. So an auditor can check a log with a few lines in any language.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -28,10 +28,10 @@ use super::units::{Epoch, UnitError, WallTime, serde_as_text};
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// What the first entry names as the one before it.
+    /// The previous digest of the first entry: all zeros.
     pub const ZERO: Digest = Digest([0; 32]);
 
-    /// The digest of some bytes.
+    /// The SHA-256 of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Digest(Sha256::digest(bytes).into())
     }
@@ -57,16 +57,16 @@ impl std::str::FromStr for Digest {
 
 serde_as_text!(Digest);
 
-/// One entry.
+/// One entry of the decision log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Its number: 1 and upwards, without gaps.
+    /// From 1 upwards, without gaps.
     pub seq: u64,
-    /// When, on the wall clock: for people.
+    /// Wall-clock time: for people only.
     pub at: WallTime,
-    /// When, in milliseconds on the monotonic clock of the machine's boot `boot`: for durations.
+    /// Milliseconds on the monotonic clock of the boot `boot`: for durations.
     pub mono_ms: u64,
-    /// Which boot of which machine.
+    /// Identifies one boot of one machine.
     pub boot: String,
     /// The group it is about.
     pub group: GroupName,
@@ -78,14 +78,14 @@ pub struct Entry {
     pub version: String,
     /// The digest of policy and configuration in force.
     pub settings: Digest,
-    /// What happened.
+    /// The kind of entry, with its content.
     pub body: Body,
-    /// The digest of the entry before; zeros in the first.
+    /// The digest of the previous entry; zeros in the first.
     pub previous: Digest,
 }
 
 impl Entry {
-    /// When it was written.
+    /// Wall-clock and monotonic time of the entry.
     fn moment(&self) -> Moment {
         Moment {
             wall: self.at,
@@ -95,28 +95,28 @@ impl Entry {
     }
 }
 
-/// What happened.
+/// The content of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "entry")]
 pub enum Body {
-    /// The log begins. The first entry, and only that one.
+    /// The log begins. Always the first entry, and only that one.
     Opened {
         /// What the log is about.
         topology: Topology,
     },
-    /// A person asked for something, and it was accepted.
+    /// An operator's command was accepted.
     Command {
-        /// What.
+        /// The command, with its operator and reason.
         command: Command,
     },
     /// The engine decided, on this evidence.
     Decision {
-        /// What.
+        /// The verdict, reasons and gates.
         decision: Box<Decision>,
-        /// On what: replaying it must lead to the same decision.
+        /// The evidence: replaying it must lead to the same decision.
         situation: Box<Situation>,
     },
-    /// A plan was opened. Its number is this entry's.
+    /// A plan was opened. Its number is this entry's `seq`.
     Plan {
         /// The plan.
         plan: Box<Plan>,
@@ -127,7 +127,7 @@ pub enum Body {
         plan: u64,
         /// The step's index in it.
         index: usize,
-        /// Which step that is.
+        /// The step itself.
         step: Step,
         /// What happened to it.
         event: Event,
@@ -136,31 +136,32 @@ pub enum Body {
     Outcome {
         /// The plan's number.
         plan: u64,
-        /// How.
+        /// Done, undone or stuck.
         ending: Ending,
     },
-    /// From here on the active site may, or may not, acknowledge what its standby does not have.
+    /// From here on the active site may, or may not, acknowledge writes that its standby does not
+    /// have.
     Window {
-        /// Which.
+        /// Opened or closed.
         change: WindowChange,
     },
-    /// From here on a site's right, and its agent's word, are those of one instance of its agent.
+    /// From here on a site's lease and its agent's reports are those of one instance.
     Instance {
-        /// Which.
+        /// The site, its new instance and its previous one.
         change: InstanceChange,
     },
-    /// Something that people should find here later.
+    /// Something worth finding here later.
     Note {
-        /// A stable word.
+        /// A stable code.
         code: String,
-        /// What.
+        /// The note itself, for people.
         text: String,
     },
 }
 
 impl Body {
-    /// The same within the limits of what is kept. What a decision, a plan or a command holds was
-    /// cut where it came in: a decision must follow again from what stands beside it.
+    /// The entry with all its texts bounded. What a decision, a plan or a command holds was bounded
+    /// on arrival: a decision must follow again from the situation logged beside it.
     #[must_use]
     pub fn clipped(mut self) -> Self {
         match &mut self {
@@ -186,7 +187,7 @@ impl Body {
         self
     }
 
-    /// What it means for the state of the group; `None` where nothing.
+    /// What the entry means for the state of the group; `None` if nothing.
     pub fn happening<'e>(&'e self, actor: &'e str) -> Option<Happening<'e>> {
         match self {
             Body::Command { command } => Some(Happening::Commanded {
@@ -215,44 +216,46 @@ impl Body {
 /// Why a line does not verify.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// Not of the form of a line.
+    /// It is not 64 digits, a space and JSON.
     #[error("the line is not 64 hexadecimal digits, a space and JSON")]
     Form,
-    /// The digest is not that of the JSON: something was altered.
+    /// The digest is not that of the JSON: the line was altered.
     #[error("the digest does not fit the entry: something in it was altered")]
     Digest,
     /// The JSON is not an entry.
     #[error("the entry cannot be read: {0}")]
     Entry(String),
-    /// It does not follow on the entry before.
-    #[error("it does not follow on the entry before it: one was altered, removed or added")]
+    /// Its `previous` is not the digest of the previous entry.
+    #[error("it does not follow the entry before it: one was altered, removed or added")]
     Link,
-    /// Its number does not follow.
+    /// Its number does not follow the previous one.
     #[error("it has number {found}, expected {expected}")]
     Number {
-        /// The number it has.
+        /// The number in the entry.
         found: u64,
-        /// The one it should have.
+        /// The number that should be there.
         expected: u64,
     },
-    /// The log does not begin as a log does, or begins twice.
-    #[error("a log begins with one entry that says what it is about, and this is not so")]
+    /// The first entry is not `opened`, or a later one is.
+    #[error(
+        "a log must begin with one entry that says what it is about, and have no other such entry"
+    )]
     Opening,
-    /// Longer than any entry may be.
+    /// Longer than the limit.
     #[error("it is longer than {limit} bytes")]
     TooLong {
-        /// What was the most.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// What would be read back is not what was to be written: a number that JSON rounds, say.
+    /// The entry would not read back as it was written, such as a number that JSON rounds.
     #[error("it would read back as something else: {0}")]
     Unfaithful(String),
-    /// It tells something impossible.
-    #[error("it tells something impossible: {0}")]
+    /// The entry contradicts the state of the group.
+    #[error("it records something impossible: {0}")]
     Saga(#[from] SagaError),
 }
 
-/// How far a log went when somebody last saw it.
+/// The end of a log as somebody last saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogMark {
     /// The number of its last entry.
@@ -261,7 +264,7 @@ pub struct LogMark {
     pub head: Digest,
 }
 
-/// How many digests are kept to compare marks with: agents hear of a new end every second or so.
+/// How many digests are kept to compare marks with: agents learn of a new end about once a second.
 const RECENT: usize = 1024;
 
 /// The digests of a log's last entries.
@@ -271,16 +274,16 @@ pub struct Recent {
     digests: Arc<VecDeque<Digest>>,
 }
 
-/// How a mark that somebody remembers compares with a log.
+/// How a remembered mark compares with a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fit {
-    /// The log holds that entry.
+    /// The log contains that entry.
     Same,
-    /// Too far back to compare.
+    /// The entry is too old to compare.
     TooOld,
-    /// The log is shorter.
+    /// The log is shorter than the mark.
     Longer,
-    /// The log holds another entry there.
+    /// The log has a different entry there.
     Other,
 }
 
@@ -294,7 +297,7 @@ impl Recent {
         digests.push_back(digest);
     }
 
-    /// The end of the log; `None` where it has no entry.
+    /// The end of the log; `None` for a log without entries.
     pub fn end(&self) -> Option<LogMark> {
         let entries = self.entries;
         self.digests.back().map(|head| LogMark {
@@ -303,7 +306,7 @@ impl Recent {
         })
     }
 
-    /// Compares a mark with the log.
+    /// Compares a remembered mark with the log.
     pub fn fits(&self, mark: &LogMark) -> Fit {
         let Some(back) = self.entries.checked_sub(mark.entries) else {
             return Fit::Longer;
@@ -318,14 +321,14 @@ impl Recent {
     }
 }
 
-/// The end of a chain, and what the chain amounts to.
+/// The end of a chain, and the state that its entries add up to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// How many entries there are.
+    /// The number of entries.
     pub entries: u64,
-    /// The digest of the last; zeros where there is none.
+    /// The digest of the last entry; zeros if there is none.
     pub head: Digest,
-    /// The digests of the last ones.
+    /// The digests of the last entries.
     pub recent: Recent,
     /// What the log is about, and the state of the group; `None` before the first entry.
     pub about: Option<(Topology, GroupState)>,
@@ -349,15 +352,15 @@ impl Chain {
         self.about.as_ref().map(|(_, state)| state)
     }
 
-    /// Verifies one line (without its line end) and takes it in.
+    /// Verifies one line (without its line feed) and applies it.
     pub fn take(&mut self, line: &[u8]) -> Result<Entry, Broken> {
         let (digest, entry) = read_line(line)?;
         self.follow(digest, &entry)?;
         Ok(entry)
     }
 
-    /// Takes in an entry that was just made, and returns its line, with line end. Nothing changes
-    /// when it is refused, as one is that would not read back as it is, byte for byte.
+    /// Applies a new entry and returns its line, with the line feed. An entry that is refused, such
+    /// as one that would not read back byte for byte, changes nothing.
     pub fn append(&mut self, entry: &Entry) -> Result<Vec<u8>, Broken> {
         let json = canonical(entry)?;
         let read = faithful(entry, &json)?;
@@ -401,19 +404,19 @@ impl Chain {
     }
 }
 
-/// How long the digest at the front of a line is.
+/// The length of the digest and the space at the start of a line.
 const DIGEST_DIGITS: usize = 64;
 
 /// The longest line that is written, in bytes. A decision with its evidence takes about 10 KiB, and
-/// 100 KiB where every text in it is as long as it may be.
+/// 100 KiB if every text in it has its maximum length.
 pub const WRITTEN_LINE: usize = 1 << 20;
 
-/// The longest line that is read. For good longer than any that is written, or ever was: no change
-/// of the first limit may make a log unreadable.
+/// The longest line that is read. It stays above every writing limit, past and future: no change of
+/// that limit may make a log unreadable.
 pub const READ_LINE: usize = 64 << 20;
 const _: () = assert!(WRITTEN_LINE < READ_LINE);
 
-/// The entry as its line will be read. Refused where that is not what was to be written.
+/// The entry as its line will be read. An error if that is not the entry that was to be written.
 fn faithful(entry: &Entry, json: &[u8]) -> Result<Entry, Broken> {
     let unfaithful = |cause: serde_json::Error| Broken::Unfaithful(clipped(cause.to_string()));
     let longest = WRITTEN_LINE.saturating_sub(DIGEST_DIGITS.saturating_add(2));
@@ -421,7 +424,7 @@ fn faithful(entry: &Entry, json: &[u8]) -> Result<Entry, Broken> {
         let limit = WRITTEN_LINE;
         return Err(Broken::TooLong { limit });
     }
-    // Canonical JSON writes every number as a double: what that rounds is seen in the values only.
+    // Canonical JSON writes every number as a double: rounding shows in the values only.
     let wanted = serde_json::to_value(entry).map_err(unfaithful)?;
     let found: serde_json::Value = serde_json::from_slice(json).map_err(unfaithful)?;
     if wanted != found {
@@ -430,13 +433,13 @@ fn faithful(entry: &Entry, json: &[u8]) -> Result<Entry, Broken> {
     }
     let read: Entry = serde_json::from_slice(json).map_err(unfaithful)?;
     if canonical(&read)? != json {
-        let text = "written again it has other bytes".to_owned();
+        let text = "it would not read back byte for byte".to_owned();
         return Err(Broken::Unfaithful(text));
     }
     Ok(read)
 }
 
-/// Reads one line (without its line end) and checks its digest, not its place in the chain.
+/// Reads one line (without its line feed) and checks its digest, but not its place in the chain.
 pub fn read_line(line: &[u8]) -> Result<(Digest, Entry), Broken> {
     if line.len() >= READ_LINE {
         return Err(Broken::TooLong { limit: READ_LINE });
@@ -453,7 +456,7 @@ pub fn read_line(line: &[u8]) -> Result<(Digest, Entry), Broken> {
     Ok((digest, entry))
 }
 
-/// RFC 8785 canonical JSON.
+/// The value as RFC 8785 canonical JSON.
 pub fn canonical<T: Serialize>(value: &T) -> Result<Vec<u8>, Broken> {
     serde_json_canonicalizer::to_vec(value).map_err(|cause| Broken::Entry(cause.to_string()))
 }

@@ -1,33 +1,35 @@
-//! What the primary's stream of a standby's name confirms, held against what the standby says itself. A name is
-//! not a system: whoever streams under it confirms commits that only he has (postgres.md P33).
+//! What the primary's stream with the standby's name confirms, compared with what the standby
+//! says itself. A name is not a system: another client that streams under it confirms commits that
+//! only it has (postgres.md P33).
 
 use std::collections::VecDeque;
 
 use super::units::{Lsn, MonoTime};
 
-/// So many claims wait for the standby's word: some minutes of reports.
+/// The most claims that wait for the standby's report: some minutes of reports.
 const CLAIMS_KEPT: usize = 256;
 
 /// What was confirmed under the standby's name while commits waited for it.
 #[derive(Debug, Clone, Default)]
 pub struct Claims {
-    /// Those that the standby's own word has not covered, and when each had been made at the latest.
+    /// The claims that the standby's own report has not covered yet, each with the latest time it
+    /// was made.
     open: VecDeque<(MonoTime, Lsn)>,
     highest: Option<Lsn>,
     contradicted: Option<Contradiction>,
 }
 
-/// The stream of a standby's name has confirmed more than the standby has.
+/// A stream with the standby's name confirmed more than the standby has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Contradiction {
-    /// What was confirmed.
+    /// The confirmed position.
     pub claimed: Lsn,
-    /// What the standby had, by its own word of a later moment.
+    /// The position that the standby itself reported later.
     pub had: Lsn,
 }
 
 impl Claims {
-    /// So much is confirmed under the standby's name, as was seen at `by` at the latest.
+    /// `position` is confirmed under the standby's name, seen at `by` at the latest.
     pub fn claimed(&mut self, by: MonoTime, position: Lsn) {
         if self.highest >= Some(position) {
             return;
@@ -39,7 +41,7 @@ impl Claims {
         self.highest = Some(position);
     }
 
-    /// The standby says that it has so much, on a look that began at `since` at the earliest.
+    /// The standby reports `position`, from a probe that began at `since` at the earliest.
     pub fn said(&mut self, since: MonoTime, position: Lsn) {
         self.open.retain(|(_, claimed)| *claimed > position);
         let mut before = self.open.iter().filter(|(by, _)| *by <= since);
@@ -49,12 +51,12 @@ impl Claims {
         });
     }
 
-    /// Whether the two contradict each other, as of the standby's last word.
+    /// The contradiction between the two, as of the standby's last report.
     pub fn contradicted(&self) -> Option<Contradiction> {
         self.contradicted
     }
 
-    /// Whether a standby that stands at `position` has all that was confirmed under its name.
+    /// Whether a standby at `position` has everything that was confirmed under its name.
     pub fn covered_by(&self, position: Lsn) -> bool {
         self.contradicted.is_none_or(|it| it.claimed <= position)
             && self.highest.is_none_or(|highest| highest <= position)

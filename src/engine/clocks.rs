@@ -1,4 +1,4 @@
-//! How far the clocks of the places are apart, as far as that was lately measured.
+//! How far the places' clocks are apart, as recently measured.
 
 use super::policy::Policy;
 use super::reason::{Code, Reason};
@@ -6,7 +6,7 @@ use super::situation::Situation;
 use super::skew::{LIMIT, Skew};
 use super::topology::SiteName;
 
-/// The two clocks that are farthest apart, if that is too far; only what was lately measured counts.
+/// The two clocks that differ most, if by too much; only recent measurements count.
 pub fn clock_skew(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let limit = policy.detect.stale_after;
     let mut worst: Option<(Skew, &SiteName, String)> = None;

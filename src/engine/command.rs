@@ -1,4 +1,4 @@
-//! What people order, as the decision log keeps it.
+//! Operators' commands, as the decision log stores them.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,51 +7,50 @@ use super::situation::Request;
 use super::topology::SiteName;
 use super::units::{Epoch, WallTime};
 
-/// What a person asked for.
+/// An operator's command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "command")]
 pub enum Command {
     /// Make a site active.
     Promote {
-        /// All of it.
+        /// The request with its operator, reason and options.
         request: Request,
     },
     /// Stop automation.
     Hold {
-        /// Why.
+        /// The operator's reason.
         reason: String,
-        /// Until when.
+        /// When the hold ends.
         until: WallTime,
     },
-    /// Let automation act again: ends a hold and re-arms after a failover.
+    /// Resume automation: ends a hold and re-arms after a failover.
     Release {
-        /// Why.
+        /// The operator's reason.
         reason: String,
-        /// The standby was made anew from the active site as it is now.
+        /// Whether the standby was rebuilt from the active site as it is now.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         rebuilt: bool,
     },
-    /// Go on from how the world stands, where the log is behind it.
+    /// Continue from the actual state, because the log is behind it.
     Adopt {
-        /// The epoch that the world is in.
+        /// The actual epoch.
         epoch: Epoch,
         /// The site that is active in it.
         active: SiteName,
-        /// The instance of that site that holds the right, where it said so.
+        /// The instance of that site that holds the lease, if it reported one.
         instance: Option<Instance>,
-        /// How many entries of a log that was lost anybody remembers: what they remember of it
-        /// counts no more.
+        /// How many entries of the lost log anybody remembers: those memories no longer count.
         lost: u64,
-        /// Why.
+        /// The operator's reason.
         reason: String,
     },
-    /// Let another instance of a site have its right and its word.
+    /// Transfer a site's lease and reports to another instance.
     AdoptInstance {
-        /// The site.
+        /// The site whose instance changes.
         site: SiteName,
-        /// The instance.
+        /// The instance that counts from now on.
         instance: Instance,
-        /// Why.
+        /// The operator's reason.
         reason: String,
     },
 }

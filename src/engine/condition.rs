@@ -1,4 +1,4 @@
-//! One condition before acting: checked, with what was measured against which limit.
+//! One condition before acting: whether it holds, and the measured value and limit.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::reason::Reason;
 
-/// One condition, checked.
+/// One condition before a failover: a gate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gate {
-    /// Whether it lets a failover pass.
+    /// Whether it is open, so that a failover may pass.
     pub open: bool,
-    /// What was measured against which limit.
+    /// The measured value and its limit.
     pub reason: Reason,
 }
 
@@ -19,7 +19,7 @@ pub(super) fn gate(open: bool, reason: Reason) -> Gate {
     Gate { open, reason }
 }
 
-/// An age that may be endless, as a reason shows it.
+/// An age as a reason shows it; an unbounded one is capped.
 pub(super) fn at_most_a_day(age: Duration) -> Duration {
     age.min(Duration::from_secs(86_400))
 }

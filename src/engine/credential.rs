@@ -1,8 +1,8 @@
-//! What a process says of the certificates and secrets that it holds or sees: when they end, and
-//! which new ones it found and does not use.
+//! What a process reports about the certificates and secrets that it holds or sees: when they
+//! expire, and which new ones it refused.
 //!
-//! An end is a moment of the wall clock, because certificates say it so. Nothing here decides
-//! whether somebody is let in; that is for whoever checks a certificate.
+//! Expiry is a moment on the wall clock, because certificates define it so. Nothing here
+//! decides whether a connection is accepted; the TLS adapters do.
 
 use std::time::Duration;
 
@@ -15,56 +15,56 @@ use super::units::{WallTime, millis};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// How long before its end a certificate becomes a reason that people read: time for an order, a
-/// review and a change window.
+/// How long before expiry a certificate is reported: time for an order, a review and a change
+/// window.
 pub const WARNED: Duration = DAY.saturating_mul(30);
 
-/// How long before its end the controller is not ready any more: somebody has to act this week.
+/// How long before expiry the controller stops being ready: somebody must act this week.
 pub const URGENT: Duration = DAY.saturating_mul(7);
 
-/// For how long after its end a certificate of the controller or an agent is still believed by the
-/// others of our processes, if nothing else speaks against it. A date alone must not stop
-/// production; thirty days are red in status and readiness all the while.
+/// How long after expiry our processes still trust a certificate of the controller or an agent, if
+/// nothing else is wrong with it. A date alone must not stop production; status and readiness are
+/// red for these thirty days.
 pub const GRACE: Duration = DAY.saturating_mul(30);
 
-/// How many ends and refusals one process reports at most: its own and those of two databases, two
+/// The most expiries and refusals that one process reports: its own and those of two databases, two
 /// services and the front door are fewer.
 const MOST: usize = 16;
 
-/// When a certificate ends.
+/// The expiry of one certificate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CertificateEnd {
-    /// Whose it is, as people say it: `aws.agent.shop`, `authority`, `database@gcp`.
+    /// The holder, as shown to people: `aws.agent.shop`, `authority`, `database@gcp`.
     pub owner: String,
-    /// The last moment at which it counts.
+    /// The last moment at which it is valid.
     pub until: WallTime,
 }
 
-/// What one process says of its certificates and secrets.
+/// One process's report about certificates and secrets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CredentialFacts {
-    /// The ends of those that it holds or sees.
+    /// The expiries of those that it holds or sees.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ends: Vec<CertificateEnd>,
-    /// Files that were replaced and whose new content it does not use, and why.
+    /// Files that were replaced and whose new content it refused, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<String>,
 }
 
-/// What is known of a certificate at one moment.
+/// One certificate's expiry, seen at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateFacts {
-    /// Whose it is.
+    /// The holder.
     pub owner: String,
-    /// Its end, by the wall clock.
+    /// Its expiry, by the wall clock.
     pub until: WallTime,
-    /// How long that is from now; zero when it is over.
+    /// How long until then; zero if it has expired.
     #[serde(rename = "left_ms", with = "millis")]
     pub left: Duration,
 }
 
 impl CredentialFacts {
-    /// The same, no larger than a process of ours makes it, and harmless wherever it is shown.
+    /// The report limited to what a process of ours would send, and safe to display.
     pub fn clipped(mut self) -> Self {
         self.ends.truncate(MOST);
         self.refused.truncate(MOST);
@@ -75,8 +75,8 @@ impl CredentialFacts {
         self
     }
 
-    /// What follows for `now` from what several processes say, the nearest end first. Of one
-    /// owner, whose certificate two processes see differently, the earlier end counts.
+    /// The facts at `now` from several processes' reports, the nearest expiry first. If two
+    /// processes report different certificates of one holder, the earlier expiry counts.
     pub fn ends_at<'f>(
         all: impl IntoIterator<Item = &'f CredentialFacts>,
         now: WallTime,
@@ -97,7 +97,7 @@ impl CredentialFacts {
     }
 }
 
-/// What there is to say, for people: the nearest end, if it is near, and what is refused.
+/// The reasons to report: the nearest expiry, if it is near, and refused files.
 pub fn trouble(certificates: &[CertificateFacts], refused: &[String]) -> Vec<Reason> {
     let nearest = certificates.first().filter(|end| end.left <= WARNED);
     let ending = nearest.map(|end| {
@@ -106,10 +106,14 @@ pub fn trouble(certificates: &[CertificateFacts], refused: &[String]) -> Vec<Rea
         } else {
             (Code::CertificateEnding, WARNED)
         };
-        // Whole minutes: nobody reads the milliseconds of a month.
+        // Whole minutes: milliseconds are noise over a month.
         let minutes = end.left.as_secs().checked_div(60).unwrap_or_default();
         let left = Duration::from_secs(minutes.saturating_mul(60));
-        let verb = if end.left.is_zero() { "ended" } else { "ends" };
+        let verb = if end.left.is_zero() {
+            "expired"
+        } else {
+            "expires"
+        };
         let also = certificates.iter().skip(1);
         let also = also.filter(|end| end.left <= WARNED).count();
         let others = if also == 0 {

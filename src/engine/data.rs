@@ -1,5 +1,5 @@
-//! What a policy asks of the data: how much may be lost, whether commits wait for the standby, and how far
-//! its replay may be behind.
+//! A policy's requirements on the data: how much may be lost, whether commits wait for the
+//! standby, and how far its replay may lag.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 use super::document::Section;
 use super::units::{Bytes, UnitError, millis};
 
-/// What is asked of the data.
+/// The policy table `[data]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Data {
-    /// The largest loss that an automatic failover may declare.
+    /// The largest loss that an automatic failover may declare, in bytes of WAL.
     pub max_loss: Bytes,
-    /// How old the last knowledge of the primary's position may be.
+    /// How far back the declared window may begin. 1 s to 1 day.
     #[serde(rename = "max_loss_window_ms", with = "millis")]
     pub max_loss_window: Duration,
     /// Whether a commit waits for the standby.
     pub durability: Durability,
-    /// What becomes of commits when the standby they wait for stalls.
+    /// What happens to commits when the standby they wait for stalls.
     pub on_stall: OnStall,
-    /// How long the standby may need for replaying what it has received, before it can take writes.
-    /// 100 ms to 1 h.
+    /// How long the standby may need to replay what it has received before it can take writes. 100
+    /// ms to 1 h.
     #[serde(rename = "max_replay_time_ms", with = "millis")]
     pub max_replay_time: Duration,
 }
@@ -31,30 +31,30 @@ pub struct Data {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Durability {
-    /// It does not: the loss is bounded by a gate and declared.
+    /// No: the loss is bounded by a gate and declared.
     Async,
-    /// It does, so that a failover loses nothing; the agent goes on without the standby only by a
+    /// Yes, so that a failover loses nothing; the agent goes on without the standby only with a
     /// permission that was logged first.
     Sync,
 }
 
-/// What becomes of commits when the standby they wait for stalls. Written `block` or
-/// `release-after 10s`.
+/// What happens to commits when the standby they wait for stalls. Written `block` or `release-after
+/// 10s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "on_stall")]
 pub enum OnStall {
     /// They wait for as long as it takes.
     Block,
-    /// They go on without it once it has stalled for a while.
+    /// They go on without it once it has stalled for this long.
     ReleaseAfter {
-        /// For how long. 500 ms to 1 h.
+        /// The stall after which they go on. 500 ms to 1 h.
         #[serde(rename = "after_ms", with = "millis")]
         after: Duration,
     },
 }
 
-/// The shortest time after which commits may go on without a standby that stalls: a line between
-/// two clouds stumbles for longer than anything below.
+/// The shortest time after which commits may go on without a stalled standby: a link between two
+/// clouds often fails for longer than less than this.
 const LEAST_STALL: Duration = Duration::from_millis(500);
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ impl FromStr for OnStall {
     }
 }
 
-/// Reads the table `[data]`.
+/// Reads and checks the table `[data]`.
 pub(super) fn build_data(at: &Section<'_>) -> Option<Data> {
     let max_loss = at.bytes("max_loss");
     let max_loss_window = at.duration("max_loss_window", SECOND..=DAY);

@@ -20,30 +20,30 @@ use super::topology::{SiteName, TargetKind, Vantage};
 use super::units::Bytes;
 use super::vantages;
 
-/// What is to be done.
+/// What the engine decides to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "do")]
 pub enum Verdict {
     /// Nothing.
     Hold,
-    /// Nothing yet, but the active site is failing and only time stands before a failover.
+    /// Nothing yet, but the active site is failing and a failover only waits for time to pass.
     Prepare,
-    /// Move to a site, unplanned.
+    /// Move to the other site, unplanned.
     FailOver {
-        /// Which.
+        /// The site to make active.
         to: SiteName,
     },
-    /// Move to a site, planned, with zero loss.
+    /// Move to the other site, planned, with zero loss.
     SwitchOver {
-        /// Which.
+        /// The site to make active.
         to: SiteName,
     },
-    /// Go on with the open plan.
+    /// Continue the open plan.
     Resume {
-        /// Which.
+        /// The plan's number.
         plan: u64,
     },
-    /// Call a person.
+    /// Alert an operator.
     Escalate,
 }
 
@@ -63,15 +63,15 @@ impl fmt::Display for Verdict {
 /// The answer of the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
-    /// What is to be done.
+    /// What to do.
     pub verdict: Verdict,
-    /// Why. The first is the one to read.
+    /// Why. The first reason is the most important.
     pub reasons: Vec<Reason>,
-    /// Every gate before a failover, open or not: the answer to "why not now".
+    /// Every gate before a failover, open or closed: the answer to "why not now".
     pub gates: Vec<Gate>,
-    /// What a failover at this moment would lose.
+    /// What a failover now would lose.
     pub loss: LossEstimate,
-    /// What the policy promises and the world does not keep at this moment. It stops no failover, and is not
+    /// Promises of the policy that are broken now. They block no failover, but the pair is not
     /// ready either.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub broken_promises: Vec<Reason>,
@@ -95,7 +95,7 @@ pub fn decide(situation: &Situation, policy: &Policy) -> Decision {
     }
 }
 
-/// What a person should know whatever else is, and what hides nothing else.
+/// Reasons that an operator should see in any case, and that must hide no others.
 fn beside(situation: &Situation, policy: &Policy) -> Vec<Reason> {
     let mut reasons = provenance::second_instances(situation, policy);
     let log = &situation.log;
@@ -168,7 +168,7 @@ fn judge(situation: &Situation, policy: &Policy, gates: &[Gate]) -> (Verdict, Ve
     }
 }
 
-/// A failover if every gate is open; otherwise a hold that names those that are not.
+/// A failover if every gate is open; otherwise a hold that names the closed gates.
 fn through_gates(situation: &Situation, trigger: Reason, gates: &[Gate]) -> (Verdict, Vec<Reason>) {
     let closed: Vec<Reason> = gates
         .iter()
@@ -188,13 +188,13 @@ fn through_gates(situation: &Situation, trigger: Reason, gates: &[Gate]) -> (Ver
     (Verdict::Hold, reasons)
 }
 
-/// What the active site gives cause for.
+/// What the state of the active site calls for.
 enum Trigger {
-    /// To fail over, if the gates let us.
+    /// To fail over, if the gates are open.
     Sustained(Reason),
-    /// To wait for the end of a window.
+    /// To wait until a window is over.
     Building(Reason),
-    /// Nothing; why.
+    /// Nothing, for these reasons.
     None(Vec<Reason>),
 }
 
@@ -266,7 +266,7 @@ fn trigger(situation: &Situation, policy: &Policy) -> Trigger {
     }
 }
 
-/// The active database is neither well nor failed.
+/// The active database is neither healthy nor failed.
 fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Vec<Reason> {
     let active = &situation.active;
     let Some(health) = situation
@@ -289,7 +289,7 @@ fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Ve
     let reason = reason.since(health.since).because(&health.why);
     let mut reasons = vec![reason];
     if let Some(trouble) = standby_trouble(situation, policy).filter(|_| against > 0) {
-        // Where we see the active site well ourselves, what is wrong is at the other one.
+        // If we see the active site healthy ourselves, the fault is at the other one.
         let ours =
             |vote: &Vote| vote.vantage == Vantage::Controller && vote.kind == VoteKind::Against;
         let follows = health.votes.iter().any(ours);
@@ -298,7 +298,7 @@ fn unknown_because(situation: &Situation, policy: &Policy, against: usize) -> Ve
     reasons
 }
 
-/// A controller that hears of no site knows nothing of either (invariants.md I6).
+/// A controller that hears from no site knows nothing about either (invariants.md I6).
 fn own_isolation(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let limit = policy.detect.stale_after;
     let isolated = situation.sites.values().all(|site| !site.heard(limit));
@@ -310,7 +310,7 @@ fn own_isolation(situation: &Situation, policy: &Policy) -> Option<Reason> {
     })
 }
 
-/// What is wrong with the standby, or with the way to it.
+/// What is wrong with the standby, or with the connection to it.
 fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let limit = policy.detect.stale_after;
     let site = situation.passive_site()?;
@@ -339,8 +339,8 @@ fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
             .map_or("no receiver", |receiver| &receiver.status);
         return trouble(Reason::word(Code::ReplicationBroken, status, "streaming"));
     }
-    // A receiver on a dead line calls itself streaming for a minute: what counts is what arrives
-    // (postgres.md P7).
+    // A receiver on a dead connection reports streaming for a minute: what counts is what
+    // arrives (postgres.md P7).
     let replication = &situation.replication;
     let behind = replication.lag() > Some(Bytes(0));
     let quiet = replication
@@ -349,13 +349,13 @@ fn standby_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     trouble(Reason::time(Code::ReplicationBroken, quiet, limit).since(replication.advanced?))
 }
 
-/// The standby receives, and does not replay it in time: whoever reads that all is well learns it.
+/// The standby receives but does not replay in time: shown even when all else is well.
 fn replay_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let gate = replay_gate(situation, policy)?;
     (!gate.open).then_some(gate.reason)
 }
 
-/// What is wrong with a standby that commits are to wait for.
+/// What is wrong with a standby that commits must wait for.
 fn synchrony_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let limit = policy.detect.stale_after;
     if policy.data.durability == Durability::Async {
@@ -372,7 +372,7 @@ fn synchrony_trouble(situation: &Situation, policy: &Policy) -> Option<Reason> {
     stalled.or_else(|| users_wait(situation, limit))
 }
 
-/// Commits are to wait for the standby, and do not.
+/// Commits must wait for the standby, and do not.
 fn window_open(situation: &Situation, policy: &Policy) -> Option<Reason> {
     if policy.data.durability == Durability::Async || situation.window.is_closed() {
         return None;
@@ -385,8 +385,8 @@ fn window_open(situation: &Situation, policy: &Policy) -> Option<Reason> {
     Some(open.at(&situation.active).because(why))
 }
 
-/// Commits of users that wait for a standby, whoever asked for that and at whatever level: our own do not, and so
-/// see nothing of it.
+/// Users' commits that wait for a standby, at any level of `synchronous_commit`: our own do not
+/// wait, so they do not show it.
 fn users_wait(situation: &Situation, limit: Duration) -> Option<Reason> {
     let database = situation.active_site()?.database.as_ref()?.within(limit)?;
     let waited = situation.replication.commits_wait;
@@ -398,7 +398,7 @@ fn users_wait(situation: &Situation, limit: Duration) -> Option<Reason> {
     Some(reason.at(&situation.active).because(names))
 }
 
-/// The active database is well: perhaps something else is not.
+/// The active database is healthy: perhaps something else is not.
 fn well(situation: &Situation, policy: &Policy) -> Trigger {
     let active = &situation.active;
     let site = situation.active_site();

@@ -1,9 +1,9 @@
 //! From observations to health: windows, quorum, recovery.
 //!
 //! A target is `Failed` only when at least a quorum of vantage points, with fresh evidence, has
-//! seen it fail for the whole window without a gap, and nobody saw it well meanwhile. Stale or
-//! contradictory evidence is `Unknown`. A new detector knows nothing, so a restart begins all
-//! windows anew.
+//! seen it fail for the whole window without a gap, and none saw it healthy meanwhile. Stale or
+//! contradictory evidence is `Unknown`. A new detector knows nothing, so a restart restarts all
+//! windows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,15 +16,15 @@ use super::policy::Detect;
 use super::topology::{Target, Vantage};
 use super::units::{MonoTime, millis};
 
-/// What is thought of a target.
+/// The state of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It answers as it should.
+    /// It answers correctly.
     Healthy,
-    /// It fails, but not long enough or not seen by enough.
+    /// It fails, but not for long enough or not seen by enough vantage points.
     Suspect,
-    /// It failed.
+    /// It failed: a quorum saw it fail for the whole window.
     Failed,
     /// The evidence is missing, stale, contradictory or says nothing about the target.
     Unknown,
@@ -41,35 +41,35 @@ impl fmt::Display for State {
     }
 }
 
-/// Health: always with since when and why.
+/// A target's health: its state, since when, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// The verdict.
     pub state: State,
-    /// For how long what is said in `why` has been so.
+    /// How long `why` has been true.
     #[serde(rename = "since_ms", with = "millis")]
     pub since: Duration,
     /// Why, for people.
     pub why: String,
-    /// What each vantage point says, the evidence of the verdict.
+    /// What each vantage point says: the evidence for the state.
     pub votes: Vec<Vote>,
 }
 
 /// What one vantage point says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vote {
-    /// From where.
+    /// The vantage point.
     pub vantage: Vantage,
-    /// `good`, or what was wrong.
+    /// `good`, or the failure.
     pub says: String,
-    /// Whether it speaks for the target, against it, or not at all.
+    /// Whether it counts for the target, against it, or not at all.
     pub kind: VoteKind,
-    /// Whether the target itself answered that its disk is full or fails: it lives, and is of no use.
+    /// Whether the target itself answered that its disk is full or failing: alive, but useless.
     pub disk_failed: bool,
-    /// What keeps it from our own rows there, whatever else it says.
+    /// What blocks its access to our own rows there, whatever else it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked: Option<String>,
-    /// For how long it has said so without interruption.
+    /// How long it has said so without interruption.
     #[serde(rename = "since_ms", with = "millis")]
     pub since: Duration,
     /// How old the newest evidence is.
@@ -77,15 +77,15 @@ pub struct Vote {
     pub age: Duration,
 }
 
-/// Whether a vote speaks for or against a target.
+/// Whether a vote counts for or against a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VoteKind {
-    /// Seen well.
+    /// Seen healthy.
     For,
     /// Seen failing.
     Against,
-    /// Says nothing about the target: not let in, not understood.
+    /// Says nothing about the target: not authorised, not understood.
     Mute,
 }
 
@@ -96,25 +96,25 @@ struct Track {
     disk_failed: bool,
     blocked: Option<String>,
     says: String,
-    /// When the first look of the unbroken run began.
+    /// When the first probe of the unbroken run began.
     run_began: MonoTime,
-    /// When the last look began and ended.
+    /// When the last probe began and ended.
     last_began: MonoTime,
     last_ended: MonoTime,
 }
 
-/// Remembers what was seen, and judges.
+/// Stores the observations, and judges.
 #[derive(Debug, Clone, Default)]
 pub struct Detector {
     tracks: BTreeMap<Target, BTreeMap<Vantage, Track>>,
-    /// Targets that failed and have not yet been well for the recovery window.
+    /// Targets that failed and have not yet been healthy for the recovery window.
     failed: BTreeSet<Target>,
 }
 
 impl Detector {
-    /// Takes in one observation. One that began before the last of the same vantage point is left
-    /// out: it was overtaken on its way. One that comes when the last is stale already begins a run
-    /// of its own: nobody knows what was to be seen in between.
+    /// Adds one observation. One that began before the same vantage point's last is ignored: it was
+    /// overtaken. One that arrives when the last is already stale starts a new run: nobody knows
+    /// what happened in between.
     pub fn observe(&mut self, observation: &Observation, policy: &Detect) {
         let (kind, says) = match &observation.finding {
             Finding::Good(_) => (VoteKind::For, "good".to_owned()),
@@ -149,7 +149,7 @@ impl Detector {
         tracks.insert(observation.vantage.clone(), track);
     }
 
-    /// What is thought of a target now.
+    /// The target's health now.
     pub fn health(&mut self, target: &Target, now: MonoTime, policy: &Detect) -> Health {
         let empty = BTreeMap::new();
         let tracks = self.tracks.get(target).unwrap_or(&empty);
@@ -195,7 +195,7 @@ impl Detector {
     }
 }
 
-/// What kept a look from our own rows.
+/// What blocked a probe's access to our own rows.
 fn blocked(finding: &Finding) -> Option<String> {
     match finding {
         Finding::Bad(failure @ ProbeFailure::Blocked(_)) => Some(failure.to_string()),
@@ -204,12 +204,12 @@ fn blocked(finding: &Finding) -> Option<String> {
     }
 }
 
-/// Whether what a vantage point saw last is too old to say anything at a moment.
+/// Whether a vantage point's last observation is stale at `now`.
 fn stale(track: &Track, at: MonoTime, policy: &Detect) -> bool {
     at.since(track.last_ended) > policy.stale_after
 }
 
-/// Nobody speaks against the target.
+/// No vote counts against the target.
 fn judge_well(
     now: MonoTime,
     good: &[&Track],
@@ -218,7 +218,7 @@ fn judge_well(
     was_failed: bool,
     policy: &Detect,
 ) -> (State, Duration, String) {
-    // The run that has lasted longest: one vantage point suffices to see a target well.
+    // The longest run: one vantage point is enough to see a target healthy.
     if let Some(best) = good.iter().min_by_key(|track| track.run_began) {
         let since = now.since(best.run_began);
         if was_failed && since < policy.recover_after {
@@ -247,7 +247,7 @@ fn judge_well(
     }
 }
 
-/// Somebody speaks against the target.
+/// Some vote counts against the target.
 fn judge_failing(
     now: MonoTime,
     against: &[&Track],
@@ -272,7 +272,7 @@ fn judge_failing(
         (
             State::Unknown,
             since,
-            format!("contradictory: {says}, yet others see it well"),
+            format!("contradictory: {says}, yet others see it healthy"),
         )
     } else if !complete {
         let why = format!("{says}; seen by {} of {}", against.len(), policy.quorum);

@@ -1,8 +1,7 @@
-//! Reads a TOML text that people wrote, and answers with every mistake at once: line, what is
-//! wrong, the right form.
+//! Reads TOML files and reports all mistakes at once: line, what is wrong, the correct form.
 //!
-//! The same reading code also describes itself: run over no text at all, it records every key with
-//! its kind and range, from which the JSON schema is made.
+//! The same code also describes itself: run without a text, it records every key with its kind
+//! and range, from which the JSON schema is generated.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -20,16 +19,16 @@ use super::units::Bytes;
 /// One mistake in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where: counted from 1.
+    /// The line, counted from 1.
     pub line: usize,
-    /// What is wrong and the right form.
+    /// What is wrong, and the correct form.
     pub text: String,
 }
 
-/// All mistakes of one text. Prints one line each: `file:line: what`.
+/// All mistakes of one text. Displayed as one line each: `file:line: what`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems {
-    /// The file's name, as the reader of the message knows it.
+    /// The file's name as shown to people.
     pub file: String,
     /// At least one, in the order of their lines.
     pub list: Vec<Problem>,
@@ -47,22 +46,22 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// One key that a text may or must have.
+/// One key that a text may or must contain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Key {
-    /// Dotted, with `*` for a name that the writer chooses and `[]` for one of a list.
+    /// Dotted, with `*` for a name that the author chooses and `[]` for an element of a list.
     pub path: String,
-    /// What it holds.
+    /// The kind of its value.
     pub kind: Kind,
-    /// Whether it may be left out.
+    /// Whether it may be omitted.
     pub optional: bool,
 }
 
-/// What a key holds.
+/// The kind of a key's value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Any text, or one of a form that is checked further.
+    /// Any text; its form may be checked further.
     Text,
     /// A list of texts.
     List,
@@ -82,12 +81,12 @@ pub enum Kind {
     Tables,
 }
 
-/// The text being read, its mistakes so far, and the keys asked for.
+/// The text being read, its mistakes so far, and the requested keys.
 #[derive(Debug)]
 struct Reading<'t> {
     text: &'t str,
     describing: bool,
-    /// Whether the keys being described belong to one choice among several.
+    /// Whether the keys being described belong to one of several alternatives.
     conditional: Cell<bool>,
     problems: RefCell<Vec<Problem>>,
     keys: RefCell<Vec<Key>>,
@@ -105,8 +104,8 @@ impl Reading<'_> {
     }
 }
 
-/// Reads `text` with `build`. All mistakes that `build` runs into are collected; what it returns
-/// counts only when there is none.
+/// Reads `text` with `build` and collects all mistakes that `build` reports; its result is returned
+/// only if there are none.
 pub fn read<T>(
     file: &str,
     text: &str,
@@ -152,7 +151,7 @@ pub fn read<T>(
     }
 }
 
-/// The keys that `build` asks for, in its order.
+/// The keys that `build` requests, in its order.
 pub fn describe<T>(build: impl FnOnce(&Section<'_>) -> Option<T>) -> Vec<Key> {
     let reading = Reading {
         text: "",
@@ -164,12 +163,12 @@ pub fn describe<T>(build: impl FnOnce(&Section<'_>) -> Option<T>) -> Vec<Key> {
     build(&Section::new(&reading, String::new(), None));
     let mut seen = BTreeSet::new();
     let mut keys = reading.keys.into_inner();
-    // Two choices may have a key in common.
+    // Two alternatives may have a key in common.
     keys.retain(|key| seen.insert(key.path.clone()));
     keys
 }
 
-/// One table of the text. When it goes out of scope, keys that nobody asked for are reported.
+/// One table of the text. When it goes out of scope, unrequested keys are reported as mistakes.
 #[derive(Debug)]
 pub struct Section<'r> {
     reading: &'r Reading<'r>,
@@ -192,7 +191,7 @@ impl<'r> Section<'r> {
         }
     }
 
-    /// The whole name of a key: `detect.fail_after`.
+    /// The full name of a key: `detect.fail_after`.
     pub fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()
@@ -210,7 +209,7 @@ impl<'r> Section<'r> {
             .map(|(_, value)| value)
     }
 
-    /// Reports a mistake in the value of `key`; the section's start where there is none.
+    /// Reports a mistake in the value of `key`, or at the table's start if the key is missing.
     pub fn problem(&self, key: &str, text: impl Into<String>) {
         let span = match (self.value(key), &self.table) {
             (Some(value), _) => value.span(),
@@ -226,8 +225,8 @@ impl<'r> Section<'r> {
         self.reading.problem(&span.unwrap_or_default(), text.into());
     }
 
-    /// Reads keys that belong to one choice among several, where `chosen` says that it was made.
-    /// While describing every choice is made, and what belongs to only one may be left out.
+    /// Reads keys that belong to one of several alternatives, if it is `chosen`. While describing,
+    /// every alternative is chosen, and keys that belong to only one are optional.
     pub fn where_chosen<T>(
         &self,
         chosen: bool,
@@ -242,7 +241,7 @@ impl<'r> Section<'r> {
         built
     }
 
-    /// Whether the key is there. While describing every key is.
+    /// Whether the key is present. While describing, every key is.
     pub fn has(&self, key: &str) -> bool {
         self.reading.describing || self.value(key).is_some()
     }
@@ -258,7 +257,7 @@ impl<'r> Section<'r> {
         }
     }
 
-    /// The value of `key` as `take` understands it; `form` shows how to write it.
+    /// The value of `key` as converted by `take`; `form` is the correct form shown in errors.
     fn get<T>(
         &self,
         key: &str,
@@ -303,7 +302,7 @@ impl<'r> Section<'r> {
         })
     }
 
-    /// A text that must be there.
+    /// A required text.
     pub fn text(&self, key: &str, example: &str) -> Option<String> {
         self.record(key, Kind::Text, false);
         self.text_of(key, &format!("\"{example}\""), false, |text| {
@@ -311,7 +310,7 @@ impl<'r> Section<'r> {
         })
     }
 
-    /// A text that may be left out.
+    /// An optional text.
     pub fn optional_text(&self, key: &str, example: &str) -> Option<String> {
         self.record(key, Kind::Text, true);
         self.text_of(key, &format!("\"{example}\""), true, |text| {
@@ -319,7 +318,7 @@ impl<'r> Section<'r> {
         })
     }
 
-    /// A text of a checked form that must be there.
+    /// A required text of a checked form.
     pub fn parsed<T: FromStr<Err: fmt::Display>>(&self, key: &str, example: &str) -> Option<T> {
         self.record(key, Kind::Text, false);
         self.text_of(key, &format!("\"{example}\""), false, |text| {
@@ -327,7 +326,7 @@ impl<'r> Section<'r> {
         })
     }
 
-    /// A text of a checked form that may be left out.
+    /// An optional text of a checked form.
     pub fn optional_parsed<T: FromStr<Err: fmt::Display>>(
         &self,
         key: &str,
@@ -339,13 +338,13 @@ impl<'r> Section<'r> {
         })
     }
 
-    /// A list of texts of a checked form; empty when left out.
+    /// A list of texts of a checked form; empty if omitted.
     pub fn list<T: FromStr<Err: fmt::Display>>(&self, key: &str, example: &str) -> Vec<T> {
         self.record(key, Kind::List, true);
         self.list_of(key, example, true).unwrap_or_default()
     }
 
-    /// A list of texts of a checked form that must be there and not be empty.
+    /// A required list of texts of a checked form, not empty.
     pub fn filled_list<T: FromStr<Err: fmt::Display>>(
         &self,
         key: &str,
@@ -385,7 +384,7 @@ impl<'r> Section<'r> {
         )
     }
 
-    /// `true` or `false`; `otherwise` when left out.
+    /// `true` or `false`; `otherwise` if omitted.
     pub fn flag(&self, key: &str, otherwise: bool) -> bool {
         self.record(key, Kind::Flag, true);
         self.get(key, "true", true, |value| value.as_bool().ok_or(None))
@@ -404,7 +403,7 @@ impl<'r> Section<'r> {
                 .filter(|number| bounds.contains(number))
                 .ok_or_else(|| {
                     Some(format!(
-                        "must lie between {} and {}",
+                        "must be between {} and {}",
                         bounds.start(),
                         bounds.end()
                     ))
@@ -418,7 +417,7 @@ impl<'r> Section<'r> {
         self.duration_of(key, bounds, false)
     }
 
-    /// A duration within bounds that may be left out.
+    /// An optional duration within bounds.
     pub fn duration_or(
         &self,
         key: &str,
@@ -443,7 +442,7 @@ impl<'r> Section<'r> {
                 Ok(duration)
             } else {
                 Err(Some(format!(
-                    "must lie between {} and {}",
+                    "must be between {} and {}",
                     human(least),
                     human(most)
                 )))
@@ -460,7 +459,7 @@ impl<'r> Section<'r> {
         })
     }
 
-    /// One of a few words.
+    /// One of several words.
     pub fn choice<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Option<T> {
         let names: Vec<String> = words.iter().map(|(word, _)| (*word).to_owned()).collect();
         let form = names
@@ -477,7 +476,7 @@ impl<'r> Section<'r> {
         })
     }
 
-    /// A table that must be there.
+    /// A required table.
     pub fn section(&self, key: &str) -> Section<'r> {
         self.record(key, Kind::Table, false);
         self.table(key)
@@ -494,7 +493,7 @@ impl<'r> Section<'r> {
         self.sub(key, self.path_of(key))
     }
 
-    /// A table that may be left out.
+    /// An optional table.
     pub fn optional_section(&self, key: &str) -> Option<Section<'r>> {
         self.record(key, Kind::Table, true);
         self.has(key).then(|| self.table(key))
@@ -510,7 +509,7 @@ impl<'r> Section<'r> {
         Section::new(self.reading, path, table)
     }
 
-    /// Tables under names that the writer chooses, in the order of the names.
+    /// Tables under names that the author chooses, sorted by name.
     pub fn named(&self, key: &str) -> Vec<(String, Section<'r>)> {
         let outer = self.section(key);
         if self.reading.describing {
@@ -534,7 +533,7 @@ impl<'r> Section<'r> {
             .collect()
     }
 
-    /// A list of tables (`[[key]]`); empty when left out.
+    /// A list of tables (`[[key]]`); empty if omitted.
     pub fn each(&self, key: &str) -> Vec<Section<'r>> {
         self.record(key, Kind::Tables, true);
         let path = format!("{}[]", self.path_of(key));
@@ -576,13 +575,13 @@ impl Drop for Section<'_> {
                     .unwrap_or_default();
                 let path = self.path_of(name.get_ref());
                 self.reading
-                    .problem(&name.span(), format!("`{path}` is not a key here{hint}"));
+                    .problem(&name.span(), format!("unknown key `{path}`{hint}"));
             }
         }
     }
 }
 
-/// A duration as people write it.
+/// A duration in the form that files use.
 pub fn human(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
@@ -599,7 +598,7 @@ fn shown(value: &DeValue<'_>) -> String {
     }
 }
 
-/// The known word that a typing mistake most likely meant.
+/// The known word closest to a misspelt one.
 fn nearest<'k>(word: &str, known: &'k BTreeSet<String>) -> Option<&'k str> {
     let scored = known
         .iter()
@@ -610,7 +609,7 @@ fn nearest<'k>(word: &str, known: &'k BTreeSet<String>) -> Option<&'k str> {
         .map(|(_, candidate)| candidate)
 }
 
-/// How many letters must change, appear or vanish.
+/// The edit distance between two words.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -655,7 +654,7 @@ mod tests {
             ),
             (
                 "[detect]\nfail_after = \"1s\"",
-                "f.toml:2: `detect.fail_after` is \"1s\": must lie between 5s and 10m",
+                "f.toml:2: `detect.fail_after` is \"1s\": must be between 5s and 10m",
             ),
             (
                 "[detect]\nfail_aftr = \"30s\"",

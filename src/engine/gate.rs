@@ -1,5 +1,5 @@
-//! Conditions checked before acting. A gate says yes, or no with its reason; none is skipped
-//! because another already said no, so that `status` shows them all.
+//! Conditions checked before acting. A gate is open, or closed with its reason; all are
+//! evaluated, so that `status` shows them all.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use super::topology::TargetKind;
 use super::units::Bytes;
 use super::vantages;
 
-/// Every gate between the present situation and a failover to the passive site.
+/// Every gate between the current situation and a failover to the passive site.
 ///
-/// A person's request passes the gates that guard against a machine's haste; those that guard the
-/// data it does not, except where the request says so itself.
+/// An operator's request passes the gates that guard against acting too soon. It does not pass
+/// those that guard the data, unless the request says so itself.
 pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let mut gates = Vec::new();
     gates.extend(provenance::gates_of(situation));
@@ -44,7 +44,7 @@ pub fn failover_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     gates
 }
 
-/// What stops automation and not a person.
+/// The gates that stop automation but not an operator.
 fn automation_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let controller = &situation.controller;
     let automation = &situation.automation;
@@ -110,14 +110,14 @@ fn isolation_gate(situation: &Situation, policy: &Policy) -> Gate {
     )
 }
 
-/// While the standby still receives from the active database, that one is alive. Only stillness
-/// that was seen lifts it: a standby that cannot be seen may be receiving all the while.
+/// While the standby still receives from the active database, that database is alive. Only observed
+/// inactivity opens the gate: a standby that cannot be seen may be receiving.
 fn replication_veto(situation: &Situation, policy: &Policy) -> Gate {
     let quiet = situation.replication.quiet().unwrap_or(Duration::MAX);
     let wanted = policy.detect.fail_after;
     let reason = Reason::time(Code::ReplicationAdvancing, quiet.min(wanted), wanted);
-    // A database that is known to be down, or good beside a service that failed, is judged by
-    // other evidence than its silence.
+    // A database known to be down, or healthy beside a failed service, is judged by other
+    // evidence than silence.
     let beside_the_point = active_database_is_down(situation, policy)
         || active_disk_failed(situation, policy)
         || (policy.automation.api_failure == ApiFailure::Failover && api_alone_failed(situation));
@@ -127,14 +127,14 @@ fn replication_veto(situation: &Situation, policy: &Policy) -> Gate {
     )
 }
 
-/// Whether enough vantage points report for a quorum to agree, should the active site die now.
-/// Only where there are extra observers: without them the passive site's agent is the one that
-/// may be missing, and has a gate of its own.
+/// Whether enough vantage points report to reach a quorum if the active site died now. Only with
+/// extra observers: without them the passive site's agent is the only one that can be missing, and
+/// it has its own gate.
 fn witness_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
     if situation.observers.is_empty() {
         return None;
     }
-    // The agent's word needs no quorum.
+    // The agent's report needs no quorum.
     let beside_the_point = database_down_for(situation, policy).is_some();
     let witnesses = vantages::reporting(situation, policy);
     let quorum = usize::try_from(policy.detect.quorum).unwrap_or(usize::MAX);
@@ -146,10 +146,10 @@ fn witness_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
     Some(gate(beside_the_point || witnesses >= quorum, reason))
 }
 
-/// Whether a quorum could say so, should the active site die now. Closed at once when too few can
-/// judge: a password that is refused today would be found out in the incident.
+/// Whether there would be a quorum if the active site died now. Closes at once when too few can
+/// judge: otherwise a rejected password would be discovered during the incident.
 fn mute_gate(situation: &Situation, policy: &Policy) -> Gate {
-    // The agent's word needs no quorum, and a service that failed is judged by other looks.
+    // The agent's report needs no quorum, and a failed service is judged by other probes.
     let beside_the_point = database_down_for(situation, policy).is_some()
         || (policy.automation.api_failure == ApiFailure::Failover && api_alone_failed(situation));
     let able = vantages::judging(situation, policy);
@@ -165,13 +165,13 @@ fn mute_gate(situation: &Situation, policy: &Policy) -> Gate {
     )
 }
 
-/// What keeps looks at a site's database from being whole, for whoever reads that all else is
-/// well: it would be missed in the incident.
+/// What prevents complete probes of a site's database, shown even when all else is well: otherwise
+/// it would be discovered during the incident.
 pub fn look_troubles(situation: &Situation, policy: &Policy) -> Vec<Reason> {
     let mute = mute_gate(situation, policy);
     let mut reasons = Vec::new();
     let [active, passive] = [&situation.active, &situation.passive];
-    // Who is only silent is named by a reason of its own.
+    // Silent vantage points have a reason of their own.
     if !mute.open && vantages::mute(situation, active, policy).is_some() {
         reasons.push(mute.reason);
     }
@@ -189,8 +189,8 @@ pub fn look_troubles(situation: &Situation, policy: &Policy) -> Vec<Reason> {
     reasons
 }
 
-/// Whether clocks agree well enough for what others judge by them. A warning while all is well: a site
-/// that is lost is worse than a clock that is wrong, and nothing of ours rests on clocks.
+/// Whether clocks agree well enough for external systems. Only a warning: losing a site is worse
+/// than a wrong clock, and nothing of ours depends on clocks.
 fn clock_gate(situation: &Situation, policy: &Policy) -> Gate {
     let well = situation.active_site().is_some_and(|site| {
         site.state(TargetKind::Database) == State::Healthy
@@ -202,8 +202,8 @@ fn clock_gate(situation: &Situation, policy: &Policy) -> Gate {
     }
 }
 
-/// The reason for whoever reads why a quorum is missing, or that all else is well: some observer
-/// gives no report.
+/// An observer that does not report, as a reason why a quorum is missing or beside an otherwise
+/// good state.
 pub fn observer_silent(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let silent = vantages::silent_observers(situation, policy)?;
     let witnesses = vantages::reporting(situation, policy);
@@ -211,8 +211,8 @@ pub fn observer_silent(situation: &Situation, policy: &Policy) -> Option<Reason>
     Some(reason.because(silent))
 }
 
-/// Whether the active database counts as failed, and says itself that its disk is full or fails:
-/// that it lives then is no reason to stay.
+/// Whether the active database counts as failed and itself says that its disk is full or failing:
+/// being alive is then no reason to stay.
 fn active_disk_failed(situation: &Situation, policy: &Policy) -> bool {
     let site = situation.active_site();
     let health = site.and_then(|site| site.health.get(&TargetKind::Database));
@@ -223,7 +223,7 @@ fn active_disk_failed(situation: &Situation, policy: &Policy) -> bool {
     })
 }
 
-/// Whether the active site's service failed while its database is well.
+/// Whether the active site's service failed while its database is healthy.
 fn api_alone_failed(situation: &Situation) -> bool {
     situation.active_site().is_some_and(|site| {
         site.state(TargetKind::Api) == State::Failed
@@ -275,8 +275,8 @@ fn standby_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     gates
 }
 
-/// Whether the standby answers, the controller too: what only its agent reports of it shows no way
-/// there for an order.
+/// Whether the standby answers, and answers the controller: its agent's report alone does not show
+/// that an order would arrive there.
 fn reachable_gate(situation: &Situation, policy: &Policy) -> Gate {
     if let Some(mute) = standby_mute(situation, policy) {
         return gate(false, mute.at(&situation.passive));
@@ -295,7 +295,7 @@ fn reachable_gate(situation: &Situation, policy: &Policy) -> Gate {
     gate(fresh && reached, reason.at(&situation.passive))
 }
 
-/// The standby's database answers, and nobody who looks at it can judge it.
+/// The standby's database answers, but no vantage point can judge it.
 pub fn standby_mute(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let site = &situation.passive;
     if !vantages::all_mute(situation, site, policy) {
@@ -308,7 +308,7 @@ pub fn standby_mute(situation: &Situation, policy: &Policy) -> Option<Reason> {
     })
 }
 
-/// The standby answers others, and no order of ours would get there.
+/// The standby answers others, but no order of ours would arrive there.
 pub fn seen_by_others_only() -> Reason {
     Reason::word(
         Code::StandbyUnreachable,
@@ -326,7 +326,7 @@ fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     let limit = accepted.unwrap_or(policy.data.max_loss);
     let loss = LossEstimate::of(situation);
     let (Some(estimate), Some(covered)) = (loss.bytes, loss.window) else {
-        // A person who names an amount accepts that nothing better is known.
+        // An operator who names an amount accepts that nothing better is known.
         let reason = Reason::word(Code::LossUnknown, "unknown", "known").at(&situation.passive);
         let reason = replaced(situation).unwrap_or(reason);
         return vec![gate(accepted.is_some(), reason)];
@@ -344,23 +344,23 @@ fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
     ]
 }
 
-/// That another installation of the active site took over from the one that the standby followed.
+/// Another installation of the active site took over from the one that the standby followed.
 pub fn replaced(situation: &Situation) -> Option<Reason> {
     let why = format!(
-        "another installation of `{}` took over, and the standby was not made anew since",
+        "another installation of `{}` took over, and the standby has not been rebuilt since",
         situation.active
     );
     let reason = Reason::word(Code::LossUnknown, "unknown", "known").at(&situation.passive);
     situation.replication.replaced.then(|| reason.because(why))
 }
 
-/// Whether a proof that the old primary cannot write can be had at all (invariants.md I2).
+/// Whether any proof that the old primary cannot write is available (invariants.md I2).
 fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
     let agent = fresh_agent(situation, policy);
     let (way, open) = if agent.is_some_and(|agent| agent.guarded) {
-        ("the agent's word (F1)", true)
+        ("the agent's confirmation (F1)", true)
     } else if other_agent_hears_it(situation, policy) {
-        ("the agent's word, relayed (F1)", true)
+        ("the agent's confirmation, relayed (F1)", true)
     } else if situation.can_wait_out {
         ("waiting out the lease (F3)", true)
     } else if situation
@@ -382,8 +382,8 @@ fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
     )
 }
 
-/// Whether the passive site's agent reported lately, and had an answer of the active one's lately:
-/// then it can relay the order to fence, and the word that it is done.
+/// Whether the passive site's agent reported recently and recently had an answer from the active
+/// one: then it can relay the order to fence and the confirmation.
 fn other_agent_hears_it(situation: &Situation, policy: &Policy) -> bool {
     let limit = policy.detect.stale_after;
     let agent = situation
@@ -395,7 +395,7 @@ fn other_agent_hears_it(situation: &Situation, policy: &Policy) -> bool {
     })
 }
 
-/// The active site's agent, if it reported lately.
+/// The active site's agent, if it reported recently.
 fn fresh_agent<'s>(situation: &'s Situation, policy: &Policy) -> Option<&'s AgentFacts> {
     situation
         .active_site()?
@@ -404,14 +404,14 @@ fn fresh_agent<'s>(situation: &'s Situation, policy: &Policy) -> Option<&'s Agen
         .within(policy.detect.stale_after)
 }
 
-/// Whether the agent beside the active database says that it is down for good: its word is proof
-/// (F1), without quorum or window.
+/// Whether the agent beside the active database reports it down for good: that is proof (F1),
+/// without quorum or window.
 pub fn active_database_is_down(situation: &Situation, policy: &Policy) -> bool {
     database_down_for(situation, policy)
         .is_some_and(|since| since >= policy.automation.local_restart_grace)
 }
 
-/// For how long the active site's agent has said that its database is down.
+/// How long the active site's agent has reported its database down.
 pub fn database_down_for(situation: &Situation, policy: &Policy) -> Option<Duration> {
     match &fresh_agent(situation, policy)?.database {
         LocalDatabase::Up | LocalDatabase::Waiting { .. } | LocalDatabase::Recovering { .. } => {
@@ -421,9 +421,8 @@ pub fn database_down_for(situation: &Situation, policy: &Policy) -> Option<Durat
     }
 }
 
-/// For how long the active database has been recovering from a crash, by its agent's word, where
-/// the time for that is not over and the recovery has not stood still for longer than any silence
-/// may last.
+/// How long the active database has been recovering from a crash, by its agent's report, as long as
+/// the time for that is not over and the recovery makes progress.
 pub(super) fn database_recovers(situation: &Situation, policy: &Policy) -> Option<Duration> {
     let age = situation.active_site()?.agent.as_ref()?.age;
     match &fresh_agent(situation, policy)?.database {
@@ -436,18 +435,18 @@ pub(super) fn database_recovers(situation: &Situation, policy: &Policy) -> Optio
     }
 }
 
-/// What would be lost, for the plan and the report: from where, since when, how much.
+/// What a failover would lose, for plan and report: from which position, since when, how much.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossEstimate {
-    /// An estimate in bytes of WAL; `None` where the active side never said how far it is.
+    /// An estimate in bytes of WAL; `None` if the active side never reported its position.
     pub bytes: Option<Bytes>,
-    /// How long ago the window begins: what was acknowledged before is safe.
+    /// How long ago the window begins: what was acknowledged earlier is safe.
     #[serde(rename = "window_ms", with = "super::units::millis::option")]
     pub window: Option<Duration>,
 }
 
 impl LossEstimate {
-    /// What a promotion at this moment would lose.
+    /// What a promotion now would lose.
     pub fn of(situation: &Situation) -> Self {
         let contradicted = situation.replication.contradicted;
         if situation.replication.replaced {

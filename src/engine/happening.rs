@@ -1,4 +1,4 @@
-//! What can happen to a group, as its log tells it: when, what, and what is impossible.
+//! What can happen to a group, as its log records it: when, what, and what is impossible.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ use super::units::{Epoch, WallTime, as_millis, millis};
 /// When an entry was written, by both clocks of the machine that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Moment {
-    /// By the wall clock.
+    /// Wall-clock time.
     pub wall: WallTime,
-    /// By the monotonic clock of that machine, since its start.
+    /// Milliseconds on that machine's monotonic clock since its boot.
     #[serde(rename = "mono_ms", with = "millis")]
     pub mono: Duration,
-    /// Which start of which machine.
+    /// Identifies that boot of that machine.
     pub boot: String,
 }
 
 impl Moment {
-    /// How long ago it was, seen from `now`: by the monotonic clock, which nobody sets, as long as the
-    /// machine has run since; else there is only the wall clock.
+    /// How long ago it was, seen from `now`: by the monotonic clock, which nobody sets, if the
+    /// machine has not rebooted since; otherwise by the wall clock.
     pub fn ago(&self, now: &Moment) -> Duration {
         if self.boot == now.boot {
             Duration::from_millis(as_millis(now.mono.saturating_sub(self.mono)))
@@ -41,78 +41,78 @@ impl Moment {
 pub enum Ending {
     /// Every step is done.
     Done,
-    /// It failed before the pivot, and was taken back: the old site has its right, and what could not be
-    /// tidied up is named by the steps' events.
+    /// It failed before the pivot and was undone: the old site has its lease, and the steps' events
+    /// name what could not be cleaned up.
     Undone {
         /// Why it failed.
         why: String,
     },
-    /// It can go neither forward nor back without a person.
+    /// It can go neither forward nor back without an operator.
     Stuck {
-        /// Why.
+        /// Why it is stuck.
         why: String,
     },
 }
 
-/// What happened, as far as the state of the group is concerned. The decision log carries these.
+/// What happened, as far as it affects the state of the group. The decision log carries these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Happening<'e> {
-    /// A person's command was accepted.
+    /// An operator's command was accepted.
     Commanded {
-        /// Who.
+        /// The operator.
         operator: &'e str,
-        /// What.
+        /// The command.
         command: &'e Command,
     },
     /// A plan was opened.
     Planned(&'e Plan),
     /// A step of it changed.
     Stepped {
-        /// The plan.
+        /// The plan's number.
         plan: u64,
         /// The step's index.
         index: usize,
-        /// What happened to it.
+        /// What happened to the step.
         event: &'e Event,
     },
     /// The RPO window opened or closed.
     Windowed(&'e WindowChange),
-    /// A site's right and word are those of one instance.
+    /// A site's lease and reports are those of one instance from here on.
     Named(&'e InstanceChange),
-    /// It ended.
+    /// A plan ended.
     Ended {
-        /// The plan.
+        /// The plan's number.
         plan: u64,
-        /// How.
+        /// How it ended.
         ending: &'e Ending,
     },
 }
 
-/// A log that tells something impossible: it is not one of ours, or a rule was broken.
+/// A log that records something impossible: it is not one of ours, or a rule was broken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SagaError {
     /// There is one recovery at a time (invariants.md I8).
     #[error("plan {0} is opened while plan {1} is open")]
     SecondPlan(u64, u64),
-    /// About a plan that is not open.
+    /// An entry about a plan that is not open.
     #[error("it is about plan {0}, which is not open")]
     NoSuchPlan(u64),
-    /// About a step that the plan does not have.
+    /// An entry about a step that the plan does not have.
     #[error("it is about step {0}, which the plan does not have")]
     NoSuchStep(usize),
-    /// A step cannot change like this.
+    /// A state change that a step cannot make.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
-    /// A plan declared what may be lost: until its promotion that must stay true.
+    /// The window was opened during a plan, whose declared loss must stay true until its promotion.
     #[error("the RPO window is opened while plan {0} is open")]
     WindowInPlan(u64),
-    /// About a window that is not open.
+    /// A window was closed that is not open.
     #[error("the RPO window of entry {0} is closed, which is not open")]
     NoSuchWindow(u64),
-    /// The plan's epoch does not follow on the group's.
+    /// The plan's epoch does not follow the group's.
     #[error("the plan's epoch is {0}, but the group is in {1}")]
     EpochGap(Epoch, Epoch),
-    /// An epoch only grows.
+    /// An adopted epoch is not higher.
     #[error("epoch {0} is adopted, but the group is in {1}")]
     EpochBack(Epoch, Epoch),
 }

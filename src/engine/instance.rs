@@ -1,6 +1,6 @@
 //! Which installation of an agent speaks for a site. A certificate names a site, and a copied
-//! machine has it too: the right to take writes belongs to one instance, and another one waits
-//! until the first one's right is certainly over (invariants.md I13).
+//! machine has it too: the write lease belongs to one instance, and another one waits until the
+//! first one's lease has certainly expired (invariants.md I13).
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,14 +13,14 @@ use super::policy::{FenceOn, LeaseTimers, OnTotalIsolation};
 use super::topology::SiteName;
 use super::units::{MonoTime, UnitError, millis, serde_as_text};
 
-/// One installation of an agent: prints and parses as `ID@PLACE` in hexadecimal digits.
+/// One installation of an agent: displayed and parsed as `ID@PLACE` in hexadecimal digits.
 ///
-/// A restart and a reboot leave both as they are. A copy has the same `id` and another `place`.
+/// Restarts and reboots change neither. A copy has the same `id` and another `place`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instance {
-    /// Drawn at the agent's first start, and kept beside its memory.
+    /// Generated at the agent's first start, and stored with its state.
     pub id: u128,
-    /// A digest of what a copy does not share: the machine, and the file that holds the id.
+    /// A digest of what a copy does not share: the machine, and the file that contains the id.
     pub place: u64,
 }
 
@@ -58,7 +58,7 @@ impl FromStr for Instance {
 
 serde_as_text!(Instance);
 
-/// From here on a site's right, and its agent's word, are those of this instance. The decision log
+/// From here on a site's lease and its agent's reports are those of this instance. The decision log
 /// carries it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceChange {
@@ -66,7 +66,7 @@ pub struct InstanceChange {
     pub site: SiteName,
     /// The instance that counts from now on.
     pub instance: Instance,
-    /// The one that counted before; `None` where none was known.
+    /// The instance that counted before; `None` if none was known.
     pub before: Option<Instance>,
 }
 
@@ -80,37 +80,37 @@ impl fmt::Display for InstanceChange {
     }
 }
 
-/// For which instance of the other site an agent last let a right stand, in its own words.
+/// The instance of the other site that an agent last vouched for, as it reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vouched {
-    /// Which; `None` where it named no instance.
+    /// The instance; `None` if the request named none.
     pub instance: Option<Instance>,
-    /// How long ago. Counted from its own start where it did not since.
+    /// How long ago; since the agent's own start if it has not vouched since.
     #[serde(rename = "age_ms", with = "millis")]
     pub age: Duration,
 }
 
-/// What is known of the last right of the instance that counts, on the controller's clock.
+/// What is known about the last lease of the counting instance, on the controller's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LastWord {
-    /// The last moment at which it may have been granted the right.
+    /// The last moment at which it may have been granted the lease.
     pub granted: MonoTime,
-    /// The newest report of the other site's agent: the earliest moment at which it was made, and
-    /// how long before that the agent last let a right of this site stand.
+    /// The other site's agent's newest report: the earliest moment at which it was made, and how
+    /// long before that the agent last vouched for this site.
     pub vouched: Option<(MonoTime, Duration)>,
 }
 
-/// Why the right of an instance is not certainly over.
+/// Why an instance's lease has not certainly expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotOver {
-    /// The last grant may still hold, or the fence after it may not be through.
+    /// The last grant may still be valid, or the fence after it may not be over.
     Granted {
         /// For how much longer.
         left: Duration,
     },
-    /// The other site's agent may have let it stand: its word that it has not is missing.
+    /// The other site's agent may still vouch for it: it has not reported that it does not.
     Vouched,
-    /// Nothing ends it: the policy has a site that sees nobody go on.
+    /// It never ends: under the policy an isolated site goes on.
     Never,
 }
 
@@ -119,22 +119,22 @@ impl fmt::Display for NotOver {
         match self {
             NotOver::Granted { left } => {
                 let whole = Duration::from_secs(left.as_secs().saturating_add(1));
-                write!(f, "its last grant may hold for another {}", human(whole))
+                write!(f, "its last grant may be valid for another {}", human(whole))
             }
-            NotOver::Vouched => f.write_str("the other site's agent may still let its right stand"),
+            NotOver::Vouched => f.write_str("the other site's agent may still vouch for its lease"),
             NotOver::Never => f.write_str(
-                "with `on_total_isolation = \"keep\"` only a person can say that its right is over",
+                "with `on_total_isolation = \"keep\"` only an operator can say that its lease is over",
             ),
         }
     }
 }
 
-/// Whether the right of the instance that counts is certainly over and its guard has done its
-/// work, so that another one of the same site may have it.
+/// Whether the lease of the counting instance has certainly expired and its guard has fenced, so
+/// that another instance of the same site may get it.
 ///
-/// Once the last grant is over, only an answer of the other agent holds the right, and an answer
-/// brings none back that ran out. So a word of that agent, given after the grant was over, that it
-/// has let no right stand for longer than an answer holds, is the end.
+/// Once the last grant is over, only vouches of the other agent keep the lease, and a vouch does
+/// not revive an expired lease. So once that agent reports, after the grant was over, that it has
+/// not vouched for longer than a vouch is valid, the lease is over.
 pub fn right_is_over(timers: &LeaseTimers, last: &LastWord, now: MonoTime) -> Result<(), NotOver> {
     if timers.on_total_isolation == OnTotalIsolation::Keep {
         return Err(NotOver::Never);
@@ -148,7 +148,7 @@ pub fn right_is_over(timers: &LeaseTimers, last: &LastWord, now: MonoTime) -> Re
     if timers.fence_on == FenceOn::LeaseLost {
         return Ok(());
     }
-    // The age is counted on a clock that may be slow, and so may that of the holder.
+    // The clock that counts the age may be slow, and so may the holder's.
     let held = timers.with_drift(timers.with_drift(timers.peer_ttl));
     let long = held.saturating_add(timers.fence_and_margin());
     let silent = last
@@ -161,9 +161,9 @@ pub fn right_is_over(timers: &LeaseTimers, last: &LastWord, now: MonoTime) -> Re
     }
 }
 
-/// Whether an agent lets the right of an asker stand, by the instance that it deals with: the one
-/// that the controller named, or the first that it heard of. An asker without a name is one of an
-/// older program, and has none but where nobody named one.
+/// Whether an agent vouches for a requester, given the instance that it accepts: the one that the
+/// controller named, or the first that it heard. A requester without an instance runs an older
+/// program, and is accepted only if no instance was ever named.
 pub fn deals_with(known: Option<Instance>, given: Option<Instance>) -> bool {
     known.is_none() || known == given
 }

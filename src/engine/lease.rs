@@ -1,5 +1,5 @@
-//! The right to take writes: how it is granted, how its holder counts it, and from when it is
-//! certain that it is over.
+//! The write lease: how it is granted, how its holder counts it, and when it has certainly
+//! expired.
 //!
 //! Both sides count on their own monotonic clock, each from the moment that is unfavourable to
 //! itself: the holder from before it asked, the granter from after it answered.
@@ -13,19 +13,19 @@ use super::policy::{FenceOn, LeaseTimers, OnTotalIsolation};
 use super::topology::SiteName;
 use super::units::{Epoch, MonoTime, millis};
 
-/// What the controller knows of the right it grants.
+/// The granter's record of the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseBook {
     /// The current epoch.
     pub epoch: Epoch,
-    /// Who may hold the right in it; `None` between the raise of the epoch and the pivot.
+    /// The site that may hold the lease in it; `None` between raising the epoch and the pivot.
     pub holder: Option<SiteName>,
-    /// The site that held the right in the epoch before, until it is known to be fenced.
+    /// The site that held the lease in the previous epoch, until it is known to be fenced.
     last_holder: SiteName,
-    /// The last moment at which that site may have been granted the right.
+    /// The last moment at which that site may have been granted the lease.
     last_grant: MonoTime,
-    /// Whether that was by a grant of ours, so that its agent was alive then, or only the moment
-    /// of taking over.
+    /// Whether we granted it ourselves, so that its agent was alive then; otherwise it is only the
+    /// moment of taking over.
     alive_at_last_grant: Option<bool>,
 }
 
@@ -39,23 +39,23 @@ pub enum Refusal {
         /// The current epoch.
         epoch: Epoch,
     },
-    /// The asker knows a higher epoch than the controller, which must not happen.
+    /// The requester knows a higher epoch than the controller, which must not happen.
     #[error("the epoch is {epoch}, not {asked}")]
     FromTheFuture {
         /// The current epoch.
         epoch: Epoch,
-        /// The one asked for.
+        /// The requester's epoch.
         asked: Epoch,
     },
-    /// Another instance of the asker's site has the right, or may still have it.
+    /// Another instance of the requester's site holds the lease, or may still hold it.
     #[error("{}", other_instance(.counts.as_ref(), .why))]
     OtherInstance {
-        /// The one that counts, where one is known.
+        /// The instance that counts, if one is known.
         counts: Option<Instance>,
-        /// Why the right of that one is not certainly over.
+        /// Why that instance's lease has not certainly expired.
         why: String,
     },
-    /// The controller's log is behind the world: it grants nothing that did not stand before.
+    /// The controller's log is behind the world: it only renews existing leases.
     #[error("the controller's decision log is behind: {witness} knows {knows}")]
     LogBehind {
         /// Who knows more.
@@ -63,9 +63,9 @@ pub enum Refusal {
         /// What they know.
         knows: String,
     },
-    /// Nobody has shown yet that the controller's log is not behind the world.
+    /// Nobody has confirmed yet that the controller's log is current.
     #[error(
-        "nobody but this site has shown since the controller started that its decision log is not behind"
+        "no other witness has confirmed since the controller started that its decision log is current"
     )]
     LogUnwitnessed,
 }
@@ -77,25 +77,25 @@ fn other_instance(counts: Option<&Instance>, why: &str) -> String {
                 "another instance of this site counts, {counts}: {why} (see runbooks/second-instance.md)"
             )
         }
-        None => format!("another instance of this site may have the right: {why}"),
+        None => format!("another instance of this site may hold the lease: {why}"),
     }
 }
 
-/// What is known about the last right of the old holder: the evidence for waiting it out.
+/// What is known about the old holder's last lease: the evidence for waiting it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastRight {
     /// The site.
     pub site: SiteName,
-    /// The last moment at which it may have been granted the right.
+    /// The last moment at which it may have been granted the lease.
     pub granted: MonoTime,
-    /// Whether its agent was alive then, and all that may let its right stand is severed. Where that is not
-    /// known, waiting proves nothing but what a plan wrote down before.
+    /// Whether its agent was alive then, and everything that may vouch for it is severed. If that
+    /// is unknown, waiting proves nothing beyond what a plan recorded earlier.
     pub alive: Option<bool>,
 }
 
 impl LeaseBook {
-    /// The book after a start or a change of leader: somebody else may have granted until now, and
-    /// whether the holder's agent lives is not known.
+    /// The record after a start or a change of leader: somebody else may have granted until now,
+    /// and it is unknown whether the holder's agent lives.
     pub fn taken_over(epoch: Epoch, active: SiteName, now: MonoTime) -> Self {
         Self {
             epoch,
@@ -106,7 +106,7 @@ impl LeaseBook {
         }
     }
 
-    /// When this site may last have been granted the right; `None` where another one held it since.
+    /// When this site may last have been granted the lease; `None` if another site held it since.
     pub fn granted_to(&self, site: &SiteName) -> Option<MonoTime> {
         (self.last_holder == *site).then_some(self.last_grant)
     }
@@ -118,7 +118,7 @@ impl LeaseBook {
         self.alive_at_last_grant = Some(false);
     }
 
-    /// Grants the right to a site that asks for it in an epoch.
+    /// Grants the lease to a site that requests it in an epoch.
     pub fn grant(&mut self, site: &SiteName, asked: Epoch, now: MonoTime) -> Result<(), Refusal> {
         if asked > self.epoch {
             return Err(Refusal::FromTheFuture {
@@ -135,9 +135,9 @@ impl LeaseBook {
         Ok(())
     }
 
-    /// Raises the epoch: from now on nobody is granted anything until [`LeaseBook::pass_to`].
-    /// To be called only once the new epoch is durable. Raising to the present one again (a plan
-    /// that is resumed) changes nothing but that nobody holds the right.
+    /// Raises the epoch: from now on nothing is granted until [`LeaseBook::pass_to`]. Call it only
+    /// once the new epoch is durable. Raising to the current epoch again (when a plan is resumed)
+    /// only takes the lease away.
     pub fn raise(&mut self, epoch: Epoch) {
         if epoch >= self.epoch {
             self.epoch = epoch;
@@ -145,13 +145,13 @@ impl LeaseBook {
         }
     }
 
-    /// Lets a site hold the right in the present epoch: the new primary just before its promotion,
-    /// or the old one when a plan was undone.
+    /// Lets a site hold the lease in the current epoch: the new primary just before its promotion,
+    /// or the old one when a plan is undone.
     pub fn pass_to(&mut self, site: SiteName) {
         self.holder = Some(site);
     }
 
-    /// The last right of the holder before.
+    /// The previous holder's last lease.
     pub fn last_right(&self) -> LastRight {
         LastRight {
             site: self.last_holder.clone(),
@@ -161,19 +161,19 @@ impl LeaseBook {
     }
 }
 
-/// What an agent knows of the right it holds.
+/// The holder's record of its lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     epoch: Epoch,
-    /// From before the request whose grant is the newest.
+    /// When the request of the newest grant was sent, or earlier.
     granted: MonoTime,
-    /// From before the request to the peer whose answer is the newest.
+    /// When the request of the peer's newest answer was sent, or earlier.
     peer_answered: Option<MonoTime>,
     timers: LeaseTimers,
 }
 
 impl Holder {
-    /// The right, granted to a request that was sent after `asked`.
+    /// A lease granted to a request that was sent after `asked`.
     pub fn granted(epoch: Epoch, asked: MonoTime, timers: LeaseTimers) -> Self {
         Self {
             epoch,
@@ -188,7 +188,7 @@ impl Holder {
         self.epoch
     }
 
-    /// A further grant, to a request that was sent after `asked`. One of a lower epoch is left out.
+    /// A further grant, to a request that was sent after `asked`. One of a lower epoch is ignored.
     pub fn renewed(&mut self, epoch: Epoch, asked: MonoTime, timers: LeaseTimers) {
         if epoch >= self.epoch {
             self.epoch = epoch;
@@ -197,22 +197,22 @@ impl Holder {
         }
     }
 
-    /// The peer's agent answered a request that was sent after `asked`, and did not say that we
-    /// are superseded. That keeps a right, it brings none back: one that [`Holder::is_over`] is to
-    /// be dropped first.
+    /// The peer's agent answered a request that was sent after `asked`, and did not say that we are
+    /// superseded. That extends a lease but never revives one: drop one that [`Holder::is_over`]
+    /// first.
     pub fn peer_answered(&mut self, asked: MonoTime) {
         self.peer_answered = self.peer_answered.max(Some(asked));
     }
 
-    /// Whether the right ran out. Then it is no right any more: only a new grant begins another.
+    /// Whether the lease has expired. Then only a new grant starts another.
     pub fn is_over(&self, now: MonoTime) -> bool {
         self.deadline().is_some_and(|end| now >= end)
     }
 
-    /// From when the right is over, unless it is renewed; `None` is never.
+    /// When the lease expires unless it is renewed; `None` is never.
     ///
-    /// The controller's grant holds for `lease_ttl`. Under `fence_on = "isolated"` an answer of
-    /// the peer holds the right too, for `peer_ttl`: losing the controller alone never stops
+    /// The controller's grant is valid for `lease_ttl`. Under `fence_on = "isolated"` the peer's
+    /// answer keeps the lease too, for `peer_ttl`: losing the controller alone never stops
     /// production.
     pub fn deadline(&self) -> Option<MonoTime> {
         let by_grant = self.granted.plus(self.timers.lease_ttl);
@@ -230,16 +230,16 @@ impl Holder {
 }
 
 /// Whether a site that asks its peer in epoch `asked` is superseded, by what that peer remembers:
-/// for which epoch it was severed, and the highest in which it held the right or was told to
-/// promote. The second goes on saying so once the promotion has made an end of the sever.
+/// the epoch for which it was severed, and the highest in which it held the lease or was told to
+/// promote. The second still counts once the promotion has ended the sever.
 pub fn is_superseded(asked: Epoch, severed: Option<Epoch>, known: Epoch) -> bool {
     severed > Some(asked) || known > asked
 }
 
-/// From when a site that got its last grant at `granted`, and the last answer of its peer that let
-/// its right stand at `vouched`, is certainly fenced, all on the controller's clock (invariants.md F3). How long
-/// ago it vouched the peer measured on a clock of its own: the bound of drift holds between any two
-/// of the three, so that what was measured on either side of its word adds up.
+/// When a site that got its last grant at `granted`, and its peer's last vouch at `vouched`, is
+/// certainly fenced, on the controller's clock (invariants.md F3). The peer measured the age of its
+/// vouch on its own clock: the drift bound holds between any two of the three clocks, so the times
+/// before and after its answer add up.
 pub fn waited_out_at(timers: &LeaseTimers, vouched: MonoTime, granted: MonoTime) -> MonoTime {
     let by_peer = vouched.plus(timers.with_drift(timers.peer_ttl));
     let by_grant = granted.plus(timers.with_drift(timers.lease_ttl));
@@ -278,18 +278,18 @@ impl Enforcer {
 pub enum FenceProof {
     /// The site's own agent confirms (invariants.md F1).
     Agent {
-        /// Whether its word came through the other site's agent.
+        /// Whether its answer was relayed by the other site's agent.
         relayed: bool,
-        /// What it says about how.
+        /// How it fenced, in its own words.
         said: String,
     },
-    /// The right is certainly over, and the guard has certainly done its work (invariants.md F3).
+    /// The lease has certainly expired, and the guard has certainly fenced (invariants.md F3).
     WaitedOut {
-        /// How long ago this process had the sever confirmed.
+        /// How long ago this process learned that the sever was confirmed.
         #[serde(rename = "severed_ms_ago", with = "millis")]
         severed_ago: Duration,
-        /// How long ago the severed site last let the right stand; `None` in the log of an older
-        /// controller, which took the sever for it.
+        /// How long ago the severed site last vouched; `None` in the log of an older controller,
+        /// which used the sever instead.
         #[serde(
             default,
             rename = "vouched_ms_ago",
@@ -297,15 +297,15 @@ pub enum FenceProof {
             skip_serializing_if = "Option::is_none"
         )]
         vouched_ago: Option<Duration>,
-        /// How long ago the last right may have been granted.
+        /// How long ago the last lease may have been granted.
         #[serde(rename = "granted_ms_ago", with = "millis")]
         granted_ago: Duration,
     },
-    /// A named person said so (invariants.md F4).
+    /// A named operator asserted it (invariants.md F4).
     Override {
-        /// Who.
+        /// The operator.
         operator: String,
-        /// Why.
+        /// The operator's reason.
         reason: String,
     },
 }

@@ -1,6 +1,6 @@
-//! One fact, about one target, from one vantage point, at one time; and what a fact can hold.
+//! One fact about one target from one vantage point at one time; and what a fact can contain.
 //!
-//! An observation says what was seen, never what it means: that is the detector's part.
+//! An observation says what was seen, not what it means: that is the detector's job.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,32 +17,32 @@ use super::units::{
 /// One fact about one target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
-    /// What was looked at.
+    /// The observed target.
     pub target: Target,
-    /// From where.
+    /// The vantage point.
     pub vantage: Vantage,
-    /// When looking began, on the clock of the process that judges. A target that gives no answer
-    /// was out of reach from this moment on, not from the moment the time-out ended.
+    /// When the probe began, on the clock of the process that judges. A target that gives no answer
+    /// was unreachable from this moment on, not from when the timeout ended.
     pub began: MonoTime,
     /// When the answer, or its absence, was known.
     pub ended: MonoTime,
-    /// What was seen.
+    /// The result.
     pub finding: Finding,
 }
 
-/// What was seen.
+/// The result of a probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Finding {
-    /// The target answered as it should.
+    /// The target answered correctly.
     Good(Facts),
     /// It did not.
     Bad(ProbeFailure),
 }
 
 impl Finding {
-    /// The same within the limits of what is kept: whoever looks, or takes in what others saw, calls
-    /// this first of all.
+    /// The result with all texts bounded: whoever probes, or receives others' observations, calls
+    /// this first.
     #[must_use]
     pub fn clipped(mut self) -> Self {
         match &mut self {
@@ -54,7 +54,7 @@ impl Finding {
     }
 }
 
-/// What a good answer tells.
+/// The content of a good answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Facts {
@@ -66,57 +66,58 @@ pub enum Facts {
     Agent,
 }
 
-/// Why a probe did not get a good answer. The kinds differ in what they say about the target:
-/// an expired password is not a dead database.
+/// Why a probe got no good answer. The kinds differ in what they say about the target: an expired
+/// password is not a dead database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProbeFailure {
     /// No answer in time.
     #[error("no answer within {0} ms")]
     Timeout(#[serde(with = "exact")] u64),
-    /// The host answered that nobody listens.
+    /// The host refused the connection.
     #[error("connection refused")]
     Refused,
-    /// There is no way there.
+    /// There is no route to the host.
     #[error("unreachable: {0}")]
     Unreachable(String),
     /// The database is starting, stopping or recovering (SQLSTATE 57P02, 57P03; postgres.md P38).
     #[error("not accepting connections: {0}")]
     NotAccepting(String),
-    /// Every connection is taken (SQLSTATE 53300): looks like death, is not (postgres.md P39).
+    /// Every connection is taken (SQLSTATE 53300): it looks dead, but is not (postgres.md P39).
     #[error("too many connections: {0}")]
     Exhausted(String),
-    /// A write that should have worked did not come to its end: a disk that does not answer, no
-    /// memory (postgres.md P40).
+    /// A write that should have worked did not finish: a disk that does not answer, no memory
+    /// (postgres.md P40).
     #[error("cannot write: {0}")]
     CannotWrite(String),
-    /// The database lives and says that its disk is full or fails (SQLSTATE 53100, 58030;
+    /// The database is alive and says that its disk is full or failing (SQLSTATE 53100, 58030;
     /// postgres.md P40).
-    #[error("no room to write: {0}")]
+    #[error("no space to write: {0}")]
     DiskFailed(String),
-    /// What we alone do there is refused or held up: a lock on our tables, a missing grant, a
-    /// setting. Users may be served all the while. Says nothing about the target's health.
+    /// What only our probes do there is refused or blocked: a lock on our tables, a missing grant,
+    /// a setting. Users may be served meanwhile. Says nothing about the target's health.
     #[error("our own look is blocked: {0}")]
     Blocked(String),
-    /// We are not let in: password, role, certificate. Says nothing about the target's health.
+    /// The probe is not authorised: password, role, certificate. Says nothing about the target's
+    /// health.
     #[error("not authorised: {0}")]
     Unauthorized(String),
-    /// It answered something that makes no sense to us. Says nothing about the target's health.
+    /// The answer cannot be understood. Says nothing about the target's health.
     #[error("unexpected answer: {0}")]
     Protocol(String),
-    /// The service answered that it is not well (an HTTP status outside 200 to 299).
+    /// The service reported an error (an HTTP status outside 200 to 299).
     #[error("answered with status {0}")]
     Status(u16),
 }
 
-/// What a failed look says about its target.
+/// What a failed probe says about its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bearing {
     /// It is evidence against the target.
     Against,
     /// Nothing: the cause is ours.
     Nothing,
-    /// Nobody knows: it may be the target's fault or ours.
+    /// Unknown: it may be the target's fault or ours.
     Unknown,
 }
 
@@ -136,11 +137,12 @@ impl ProbeFailure {
         }
     }
 
-    /// What it says about the target. Only what is against it counts as evidence; everything else
-    /// leaves the target's health unknown (invariants.md I4).
+    /// What it says about the target. Only evidence against it counts; everything else leaves the
+    /// target's health unknown (invariants.md I4).
     pub fn bearing(&self) -> Bearing {
         match self {
-            // We are not let in, or asked too often: said by whatever guards the door.
+            // Not authorised, or asked too often: anything in front of the service may have said
+            // so.
             ProbeFailure::Status(401 | 403 | 407 | 429)
             | ProbeFailure::Exhausted(_)
             | ProbeFailure::Blocked(_)
@@ -161,9 +163,9 @@ impl ProbeFailure {
         self.bearing() == Bearing::Against
     }
 
-    /// Whether the database itself said so, so that the way there and back is open. A refused
-    /// connection says nothing of the kind: a firewall on the way can refuse too, and the status
-    /// of a service can be that of a proxy in front of it.
+    /// Whether the database itself said so, so that the network path works both ways. A refused
+    /// connection does not prove that: a firewall can refuse too, and a service's status can be
+    /// that of a proxy in front of it.
     pub fn came_from_database(&self) -> bool {
         match self {
             ProbeFailure::NotAccepting(_)
@@ -181,14 +183,14 @@ impl ProbeFailure {
     }
 }
 
-/// What a PostgreSQL instance says of itself on a fresh connection.
+/// What a PostgreSQL instance says about itself on a fresh connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseFacts {
     /// Primary or standby, from `pg_is_in_recovery()`.
     pub role: Role,
     /// `pg_control_system().system_identifier` (postgres.md P1).
     pub system_id: SystemId,
-    /// Of a primary: from the name of the WAL file being written. Of a standby: the receiver's,
+    /// Of a primary: from the name of the WAL file being written. Of a standby: the receiver's, or
     /// else the control file's (postgres.md P3).
     pub timeline: Timeline,
     /// `server_version_num` (postgres.md P10).
@@ -201,7 +203,7 @@ pub struct DatabaseFacts {
     pub replayed: Lsn,
     /// Of a standby: the state of its WAL receiver, if one runs.
     pub receiver: Option<ReceiverFacts>,
-    /// Of a primary: who streams from it.
+    /// Of a primary: its WAL senders.
     pub senders: Vec<SenderFacts>,
     /// The newest heartbeat row, if the table exists and has one.
     pub heartbeat: Option<Heartbeat>,
@@ -217,32 +219,32 @@ pub struct DatabaseFacts {
     pub apply_delay: Duration,
     /// `synchronous_standby_names`; empty is asynchronous (postgres.md P24).
     pub synchronous_names: String,
-    /// Of a primary: the statements whose commits wait for a standby, at whatever level of
-    /// `synchronous_commit`: each by its process and its beginning, the first sixteen.
+    /// Of a primary: the statements whose commits wait for a standby, at any level of
+    /// `synchronous_commit`: each by its process and its start, at most sixteen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commits_waiting: Vec<String>,
     /// The settings that must not be lower on a standby than on its primary (postgres.md P21):
     /// `max_connections`, `max_worker_processes`, `max_wal_senders`, `max_prepared_transactions`,
     /// `max_locks_per_transaction`, in this order.
     pub limits: [u32; 5],
-    /// Of a primary: how long the heartbeat write took, commit included; `None` on a standby.
+    /// Of a primary: how long the heartbeat write took, including its commit; `None` on a standby.
     #[serde(rename = "write_ms", with = "millis::option")]
     pub write_took: Option<Duration>,
-    /// What kept us from our own rows, although everything else here was read, and, of a primary,
-    /// although others were seen to commit meanwhile.
+    /// What blocked access to our own rows, although everything else here was read and, on a
+    /// primary, others were seen to commit meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked: Option<String>,
 }
 
-/// How many senders of a primary are kept: two sites, a few readers and backups, times four.
+/// The most senders of a primary that are kept: two sites, a few readers and backups, times four.
 pub const SENDERS_KEPT: usize = 32;
 
 impl DatabaseFacts {
-    /// Cuts texts, lists and numbers to what is kept of them. Whoever owns the database chooses
-    /// most of them: the names of standbys, the rows of our tables, its clock.
+    /// Bounds texts, lists and numbers. The database's owner chooses most of them: the names of
+    /// standbys, the rows of our tables, its clock.
     fn clip(&mut self) {
         if self.senders.len() > SENDERS_KEPT {
-            // Those that commits wait for come first: that one is there must not be lost.
+            // Those that commits wait for come first: they must not be cut off.
             self.senders.sort_by_key(|sender| !sender.confirms());
             self.senders.truncate(SENDERS_KEPT);
             self.senders.shrink_to_fit();
@@ -266,8 +268,8 @@ impl DatabaseFacts {
         self.epoch = self.epoch.min(Some(Epoch(LARGEST_EXACT)));
     }
 
-    /// Of a primary: how far the standby of this name has flushed, by the primary's word; where nobody of
-    /// that name streams, whoever has most.
+    /// Of a primary: how far the standby of this name has flushed, as the primary says; if nothing
+    /// streams under that name, the most that any stream has.
     pub fn flushed_by(&self, standby: &SiteName) -> Option<Lsn> {
         let of = |named: bool| {
             let those = self.senders.iter();
@@ -277,8 +279,8 @@ impl DatabaseFacts {
         of(true).or_else(|| of(false))
     }
 
-    /// The names that commits wait for although nobody of that name streams (postgres.md P24).
-    /// Heartbeats do not wait, and so do not tell.
+    /// The names that commits wait for although nothing streams under them (postgres.md P24).
+    /// Heartbeats do not wait, so they do not show it.
     pub fn waits_in_vain(&self) -> Option<&str> {
         let waits = !self.synchronous_names.is_empty();
         let confirmed = self.senders.iter().any(SenderFacts::confirms);
@@ -289,9 +291,9 @@ impl DatabaseFacts {
 /// The WAL receiver of a standby (postgres.md P7).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiverFacts {
-    /// `streaming`, or what PostgreSQL says instead.
+    /// `streaming`, or another state that PostgreSQL reports.
     pub status: String,
-    /// How long ago the last message of the primary arrived, by the standby's own clock.
+    /// How long ago the primary's last message arrived, by the standby's own clock.
     #[serde(rename = "last_message_ms", with = "millis::option")]
     pub last_message: Option<Duration>,
 }
@@ -317,7 +319,7 @@ pub struct SenderFacts {
 }
 
 impl SenderFacts {
-    /// Whether commits wait for this one.
+    /// Whether commits wait for this sender's standby.
     fn confirms(&self) -> bool {
         ["sync", "quorum"].contains(&self.sync_state.as_str())
     }
@@ -331,7 +333,7 @@ pub struct Heartbeat {
     pub sequence: u64,
     /// The site that wrote it.
     pub site: SiteName,
-    /// When, by the clock of the database that wrote it. Compared with nothing but itself.
+    /// When, by the clock of the database that wrote it. Compare it only with itself.
     pub written: WallTime,
 }
 
@@ -341,25 +343,25 @@ pub struct Heartbeat {
 pub enum ReplayPause {
     /// It replays.
     None,
-    /// Somebody asked for the pause: a promotion ends it (PostgreSQL 13 and later).
+    /// Somebody requested the pause: a promotion ends it (PostgreSQL 13 and later).
     Paused,
     /// Paused because a limit is lower than the primary's: a promotion is refused until a restart
     /// (postgres.md P21).
     InsufficientLimits,
 }
 
-/// What a standby's replay is doing, as the startup process says.
+/// What a standby's replay is doing, as the startup process reports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "replay")]
 pub enum ReplayState {
-    /// It replays, or nobody can say.
+    /// It replays, or its state is unknown.
     #[default]
     Working,
-    /// It waits for WAL: all that is whole is replayed.
+    /// It waits for WAL: every whole record is replayed.
     AtEnd,
-    /// Something holds it up.
+    /// Something delays it.
     Held {
-        /// What, as PostgreSQL names it: `RecoveryConflictSnapshot`, `RecoveryPause`, `Lock/relation`, …
+        /// PostgreSQL's wait event: `RecoveryConflictSnapshot`, `RecoveryPause`, `Lock/relation`, …
         by: String,
     },
 }
@@ -374,18 +376,18 @@ impl fmt::Display for ReplayPause {
     }
 }
 
-/// One reading of the primary's position: every commit acknowledged before `began` lies at or
-/// below `position`. The declared window starts at the latest reading that the standby covers.
+/// One reading of the primary's position: every commit acknowledged before `began` is at or below
+/// `position`. The declared window starts at the latest reading that the standby covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PositionSample {
     /// When the reading began.
     pub began: MonoTime,
-    /// What it said.
+    /// The primary's position.
     pub position: Lsn,
 }
 
-/// The last hour at one reading a second is plenty: a standby further behind than that is far
-/// beyond any limit on lag, and the window then simply starts at "unknown".
+/// An hour at one reading a second is plenty: a standby further behind is far beyond any limit, and
+/// the window then simply starts at "unknown".
 const SAMPLES_KEPT: usize = 4096;
 
 /// The readings of the primary's position, oldest first.
@@ -396,7 +398,7 @@ pub struct PositionHistory {
 }
 
 impl PositionHistory {
-    /// Adds a reading. One that is older than the last is left out: a late answer adds nothing.
+    /// Adds a reading. One that is older than the last is ignored: a late answer adds nothing.
     pub fn add(&mut self, sample: PositionSample) {
         if self
             .samples
@@ -411,17 +413,17 @@ impl PositionHistory {
         self.samples.push_back(sample);
     }
 
-    /// The primary says that its standby has flushed so much.
+    /// The primary reports that its standby has flushed up to `position`.
     pub fn confirm(&mut self, flushed: Option<Lsn>) {
         self.confirmed = self.confirmed.max(flushed);
     }
 
-    /// How far the standby has flushed, by the primary's word; `None`: it never said.
+    /// How far the standby has flushed, as the primary reports; `None` if it never did.
     pub fn confirmed(&self) -> Option<Lsn> {
         self.confirmed
     }
 
-    /// Forgets all readings: another primary writes another history.
+    /// Forgets all readings: another primary has another history.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
@@ -431,8 +433,8 @@ impl PositionHistory {
         self.samples.back().copied()
     }
 
-    /// The latest reading that a standby at `position` has whole: whatever was acknowledged
-    /// before it began is safe there.
+    /// The latest reading that a standby at `position` covers: whatever was acknowledged before it
+    /// began is safe there.
     pub fn covered_by(&self, position: Lsn) -> Option<PositionSample> {
         self.samples
             .iter()
@@ -441,8 +443,8 @@ impl PositionHistory {
             .copied()
     }
 
-    /// WAL written a second, over the last half minute or so of readings. Zero where there are
-    /// fewer than two.
+    /// WAL written per second, over about the last half minute of readings. Zero with fewer than
+    /// two.
     pub fn rate(&self) -> Bytes {
         let Some(last) = self.last() else {
             return Bytes(0);

@@ -1,4 +1,4 @@
-//! A plan: a short line of typed steps with exactly one pivot. It can only be built here.
+//! A plan: a short sequence of typed steps with exactly one pivot. It can only be built here.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use super::step::{Kind, Route, Step};
 use super::topology::Topology;
 use super::units::WallTime;
 
-/// Ordered work.
+/// The ordered steps of a failover.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// From where to where, in which epoch.
@@ -18,12 +18,12 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What would be lost, as known when the plan was made.
     pub loss: LossEstimate,
-    /// When that was known, by the controller's wall clock: no later than the evidence.
+    /// When that was known, by the controller's wall clock: not later than the evidence.
     pub known_at: WallTime,
-    /// Whether the old primary's agent was alive at its last grant: without that, waiting out its
-    /// lease proves nothing, not even after a restart of the controller.
+    /// Whether the old primary's agent was alive at its last grant: otherwise waiting out its lease
+    /// proves nothing, not even after a restart of the controller.
     pub can_wait_out: bool,
-    /// Who asked for it, if somebody did.
+    /// The operator's request, if one asked for it.
     pub request: Option<Request>,
 }
 

@@ -1,8 +1,8 @@
-//! The settings by which the engine decides, read once from a file and checked as a whole; and
+//! The settings that the engine decides by, read once from a file and checked as a whole; and
 //! the timers that follow from them.
 //!
-//! There are no defaults: whoever writes a policy chooses each value. Everything here holds for a
-//! [`Policy`] that exists, so nothing later checks it again.
+//! There are no defaults: the policy's author chooses each value. An existing [`Policy`]
+//! satisfies every check here, so nothing later checks it again.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ pub use super::data::{Data, Durability, OnStall};
 use super::document::{self, Key, Problems, Section, human};
 use super::units::millis;
 
-/// Everything that can be set about deciding.
+/// A checked policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// Whether it may act.
+    /// Whether the controller may act.
     pub mode: Mode,
-    /// From observations to health.
+    /// How observations become health.
     pub detect: Detect,
-    /// The right to take writes.
+    /// The write lease.
     pub lease: LeaseTimers,
-    /// What is asked of the data.
+    /// What the data must satisfy.
     pub data: Data,
-    /// What is asked of automation.
+    /// When the controller may act on its own.
     pub automation: Automation,
     /// How long the steps may take.
     pub steps: StepLimits,
@@ -34,64 +34,64 @@ pub struct Policy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Decides and logs; never acts unless a person asks.
+    /// Decides and logs; acts only on an operator's request.
     Observe,
     /// Acts on its own decisions.
     Automatic,
 }
 
-/// From observations to health.
+/// How observations become health.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detect {
-    /// How often each target is looked at. 100 ms to 1 min.
+    /// How often each target is probed. 100 ms to 1 min.
     #[serde(rename = "probe_every_ms", with = "millis")]
     pub probe_every: Duration,
-    /// How long one look may take. 50 ms to 1 min.
+    /// How long one probe may take. 50 ms to 1 min.
     #[serde(rename = "probe_timeout_ms", with = "millis")]
     pub probe_timeout: Duration,
-    /// How long a target must be out of reach, from a quorum, before it counts as failed.
-    /// 500 ms to 10 min.
+    /// How long a quorum must see a target unreachable before it counts as failed. 500 ms to 10
+    /// min.
     #[serde(rename = "fail_after_ms", with = "millis")]
     pub fail_after: Duration,
     /// How long it must answer before it counts as healthy again. 500 ms to 1 h.
     #[serde(rename = "recover_after_ms", with = "millis")]
     pub recover_after: Duration,
-    /// How old evidence may be before it is none. 500 ms to 10 min.
+    /// The age at which evidence no longer counts. 500 ms to 10 min.
     #[serde(rename = "stale_after_ms", with = "millis")]
     pub stale_after: Duration,
     /// How many vantage points must agree. 2 to 8.
     pub quorum: u32,
 }
 
-/// The right to take writes (invariants.md I1). The same values hold for the controller, both agents
-/// and their guards: each grant carries them.
+/// The write lease (invariants.md I1). The same values apply to the controller, both agents and
+/// their guards: each grant carries them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseTimers {
-    /// How often the active site's agent asks for a grant. 100 ms to 1 min.
+    /// How often the active site's agent renews its lease. 100 ms to 1 min.
     #[serde(rename = "renew_every_ms", with = "millis")]
     pub renew_every: Duration,
-    /// How long one grant holds, on the agent's clock, from before it was asked for.
+    /// How long one grant is valid, on the agent's clock, from before its request. 500 ms to 1 h.
     #[serde(rename = "lease_ttl_ms", with = "millis")]
     pub lease_ttl: Duration,
-    /// How often the agents ask each other.
+    /// How often an agent asks its peer. 100 ms to 1 min.
     #[serde(rename = "peer_every_ms", with = "millis")]
     pub peer_every: Duration,
-    /// How long one answer of the peer holds.
+    /// How long one answer of the peer is valid. 500 ms to 1 h.
     #[serde(rename = "peer_ttl_ms", with = "millis")]
     pub peer_ttl: Duration,
-    /// The bound on a whole fence, from the order or the deadline to the proof.
+    /// The limit for a whole fence, from the order or the deadline to the proof. 300 ms to 10 min.
     #[serde(rename = "fence_within_ms", with = "millis")]
     pub fence_within: Duration,
-    /// The stages of a fence, which must fit into the bound.
+    /// The stages of a fence, which must fit into that limit.
     pub fence: FenceStages,
-    /// How much one clock may run faster than another, in millionths.
+    /// How much faster one clock may run than another, in parts per million. 1 to 100,000.
     pub clock_drift_ppm: u32,
-    /// What is added at the end of waiting out, for what nobody thought of.
+    /// Added at the end of waiting out, as a safety margin. 50 ms to 10 min.
     #[serde(rename = "margin_ms", with = "millis")]
     pub margin: Duration,
     /// When an agent fences itself.
     pub fence_on: FenceOn,
-    /// Whether it does so when it sees nobody at all.
+    /// Whether it does so when it is isolated.
     pub on_total_isolation: OnTotalIsolation,
 }
 
@@ -109,11 +109,11 @@ pub struct FenceStages {
     pub kill: Duration,
 }
 
-/// How often the guard looks at its deadline: a fence begins at most this much late.
+/// How often the guard checks its deadline: a fence begins at most this much late.
 pub const GUARD_TICK: Duration = Duration::from_millis(100);
 
 impl FenceStages {
-    /// The longest a fence by these stages takes, from the deadline to its end.
+    /// The longest that a fence by these stages takes, from the deadline to its end.
     pub fn longest(&self) -> Duration {
         let stages = self
             .fast
@@ -134,49 +134,49 @@ pub enum FenceOn {
     LeaseLost,
 }
 
-/// What an agent does that sees neither the controller nor the peer.
+/// What an agent does when it reaches neither controller nor peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnTotalIsolation {
     /// Fences itself. Needed for a promotion that waits out the lease.
     Fence,
-    /// Goes on. A site that cannot be reached can then only be failed over by an operator's
-    /// override.
+    /// Goes on. An unreachable site can then only be failed over by an operator's override.
     Keep,
 }
 
-/// What is asked of automation.
+/// When the controller may act on its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Automation {
-    /// How long after a failover the next automatic one must wait, even when re-armed.
+    /// The minimum time between a failover and the next automatic one, even if re-armed. 1 s to 1
+    /// day.
     #[serde(rename = "cooldown_ms", with = "millis")]
     pub cooldown: Duration,
-    /// How long after a start of the controller nothing is decided but `Hold`.
+    /// How long a controller only holds after it starts. At most 1 h.
     #[serde(rename = "startup_grace_ms", with = "millis")]
     pub startup_grace: Duration,
-    /// How long an agent may try to restart a database that died before that counts as failed.
-    /// Zero: it does not try.
+    /// How long an agent may try to restart a database that died before it counts as failed. At
+    /// most 1 h; zero: no attempt.
     #[serde(rename = "local_restart_grace_ms", with = "millis")]
     pub local_restart_grace: Duration,
-    /// What a service that fails beside a good database leads to.
+    /// What to do when a service fails while its database is healthy.
     pub api_failure: ApiFailure,
 }
 
-/// What a service that fails beside a good database leads to.
+/// What to do when a service fails while its database is healthy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ApiFailure {
-    /// Nothing but an alert.
+    /// Hold, and only report it.
     Hold,
-    /// A failover, fenced like any other.
+    /// Fail over, with a fence like any other failover.
     Failover,
 }
 
-/// How long the steps of a plan may take before they count as failed (before the pivot) or the
-/// plan as stuck (after it).
+/// How long the steps of a plan may take before they count as failed (before the pivot) or the plan
+/// as stuck (after it). 1 s to 1 h each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepLimits {
-    /// Proving that the old side is fenced, waiting out included.
+    /// Proving that the old side is fenced, including the wait.
     #[serde(rename = "fence_ms", with = "millis")]
     pub fence: Duration,
     /// From the order to promote until the standby takes writes.
@@ -185,7 +185,7 @@ pub struct StepLimits {
     /// Until the workloads answer.
     #[serde(rename = "workloads_ms", with = "millis")]
     pub workloads: Duration,
-    /// Moving one traffic target, until the system says it is done.
+    /// Moving one traffic target, until its system confirms.
     #[serde(rename = "traffic_ms", with = "millis")]
     pub traffic: Duration,
     /// Until the result is seen from outside.
@@ -276,7 +276,7 @@ fn build_detect(at: &Section<'_>) -> Option<Detect> {
         "stale_after",
         detect.stale_after,
         one_look,
-        "`probe_every` and `probe_timeout` together: or evidence is stale before the next can come",
+        "`probe_every` and `probe_timeout` together: otherwise evidence is stale before the next arrives",
     );
     Some(detect)
 }
@@ -323,14 +323,14 @@ fn build_lease(at: &Section<'_>) -> Option<LeaseTimers> {
         "lease_ttl",
         lease.lease_ttl,
         lease.renew_every.saturating_mul(3),
-        "three times `renew_every`: two lost renewals never end the right to write",
+        "three times `renew_every`: two lost renewals must not end the lease",
     );
     at_least(
         at,
         "peer_ttl",
         lease.peer_ttl,
         lease.peer_every.saturating_mul(3),
-        "three times `peer_every`: two lost answers never end the right to write",
+        "three times `peer_every`: two lost answers must not end the lease",
     );
     at_least(
         at,
@@ -390,7 +390,7 @@ fn at_least(at: &Section<'_>, key: &str, value: Duration, least: Duration, why: 
     }
 }
 
-/// The rules that tie settings of different tables together.
+/// The rules that connect settings of different tables.
 fn check_against_each_other(policy: &Policy, root: &Section<'_>, lease: &Section<'_>) {
     let longest_wait = policy.lease.longest_wait_out();
     let limit = policy.steps.fence;
@@ -403,7 +403,7 @@ fn check_against_each_other(policy: &Policy, root: &Section<'_>, lease: &Section
     let replay = policy.data.max_replay_time;
     if policy.steps.promote <= replay {
         root.problem("steps", format!(
-            "`steps.promote` is {}, but `data.max_replay_time` lets the standby replay for up to {} first: a promotion that the gates let begin could not end in its time",
+            "`steps.promote` is {}, but `data.max_replay_time` lets the standby replay for up to {} first: a promotion that passes the gates could not finish in time",
             human(policy.steps.promote), human(replay)
         ));
     }
@@ -415,15 +415,15 @@ fn check_against_each_other(policy: &Policy, root: &Section<'_>, lease: &Section
     }
 }
 
-/// Settings that could never take effect, because another is always over first.
+/// Settings that could never take effect, because another one always ends first.
 fn check_effects(policy: &Policy, root: &Section<'_>) {
     let (detect, data) = (&policy.detect, &policy.data);
-    // What the standby is known to have is as old as the last look at a primary that then was
+    // What the standby is known to have is as old as the last probe of a primary that then was
     // silent for `fail_after`.
     let silent = detect.fail_after.saturating_add(detect.probe_every);
     if data.durability == Durability::Async && data.max_loss_window < silent {
         root.problem("data", format!(
-            "`data.max_loss_window` is {}, but when `detect.fail_after` ({}) is over, the last look at the active database is up to {} old: no automatic failover would ever pass. Raise `max_loss_window` to {} or more, or lower `fail_after`",
+            "`data.max_loss_window` is {}, but when `detect.fail_after` ({}) is over, the last probe of the active database is up to {} old: no automatic failover would ever pass. Raise `max_loss_window` to {} or more, or lower `fail_after`",
             human(data.max_loss_window), human(detect.fail_after), human(silent), human(silent)
         ));
     }
@@ -432,15 +432,15 @@ fn check_effects(policy: &Policy, root: &Section<'_>) {
     {
         let every = policy.lease.renew_every;
         root.problem("data", format!(
-            "`data.on_stall` releases after {}, but the permission to go on alone comes with the answer to a report, every `lease.renew_every` ({}): commits would stall for that long. Write `release-after {}` or more, or lower `renew_every`",
+            "`data.on_stall` releases after {}, but the permission to go on without the standby comes with the answer to a report, every `lease.renew_every` ({}): commits would stall for that long. Write `release-after {}` or more, or lower `renew_every`",
             human(after), human(every), human(every)
         ));
     }
-    // An agent looks at its database, tries a start, and looks again a second later at the soonest.
+    // An agent probes its database, tries a start, and probes again at least a second later.
     let grace = policy.automation.local_restart_grace;
     if !grace.is_zero() && grace < SECOND {
         root.problem("automation", format!(
-            "`automation.local_restart_grace` is {}, but a database is started once a second at most: no second try would ever be made. Write `0s` for none, or 1s or more",
+            "`automation.local_restart_grace` is {}, but a database is started once a second at most: no second attempt would ever be made. Write `0s` for none, or 1s or more",
             human(grace)
         ));
     }
@@ -451,7 +451,7 @@ fn check_effects(policy: &Policy, root: &Section<'_>) {
     ] {
         if limit < detect.probe_timeout {
             root.problem("steps", format!(
-                "`steps.{key}` is {}, but one look may take `detect.probe_timeout` ({}): the step could be over before its first look is. Raise the step, or lower `probe_timeout`",
+                "`steps.{key}` is {}, but one probe may take `detect.probe_timeout` ({}): the step could end before its first probe does. Raise the step, or lower `probe_timeout`",
                 human(limit), human(detect.probe_timeout)
             ));
         }
@@ -469,14 +469,14 @@ impl LeaseTimers {
         duration.saturating_add(extra)
     }
 
-    /// How long after the later of its two ends a fence is surely over: `fence_within` with drift,
-    /// and the margin.
+    /// How long after the later end of its two sources a fence is certainly over: `fence_within`
+    /// with drift, plus the margin.
     pub fn fence_and_margin(&self) -> Duration {
         self.with_drift(self.fence_within)
             .saturating_add(self.margin)
     }
 
-    /// The longest wait-out, when the right was vouched for and granted just now.
+    /// The longest wait, if the lease was vouched for and granted just now.
     pub fn longest_wait_out(&self) -> Duration {
         let right = self.with_drift(self.lease_ttl.max(self.peer_ttl));
         right.saturating_add(self.fence_and_margin())
@@ -542,7 +542,7 @@ mod tests {
                 "lease_ttl = \"1s\"",
                 "three times `renew_every`",
             ),
-            ("quorum = 2", "quorum = 1", "must lie between 2 and 8"),
+            ("quorum = 2", "quorum = 1", "must be between 2 and 8"),
             (
                 "\"release-after 5s\"",
                 "\"release-after 5\"",
@@ -609,7 +609,7 @@ mod tests {
         let said = Policy::read("slow", &slow).unwrap_err().to_string();
         assert!(
             said.contains(
-                "`steps.other` is 10s, but one look may take `detect.probe_timeout` (20s)"
+                "`steps.other` is 10s, but one probe may take `detect.probe_timeout` (20s)"
             ),
             "{said}"
         );

@@ -1,5 +1,5 @@
-//! Which databases take writes as seen now, what is at a site that its guard did not start, and
-//! what it runs with otherwise than its file says. What is seen now outweighs what was said before
+//! Which databases take writes as seen now, what runs at a site without its guard, and where it
+//! runs with settings other than its file's. What is seen now outweighs what was reported before
 //! (invariants.md I15).
 
 use std::time::Duration;
@@ -11,12 +11,12 @@ use super::reason::{Code, Reason};
 use super::situation::{Aged, AgentFacts, LocalDatabase, SiteFacts, Situation};
 use super::topology::{Role, TargetKind};
 
-/// The reason to call a person where both databases take writes, which nobody may decide away.
+/// The reason to alert an operator: both databases take writes, and the engine must not choose.
 ///
-/// What is seen now outweighs what was said before: a database that answers as a primary is one,
-/// although its agent says that it is fenced or down. Only a look that began before it went down,
-/// as far as two ages can be compared, is explained by that word; and one at the site that was left,
-/// from before the last plan was over, by the plan. The next look tells.
+/// What is seen now outweighs what was reported before: a database that answers as a primary is
+/// one, even if its agent reports it fenced or down. Exceptions: a probe that began before the
+/// database went down, as far as two ages can be compared; and a probe at the old site from before
+/// the last plan ended. The next probe decides.
 pub fn two_primaries(situation: &Situation, policy: &Policy) -> Option<Reason> {
     let all = situation.sites.iter();
     let primaries: Vec<String> = all
@@ -33,15 +33,15 @@ pub fn two_primaries(situation: &Situation, policy: &Policy) -> Option<Reason> {
     })
 }
 
-/// Whether the last look at a site's database began before the last plan was over.
+/// Whether the last probe of a site's database began before the last plan ended.
 fn seen_before_the_end(site: &SiteFacts, situation: &Situation) -> bool {
     let ended = situation.automation.last_failover;
     let look = site.database.as_ref().map(|seen| seen.age);
     look.zip(ended).is_some_and(|(look, ended)| look >= ended)
 }
 
-/// Whether a fresh look saw a primary, which was not seen to fail since. One that comes back is
-/// judged well only after a while; what takes writes does so at once.
+/// Whether a fresh probe saw a primary that has not failed since. One that comes back counts as
+/// healthy only after a while; whatever takes writes counts at once.
 fn takes_writes(site: &SiteFacts, policy: &Policy) -> bool {
     let limit = policy.detect.stale_after;
     let shown = match site.state(TargetKind::Database) {
@@ -59,9 +59,9 @@ fn takes_writes(site: &SiteFacts, policy: &Policy) -> bool {
     })
 }
 
-/// Whether the agent says that the database went down after a look at it of that age began. The
-/// age of what an agent says is that of its report, which is at most as much too great as a look
-/// may take: with less than that between them, the look counts as the older one.
+/// Whether the agent reports that the database went down after a probe of that age began. The age
+/// of a report is at most one probe timeout too large: with a smaller difference, the probe counts
+/// as the older one.
 fn has_ended_since(look: Duration, site: &SiteFacts, policy: &Policy) -> bool {
     let went_down = agent(site, policy).and_then(|agent| {
         let since = down_for(&agent.fact)?;
@@ -70,7 +70,7 @@ fn has_ended_since(look: Duration, site: &SiteFacts, policy: &Policy) -> bool {
     went_down.is_some_and(|ago| look.saturating_add(policy.detect.probe_timeout) >= ago)
 }
 
-/// What the agent says that does not fit a primary, for people.
+/// The part of the agent's report that contradicts a primary, for people.
 fn contradiction(site: &SiteFacts, policy: &Policy) -> Option<String> {
     let agent = agent(site, policy)?;
     let facts = &agent.fact;
@@ -99,7 +99,8 @@ fn down_for(facts: &AgentFacts) -> Option<Duration> {
     }
 }
 
-/// What is in the data folder or at the port of a database, is not its guard's, and was not ended.
+/// A process in the data folder or at the port of a database that is not its guard's and was not
+/// ended.
 pub fn intruders(situation: &Situation, policy: &Policy) -> Vec<Reason> {
     let all = situation.sites.iter();
     all.filter_map(|(name, site)| {
@@ -110,7 +111,7 @@ pub fn intruders(situation: &Situation, policy: &Policy) -> Vec<Reason> {
     .collect()
 }
 
-/// The settings of each site that its database does not run with yet.
+/// For each site, the settings that its database does not run with yet.
 pub fn settings_pending(situation: &Situation, policy: &Policy) -> Vec<Reason> {
     let all = situation.sites.iter();
     all.filter_map(|(name, site)| {

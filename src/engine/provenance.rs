@@ -1,4 +1,4 @@
-//! Whether the log can be gone by, and whose word counts.
+//! Whether the log can be trusted to be current, and whose reports count.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use super::policy::Policy;
 use super::reason::{Code, Reason};
 use super::situation::{LogBehind, LogFacts, Situation};
 
-/// Nobody acts by a log that is behind the world, or may be, or by one that takes no entry. Only
-/// where there is something to say.
+/// No automation on a log that is behind the world, may be, or cannot be written. Empty if there is
+/// nothing to report.
 pub fn gates_of(situation: &Situation) -> Vec<Gate> {
     let log = &situation.log;
     let behind = log.behind.as_ref().map(behind_by);
@@ -22,7 +22,7 @@ pub fn gates_of(situation: &Situation) -> Vec<Gate> {
     reasons.map(|reason| gate(false, reason)).collect()
 }
 
-/// That the log takes no entry, and since when.
+/// The log takes no entry, and since when.
 pub fn stopped(log: &LogFacts) -> Option<Reason> {
     let stopped = log.stopped.as_ref()?;
     let reason = Reason::time(Code::LogUnwritable, stopped.lasting, LOG_PATIENCE);
@@ -30,10 +30,10 @@ pub fn stopped(log: &LogFacts) -> Option<Reason> {
     Some(reason.because(why.unwrap_or("an entry is not durable yet")))
 }
 
-/// How long an entry may take.
+/// How long writing an entry may take.
 pub const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Who knows of more than stands in the decision log.
+/// Who knows more than the decision log.
 pub fn behind_by(behind: &LogBehind) -> Reason {
     let reason = Reason::word(Code::LogBehind, &behind.holds, &behind.knows);
     reason.because(format!("known to {}", behind.witness))
@@ -54,6 +54,5 @@ pub fn second_instances(situation: &Situation, policy: &Policy) -> Vec<Reason> {
     seconds.collect()
 }
 
-/// For how long a second instance that fell silent is still shown: longer than a copy takes that
-/// restarts again and again.
+/// How long a silent second instance is still shown: longer than a crash-looping copy is silent.
 const SECOND_SHOWN: Duration = Duration::from_secs(15);

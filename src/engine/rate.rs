@@ -1,28 +1,28 @@
-//! Limits on how often something may happen: bursts, and a pace after that.
+//! Limits on how often something may happen: a burst, then a steady pace.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::units::MonoTime;
 
-/// How often something may happen.
+/// A rate limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// How often at once.
+    /// The size of a burst.
     pub burst: u32,
-    /// How long until one time more.
+    /// The time after which one more is allowed.
     pub every: Duration,
 }
 
-/// What is left of a [`Rate`].
+/// The unused part of a [`Rate`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// When it is whole again.
+    /// When it is full again.
     whole: MonoTime,
 }
 
 impl Budget {
-    /// Whether it may happen once more now; if so, it counts as having happened.
+    /// Whether one more is allowed now; if so, it is counted.
     pub fn spend(&mut self, rate: Rate, now: MonoTime) -> bool {
         let spent = self.whole.since(now);
         if spent > rate.every.saturating_mul(rate.burst.saturating_sub(1)) {
@@ -33,7 +33,7 @@ impl Budget {
     }
 }
 
-/// A budget for each of many, of whom only so many are remembered.
+/// A budget for each of many keys, of which a limited number is remembered.
 #[derive(Debug, Clone)]
 pub struct Budgets<K> {
     rate: Rate,
@@ -42,7 +42,7 @@ pub struct Budgets<K> {
 }
 
 impl<K: Ord + Clone> Budgets<K> {
-    /// Nobody has spent anything yet.
+    /// Creates it with all budgets full.
     pub fn new(rate: Rate, remembered: usize) -> Self {
         Self {
             rate,
@@ -51,7 +51,7 @@ impl<K: Ord + Clone> Budgets<K> {
         }
     }
 
-    /// As [`Budget::spend`], for one of them. Who has spent nothing lately is forgotten first.
+    /// As [`Budget::spend`], for one key. Keys that have spent nothing lately are forgotten first.
     pub fn spend(&mut self, who: &K, now: MonoTime) -> bool {
         if self.spent.len() >= self.remembered && !self.spent.contains_key(who) {
             self.spent.retain(|_, budget| budget.whole > now);

@@ -1,6 +1,6 @@
-//! What would stand in the way of a failover, were the active site to die now: one list, from
-//! which `failover check`, `/readyz` and the metrics are fed. It holds no conditions of its own:
-//! every gate is in it, and every reason of the present decision.
+//! What would block a failover if the active site died now: one list, used by `failover check`,
+//! `/readyz` and the metrics. It has no conditions of its own: it contains every gate, and every
+//! reason of the current decision.
 
 use std::fmt;
 
@@ -11,25 +11,25 @@ use super::policy::Policy;
 use super::reason::{Code, Reason};
 use super::situation::Situation;
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// What came of it.
+    /// The result.
     pub state: CheckState,
     /// The page about it.
     pub page: String,
-    /// What was measured against which limit.
+    /// The measured value and its limit.
     #[serde(flatten)]
     pub reason: Reason,
 }
 
-/// What came of a check. The worst stands last.
+/// The result of a check, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckState {
-    /// It is as it should be.
+    /// Good.
     Ok,
-    /// It is not, but a failover would go through.
+    /// Not good, but a failover would succeed.
     Warns,
     /// The controller would not fail over, or not as the policy promises.
     Blocks,
@@ -55,7 +55,7 @@ impl Check {
     }
 }
 
-/// Everything that can be known beforehand about a failover by the controller itself.
+/// Every check before a failover by the controller itself.
 pub fn readiness(situation: &Situation, policy: &Policy) -> Vec<Check> {
     let at_rest = Situation {
         request: None,
@@ -64,8 +64,7 @@ pub fn readiness(situation: &Situation, policy: &Policy) -> Vec<Check> {
     checks(&decide(&at_rest, policy))
 }
 
-/// The same, of a decision that nobody asked for: its gates in their order, then what else it gives
-/// as reasons.
+/// The same for an unrequested decision: its gates in order, then its other reasons.
 pub fn checks(decision: &Decision) -> Vec<Check> {
     let gates = decision.gates.iter().filter_map(|gate| {
         // That the active database still writes is no obstacle: it would have stopped.
@@ -88,7 +87,7 @@ pub fn checks(decision: &Decision) -> Vec<Check> {
         }
         let state = match (reason.code, &decision.verdict) {
             (Code::Healthy, _) => CheckState::Ok,
-            // What the policy promises is not kept, or a person is needed before anything else.
+            // A promise of the policy is broken, or an operator is needed first.
             (Code::RpoWindowOpen | Code::CertificateUrgent, _) | (_, Verdict::Escalate) => {
                 CheckState::Blocks
             }
@@ -99,7 +98,7 @@ pub fn checks(decision: &Decision) -> Vec<Check> {
     all
 }
 
-/// The worst that any check says.
+/// The worst result of all checks.
 pub fn worst(checks: &[Check]) -> CheckState {
     let states = checks.iter().map(|check| check.state);
     states.max().unwrap_or(CheckState::Ok)

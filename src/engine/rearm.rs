@@ -1,19 +1,19 @@
-//! When automation arms itself again after a failover.
+//! When automation re-arms itself after a failover.
 
 use super::observation::ReceiverFacts;
 use super::policy::Policy;
 use super::situation::{SiteFacts, Situation};
 use super::topology::Role;
 
-/// Whether automation is to be armed again (invariants.md I8): it is disarmed, nobody holds it, no
-/// plan is open, the log can be gone by, and reverse replication streams. A hold stays.
+/// Whether to re-arm automation (invariants.md I8): it is disarmed but not held, no plan is open,
+/// the log is known to be current, and reverse replication streams. A hold stays.
 pub fn rearms(situation: &Situation, policy: &Policy) -> bool {
     let automation = &situation.automation;
     let quiet = situation.plan.is_none() && automation.hold.is_none();
     automation.disarmed && quiet && situation.log.is_sound() && follows(situation, policy)
 }
 
-/// Whether the passive site's database, freshly seen, streams from the active one.
+/// Whether the passive site's database, freshly probed, streams from the active one.
 fn follows(situation: &Situation, policy: &Policy) -> bool {
     let fresh = |site: &SiteFacts| {
         let seen = site.database.as_ref()?;

@@ -1,5 +1,5 @@
-//! The codes with which the engine explains itself. Each is stable, names its page in `runbooks/`,
-//! and appears with measured value, limit, unit and age wherever a decision is shown.
+//! The codes of the engine's reasons. Each is stable, names its page in `runbooks/`, and
+//! appears with measured value, limit, unit and age wherever a decision is shown.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::units::{Bytes, millis};
 
 macro_rules! codes {
     ($($name:ident = $code:literal: $summary:literal,)*) => {
-        /// Why something is, or is not, done.
+        /// Why something is done, or is not done.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[allow(missing_docs, reason = "the summaries say it, and generate the documentation")]
         pub enum Code {
@@ -38,68 +38,68 @@ macro_rules! codes {
 
 codes! {
     Healthy = "healthy": "The active site serves and the standby follows.",
-    ActiveSiteFailed = "active-site-failed": "A quorum of vantage points has seen the active database out of reach for as long as the policy asks.",
-    ActiveDatabaseDown = "active-database-down": "The agent beside the active database says that it is down, and that the time for a local restart is over.",
-    ActiveDatabaseRecovering = "active-database-recovering": "The active database recovers from a crash, by its agent's word and with work to be seen, and the time for that is not over.",
-    ActiveApiFailed = "active-api-failed": "The service at the active site fails while its database is good.",
-    OperatorRequest = "operator-request": "A person asked for it.",
-    NotSustained = "not-sustained": "The active site is failing, but not yet for as long as the policy asks.",
+    ActiveSiteFailed = "active-site-failed": "A quorum of vantage points has seen the active database unreachable for as long as the policy requires.",
+    ActiveDatabaseDown = "active-database-down": "The active site's agent reports its database down, and the time for a local restart is over.",
+    ActiveDatabaseRecovering = "active-database-recovering": "The active database is recovering from a crash: its agent sees it make progress, and the time allowed for that is not over.",
+    ActiveApiFailed = "active-api-failed": "The service at the active site fails while its database is healthy.",
+    OperatorRequest = "operator-request": "An operator requested it.",
+    NotSustained = "not-sustained": "The active site is failing, but not yet for as long as the policy requires.",
     QuorumMissing = "quorum-missing": "Too few vantage points see the failure.",
-    ObserverSilent = "observer-silent": "An extra observer gives no fresh report.",
+    ObserverSilent = "observer-silent": "An extra observer has not reported lately.",
     EvidenceMissing = "evidence-missing": "There is no fresh evidence about the active site, for or against.",
-    ProbeNotAuthorised = "probe-not-authorised": "We are not let in, which says nothing about the target.",
-    OwnLookBlocked = "own-look-blocked": "What we alone do in the database is refused or held up, which says nothing about whether users are served.",
-    VantagePointsMute = "vantage-points-mute": "Too few vantage points can judge the database: if its site died now, no quorum would say so.",
-    ObserverSideFault = "observer-side-fault": "The active site is out of reach from here, yet others see it work: the fault is on our side.",
-    ReplicationAdvancing = "replication-advancing": "The standby was last seen to receive from the active database, so that one counts as alive.",
-    OwnIsolation = "own-isolation": "The controller reaches too little of the world to judge anybody else.",
-    Starting = "starting": "The controller started, or took over, only a moment ago.",
+    ProbeNotAuthorised = "probe-not-authorised": "A probe is not authorised, which says nothing about the target.",
+    OwnLookBlocked = "own-look-blocked": "The database refuses or blocks what only our probes do, which says nothing about whether users are served.",
+    VantagePointsMute = "vantage-points-mute": "Too few vantage points can judge the active database: if its site died now, there would be no quorum.",
+    ObserverSideFault = "observer-side-fault": "The active site is unreachable from some vantage point, but others see it work: the fault is on our side.",
+    ReplicationAdvancing = "replication-advancing": "The standby was still receiving from the active database when last seen, so that database counts as alive.",
+    OwnIsolation = "own-isolation": "The controller reaches too few sites and anchors to judge anybody else.",
+    Starting = "starting": "The controller has just started, or has just taken over.",
     PolicyObserves = "policy-observes": "The policy only observes.",
-    Held = "held": "A person stopped automation.",
-    Disarmed = "disarmed": "Automation is disarmed since the last failover, until reverse replication streams or a person re-arms it.",
+    Held = "held": "An operator stopped automation.",
+    Disarmed = "disarmed": "Automation is disarmed since the last failover, until reverse replication streams or an operator re-arms it.",
     CoolingDown = "cooling-down": "The last failover is too recent for another automatic one.",
     PlanOpen = "plan-open": "A plan is open; a group has one at a time.",
-    PlanStuck = "plan-stuck": "A plan is stuck and needs a person.",
-    ReplicationBroken = "replication-broken": "The standby does not receive from the active database.",
-    StandbyUnreachable = "standby-unreachable": "The standby's database gives no fresh answer, or none to the controller.",
-    StandbyAgentSilent = "standby-agent-silent": "The agent at the passive site gives no fresh report.",
+    PlanStuck = "plan-stuck": "A plan is stuck and needs an operator.",
+    ReplicationBroken = "replication-broken": "The standby is not receiving from the active database.",
+    StandbyUnreachable = "standby-unreachable": "The standby's database does not answer, or does not answer the controller.",
+    StandbyAgentSilent = "standby-agent-silent": "The agent at the passive site has not reported lately.",
     StandbyNotInRecovery = "standby-not-in-recovery": "The database at the passive site is not a standby.",
     TwoPrimaries = "two-primaries": "Both databases accept writes.",
-    ForeignDatabase = "foreign-database": "A server or a program that the guard did not start has the place of a site's database, and the guard cannot end it.",
-    SystemIdentifierDiffers = "system-identifier-differs": "The two databases are not a pair.",
-    TimelineDiverged = "timeline-diverged": "The standby does not follow the timeline of the active database.",
-    StandbyLimitsTooLow = "standby-limits-too-low": "A limit of the standby is lower than the primary's: it stops replaying and refuses promotion.",
-    StandbyApplyDelayed = "standby-apply-delayed": "The standby replays on purpose with a delay.",
-    CannotSever = "cannot-sever": "The standby does not let itself be cut off and connected again, or was not asked lately.",
-    ReplayStalled = "replay-stalled": "The standby does not replay what it has received, or not in the time that the policy allows.",
-    VersionDiffers = "version-differs": "The two databases are of different major versions.",
-    LossUnknown = "loss-unknown": "The active side never said how far it is, or how much of that the standby has, so no loss can be declared.",
+    ForeignDatabase = "foreign-database": "A server or program that the guard did not start occupies the place of a site's database, and the guard cannot end it.",
+    SystemIdentifierDiffers = "system-identifier-differs": "The two databases are not a primary and its standby: their system identifiers differ.",
+    TimelineDiverged = "timeline-diverged": "The standby does not follow the active database's timeline.",
+    StandbyLimitsTooLow = "standby-limits-too-low": "A limit of the standby is lower than the primary's, so it stops replaying and refuses promotion.",
+    StandbyApplyDelayed = "standby-apply-delayed": "The standby is configured to replay with a delay.",
+    CannotSever = "cannot-sever": "The standby cannot be cut off and reconnected, or this was not tested lately.",
+    ReplayStalled = "replay-stalled": "The standby does not replay what it has received, or not within the time that the policy allows.",
+    VersionDiffers = "version-differs": "The two databases run different major versions.",
+    LossUnknown = "loss-unknown": "The active side never reported its position, or how much of it the standby has, so no loss can be declared.",
     LossOverLimit = "loss-over-limit": "The estimated loss is larger than the policy allows.",
-    LossWindowOverLimit = "loss-window-over-limit": "What the standby is known to have is older than the policy allows.",
+    LossWindowOverLimit = "loss-window-over-limit": "The last position that the standby is known to have is older than the policy allows.",
     FenceUnprovable = "fence-unprovable": "There is no way to prove that the old primary cannot write.",
-    RpoWindowOpen = "rpo-window-open": "Commits do not wait for the standby, although the policy wants them to: a failover now could lose some.",
+    RpoWindowOpen = "rpo-window-open": "Commits do not wait for the standby, although the policy requires it: a failover now could lose some.",
     CommitsStalled = "commits-stalled": "Commits wait for a standby that does not confirm them.",
-    CertificateEnding = "certificate-ending": "A certificate ends within thirty days.",
-    CertificateUrgent = "certificate-urgent": "A certificate ends within seven days, or has ended.",
-    SecretRefused = "secret-refused": "A file with a secret or certificate was replaced, and what is in it now is not used.",
-    TrafficUnready = "traffic-unready": "A traffic target cannot be read or changed by us, holds what is not ours, or does not lead to the active site.",
-    NameServerSilent = "name-server-silent": "A name server of a traffic target gives no answer of its own; others do.",
-    FrontDoorUnready = "front-door-unready": "The check at the front door fails at the active site, so that it could not show a failover's success either.",
-    StandbyConnections = "standby-connections": "The standby has few or no connections left for the role that sees it take writes.",
-    ClockSkew = "clock-skew": "Two wall clocks are so far apart that keys and signatures of others will fail by it.",
-    LogBehind = "log-behind": "Somebody knows of more than stands in the decision log: it is an old one, or another.",
-    LogUnwitnessed = "log-unwitnessed": "Nobody has shown since the controller started that its decision log is not an old one.",
-    LogUnwritable = "log-unwritable": "The decision log takes no entry, and what cannot be written down is not done.",
-    SecondInstance = "second-instance": "Two installations of one site's agent report: one is a copy.",
-    SettingsPending = "settings-pending": "A site's database runs with other settings than its agent's file says, until it is started the next time.",
-    ActiveSiteDegraded = "active-site-degraded": "Something at the active site is not well, but not what a failover mends.",
+    CertificateEnding = "certificate-ending": "A certificate expires within thirty days.",
+    CertificateUrgent = "certificate-urgent": "A certificate expires within seven days, or has expired.",
+    SecretRefused = "secret-refused": "A file with a secret or certificate was replaced, and its new content is not used.",
+    TrafficUnready = "traffic-unready": "We cannot read or change a traffic target, it holds foreign records, or it does not lead to the active site.",
+    NameServerSilent = "name-server-silent": "A name server of a traffic target gives no usable answer; others do.",
+    FrontDoorUnready = "front-door-unready": "The front-door check fails at the active site, so it could not confirm a failover either.",
+    StandbyConnections = "standby-connections": "The standby has few or no connections left for the role that must see it take writes.",
+    ClockSkew = "clock-skew": "Two wall clocks are so far apart that external systems will reject our keys and signatures.",
+    LogBehind = "log-behind": "Somebody knows more than the decision log says: the log is outdated, or the wrong one.",
+    LogUnwitnessed = "log-unwitnessed": "Since the controller started, nobody has confirmed that its decision log is current.",
+    LogUnwritable = "log-unwritable": "The decision log cannot be written, and nothing is done that cannot be logged first.",
+    SecondInstance = "second-instance": "Two installations of the same site's agent report: one is a copy.",
+    SettingsPending = "settings-pending": "A site's database runs with settings that differ from its agent's file, until its next start.",
+    ActiveSiteDegraded = "active-site-degraded": "Something at the active site is unhealthy, but a failover would not fix it.",
 }
 
-/// `docs/reasons.md`: every code, what it means, and its page.
+/// The content of `docs/reasons.md`: every code with its meaning and page.
 pub fn table() -> String {
     let head = "# Reasons\n\n\
-        Every decision carries at least one of these codes, with what was measured, the limit, the \
-        unit and\nsince when. They are stable: alerts may rest on them. A test keeps this file in \
+        Every decision carries at least one of these codes, with the measured value, its limit, their \
+        unit and\nage. They are stable: alerts may rely on them. A test keeps this file in \
         step with `src/engine/reason.rs`.\n\n\
         | code | what it means |\n| --- | --- |\n";
     let rows = Code::ALL.iter().map(|code| {
@@ -115,7 +115,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// What a reason measured, or its limit.
+/// A reason's measured value, or its limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
@@ -135,27 +135,27 @@ pub enum Unit {
     Ms,
     /// Vantage points.
     Vantages,
-    /// None: the values are words.
+    /// No unit: the values are words.
     Word,
 }
 
-/// One reason: code, measured value, limit, unit, since when.
+/// One reason: code, measured value, limit, unit and age.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// The stable code.
     pub code: Code,
-    /// Where, if it is about one site.
+    /// The site, if it is about one.
     pub site: Option<SiteName>,
     /// What was measured.
     pub measured: Value,
-    /// What it was held against.
+    /// The limit it was compared with.
     pub limit: Value,
     /// The unit of both.
     pub unit: Unit,
-    /// For how long it has been so, where that is known.
+    /// How long it has been true, if known.
     #[serde(rename = "since_ms", with = "millis::option")]
     pub since: Option<Duration>,
-    /// More, for people.
+    /// Details for people.
     pub detail: Option<String>,
 }
 

@@ -1,6 +1,6 @@
-//! What the steps after the promotion will need, tried beforehand: the slow looks at traffic
-//! targets, their name servers, the front door and the standby's connections. What follows from
-//! them is judged in `rehearsed.rs`.
+//! What the steps after the promotion will need, rehearsed beforehand: slow probes of traffic
+//! targets, their name servers, the front door and the standby's connections. `rehearsed.rs` judges
+//! the results.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,76 +11,76 @@ use super::text::clip;
 use super::topology::{SiteName, TargetName};
 use super::units::{MonoTime, millis};
 
-/// What is tried.
+/// What is rehearsed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "of")]
 pub enum Subject {
     /// The system behind a traffic target: read with the credential that writes it, and its change
     /// rehearsed.
     Traffic {
-        /// Which.
+        /// The traffic target.
         target: TargetName,
     },
-    /// One place that users' resolvers ask for a target.
+    /// One name server that users' resolvers ask for a target.
     Place {
         /// The target.
         target: TargetName,
-        /// The place.
+        /// The name server's address.
         place: String,
     },
-    /// The way users enter, at the active site.
+    /// The users' entry, at the active site.
     FrontDoor,
-    /// The connections that the standby has left for the role that verifies.
+    /// The connections left at the standby for the role that verifies.
     Connections,
 }
 
-/// What is wrong with something that was tried.
+/// What is wrong with something that was rehearsed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
-    /// Of which kind.
+    /// The kind of trouble.
     pub kind: TroubleKind,
-    /// What was said.
+    /// The answer or error.
     pub why: String,
-    /// Since when each look has found it so.
+    /// How long every probe has found it.
     #[serde(rename = "since_ms", with = "millis")]
     pub since: Duration,
 }
 
-/// What kind of trouble.
+/// The kind of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TroubleKind {
-    /// It gives no answer: it may be lost with the active site.
+    /// No answer: it may be lost with the active site.
     Silent,
-    /// It answers, and leads elsewhere than to the active site.
+    /// It answers, but does not lead to the active site.
     Astray,
-    /// It answers, and says no, or holds what is not ours: a step that needs it would fail.
+    /// It refuses, or holds foreign records: a step that needs it would fail.
     Refused,
-    /// It works, and there is little left of it.
+    /// It works, but little of it is left.
     Scarce,
 }
 
-/// What the last look at something came to.
+/// The result of the last probe of something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rehearsal {
-    /// What was looked at.
+    /// What was probed.
     #[serde(flatten)]
     pub subject: Subject,
-    /// How old the look is.
+    /// The probe's age.
     #[serde(rename = "age_ms", with = "millis")]
     pub age: Duration,
-    /// What was wrong, if anything was.
+    /// What was wrong, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
 }
 
-/// What one look found.
+/// The result of one probe.
 pub type Found = (Subject, Option<(TroubleKind, String)>);
 
-/// What is known from the slow looks.
+/// The results of the slow probes.
 #[derive(Debug, Default)]
 pub struct Rehearsals {
-    /// What began before this says nothing: another site was active.
+    /// Probes that began before this do not count: another site was active.
     not_before: MonoTime,
     /// The site that was active then.
     active: Option<SiteName>,
@@ -94,7 +94,7 @@ struct Seen {
 }
 
 impl Rehearsals {
-    /// Forgets everything that was looked at while another site was active.
+    /// Forgets all results from when another site was active.
     pub fn follow(&mut self, active: &SiteName, now: MonoTime) {
         if self.active.as_ref() != Some(active) {
             self.active = Some(active.clone());
@@ -103,7 +103,7 @@ impl Rehearsals {
         }
     }
 
-    /// Takes in a look that began then.
+    /// Adds the result of a probe that began at `began`.
     pub fn take(&mut self, began: MonoTime, found: Vec<Found>) {
         if began < self.not_before {
             return;
@@ -122,7 +122,7 @@ impl Rehearsals {
         }
     }
 
-    /// What is known at a moment.
+    /// The results as of `now`.
     pub fn at(&self, now: MonoTime) -> Vec<Rehearsal> {
         let each = self.seen.iter().map(|(subject, seen)| Rehearsal {
             subject: subject.clone(),

@@ -1,10 +1,9 @@
-//! What follows from what was tried beforehand (invariants.md I16). What is lost with the active
-//! site must not keep its failover: silence, and an answer that leads elsewhere, count only where
-//! they lasted before anything was wrong there. A clear no counts always: the step would get the
-//! same.
+//! What follows from the rehearsals (invariants.md I16). What is lost with the active site must
+//! not block its failover: silence, and an answer that leads elsewhere, count only if they lasted
+//! before anything was wrong there. A clear no always counts: the step would get the same.
 //!
-//! All of this stops automation and no person: a failover without its last steps is worth more to
-//! whoever stands by than none, and no data is in danger.
+//! All of this stops automation but no operator: a failover without its last steps is worth
+//! more to an operator than none, and no data is in danger.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,11 +16,11 @@ use super::rehearsal::{Rehearsal, Subject, Trouble, TroubleKind};
 use super::situation::Situation;
 use super::topology::{TargetKind, TargetName};
 
-/// How long silence or a wrong answer must last before it counts: two slow looks and more, so that
-/// neither a lost packet nor a secondary name server that is a moment behind does.
+/// How long silence or a wrong answer must last before it counts: more than two slow probes, so
+/// that neither a lost packet nor a briefly outdated secondary name server does.
 pub const PATIENCE: Duration = Duration::from_secs(25);
 
-/// The gates of everything that was tried.
+/// The gates of everything that was rehearsed.
 pub(super) fn rehearsal_gates(situation: &Situation) -> Vec<Gate> {
     let mut gates: Vec<Gate> = targets(situation)
         .into_iter()
@@ -43,7 +42,7 @@ pub(super) fn rehearsal_gates(situation: &Situation) -> Vec<Gate> {
     gates
 }
 
-/// What does not stand in the way and is to be looked at all the same.
+/// Results that block nothing but need attention.
 pub(super) fn rehearsal_warnings(situation: &Situation) -> Vec<Reason> {
     let mut warnings = Vec::new();
     for target in targets(situation) {
@@ -68,8 +67,8 @@ pub(super) fn rehearsal_warnings(situation: &Situation) -> Vec<Reason> {
     warnings
 }
 
-/// One traffic target: its system must be ready, no place may lead astray, and one at least must
-/// answer.
+/// One traffic target: its system must be ready, no name server may lead to the wrong site, and at
+/// least one must answer.
 fn target_gate(situation: &Situation, target: &TargetName) -> Gate {
     let well = &[TargetKind::Database];
     let own = Subject::Traffic {
@@ -94,7 +93,7 @@ fn target_gate(situation: &Situation, target: &TargetName) -> Gate {
     gate(troubles.is_empty(), reason)
 }
 
-/// The trouble of a look, if it counts.
+/// The trouble of a result, if it counts.
 fn counting<'s>(
     situation: &Situation,
     look: &'s Rehearsal,
@@ -110,7 +109,7 @@ fn counting<'s>(
     look.trouble.as_ref().filter(counts)
 }
 
-/// For how long something of the active site has not been well.
+/// How long anything of the active site has been unhealthy.
 fn unwell(situation: &Situation, kinds: &[TargetKind]) -> Duration {
     let site = situation.active_site();
     let health = |kind| site.and_then(|site| site.health.get(kind));
@@ -127,7 +126,7 @@ fn find<'s>(situation: &'s Situation, subject: &Subject) -> Option<&'s Rehearsal
     all.find(|look| look.subject == *subject)
 }
 
-/// The targets that were looked at, each once.
+/// The targets that were rehearsed, each once.
 fn targets(situation: &Situation) -> BTreeSet<&TargetName> {
     let named = situation.rehearsals.iter();
     let named = named.filter_map(|look| match &look.subject {
@@ -161,7 +160,7 @@ fn told(code: Code, of: &str, troubles: &[impl std::borrow::Borrow<Trouble>]) ->
         TroubleKind::Refused => "refused",
         TroubleKind::Scarce => "few left",
     };
-    // The same answer from several places is told once.
+    // The same answer from several name servers is reported once.
     let whys = troubles.iter().map(|trouble| trouble.borrow().why.as_str());
     let whys: BTreeSet<&str> = whys.collect();
     let whys: Vec<&str> = whys.into_iter().collect();

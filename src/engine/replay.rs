@@ -1,5 +1,5 @@
-//! How far a standby has replayed what it has received: a position and a history of their own. A standby that
-//! has everything may still be far from being able to take writes.
+//! How far a standby has replayed what it has received: its own position and history. A standby
+//! that has everything may still be far from taking writes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,23 +9,24 @@ use serde::{Deserialize, Serialize};
 use super::observation::{DatabaseFacts, ReplayState};
 use super::units::{Bytes, Lsn, MonoTime, millis};
 
-/// What is known of a standby's replay at one moment.
+/// A standby's replay as known at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replay {
-    /// What it had received and not replayed at the last look; zero where all that is whole is replayed.
+    /// What it had received but not replayed at the last probe; zero if every whole record is
+    /// replayed.
     pub backlog: Bytes,
-    /// For how long it was seen to stand still while there was something to replay, as of the last look. What
-    /// was not looked at does not count.
+    /// How long it has made no progress although there was something to replay, as of the last
+    /// probe. Unobserved time does not count.
     #[serde(rename = "still_ms", with = "millis")]
     pub still: Duration,
-    /// WAL replayed a second, measured while it was busy; zero where that was not seen yet.
+    /// WAL replayed per second, measured while it was busy; zero if not seen yet.
     pub rate: Bytes,
-    /// What holds it up, in PostgreSQL's words.
+    /// What delays it: PostgreSQL's wait event.
     pub held: Option<String>,
 }
 
 impl Replay {
-    /// How long the backlog takes at the rate that was seen; `None` where none was.
+    /// How long the backlog takes at the observed rate; `None` without one.
     pub fn time(&self) -> Option<Duration> {
         if self.backlog == Bytes(0) {
             return Some(Duration::ZERO);
@@ -36,7 +37,7 @@ impl Replay {
     }
 }
 
-/// So many busy intervals make the rate: some seconds of looks.
+/// How many busy intervals determine the rate: some seconds of probes.
 const INTERVALS_KEPT: usize = 16;
 
 #[derive(Debug, Clone)]
@@ -47,20 +48,20 @@ struct Reading {
     state: ReplayState,
 }
 
-/// The looks at a standby's replay.
+/// The probes of a standby's replay.
 #[derive(Debug, Clone, Default)]
 pub struct ReplayWatch {
     last: Option<Reading>,
-    /// The last look at which it had gone on, or had nothing to do.
+    /// The last probe at which it had advanced, or had nothing to do.
     moved: MonoTime,
-    /// How long it was busy, and what it replayed meanwhile.
+    /// How long it was busy, and how much it replayed meanwhile.
     busy: VecDeque<(Duration, Bytes)>,
 }
 
 impl ReplayWatch {
-    /// Takes in what a standby said on a look that began at `read`. Looks come in the order of their time.
+    /// Adds what a standby said in a probe that began at `read`. Probes arrive in order.
     pub fn seen(&mut self, read: MonoTime, facts: &DatabaseFacts) {
-        // The last record may have arrived in part: then all that is whole is replayed
+        // The last record may have arrived in part: then every whole record is replayed
         // (postgres.md P6).
         let idle = facts.replay_state == ReplayState::AtEnd;
         let backlog = if idle {
@@ -69,7 +70,7 @@ impl ReplayWatch {
             facts.position.bytes_since(facts.replayed)
         };
         match &self.last {
-            // The first look says nothing about standing still: it gets the benefit of the doubt.
+            // The first probe cannot show a standstill: it gets the benefit of the doubt.
             None => self.moved = read,
             Some(last) => {
                 let replayed = facts.replayed.bytes_since(last.replayed);
@@ -92,7 +93,7 @@ impl ReplayWatch {
         });
     }
 
-    /// What is known; `None` before the first look.
+    /// The current state; `None` before the first probe.
     pub fn known(&self) -> Option<Replay> {
         let last = self.last.as_ref()?;
         let took = self.busy.iter().map(|(took, _)| took.as_millis());

@@ -1,6 +1,6 @@
-//! What the decision log amounts to: the state of the group, and what is to be done next with an
-//! open plan. Folding the entries is the only way to this state, so a restart finds what the
-//! process before it knew.
+//! What the decision log adds up to: the state of the group, and what to do next with an open
+//! plan. Folding the entries is the only way to this state, so after a restart the process knows
+//! what it knew before.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,21 +16,21 @@ use super::synchrony::{RpoWindow, WindowChange};
 use super::topology::{SiteName, Topology};
 use super::units::{Bytes, Epoch, WallTime};
 
-/// A stop of automation.
+/// A hold: automation is stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Hold {
-    /// Who.
+    /// The operator.
     pub operator: String,
-    /// Why.
+    /// The operator's reason.
     pub reason: String,
-    /// Until when, by the wall clock at its beginning: for people.
+    /// When it ends, by the wall clock at its start: for people.
     pub until: WallTime,
-    /// When it began.
+    /// When it began, by both clocks.
     pub since: Moment,
 }
 
 impl Hold {
-    /// How much of it is left; `None` once it is over. It counts from its beginning, so that nobody
+    /// How much of it is left; `None` once it is over. It counts from its start, so that nobody
     /// ends it by setting the clock.
     pub fn left(&self, now: &Moment) -> Option<Duration> {
         let lasting = self.until.since(self.since.wall);
@@ -44,34 +44,33 @@ impl Hold {
 pub struct GroupState {
     /// The present epoch.
     pub epoch: Epoch,
-    /// The site that has the right to take writes, or had it last.
+    /// The site that holds the write lease, or held it last.
     pub active: SiteName,
-    /// The open plan.
+    /// The open plan, if any.
     pub open: Option<OpenSaga>,
-    /// A stop of automation.
+    /// The hold, if any.
     pub hold: Option<Hold>,
-    /// Disarmed since the last failover.
+    /// Whether automation is disarmed since the last failover.
     pub disarmed: bool,
     /// When the last plan ended.
     pub last_plan: Option<Moment>,
-    /// Whether the active site may acknowledge what its standby does not have.
+    /// Whether the active site may acknowledge writes that its standby does not have.
     pub window: RpoWindow,
-    /// The instance of each site's agent that counts; a site whose agent never named one is not
-    /// here.
+    /// The instance of each site's agent that counts; empty for a site whose agent never named one.
     pub instances: BTreeMap<SiteName, Instance>,
     /// The entry since which the active site is another installation than the one that its standby
-    /// followed. Two histories may then lie behind one position, until the standby is made anew or
-    /// becomes active itself.
+    /// followed. The same position may then belong to two histories, until the standby is rebuilt
+    /// or becomes active itself.
     pub replaced: Option<u64>,
-    /// How many entries of a log that was lost anybody remembers, as a person said: nothing that
-    /// is remembered of it counts.
+    /// How many entries of a lost log anybody remembers, as an operator stated: those memories do
+    /// not count.
     pub lost: u64,
 }
 
-/// An open plan and where its steps stand.
+/// An open plan and the state of its steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OpenSaga {
-    /// Its number: that of its entry.
+    /// Its number: its entry's `seq`.
     pub id: u64,
     /// When it was opened.
     pub opened: Moment,
@@ -79,35 +78,35 @@ pub struct OpenSaga {
     pub plan: Plan,
     /// The state of each of its steps.
     pub states: Vec<StepState>,
-    /// Why it is being taken back, if it is.
+    /// Why it is being undone, if it is.
     pub broken: Option<String>,
-    /// Whether it ended `Stuck`, so that a person is needed.
+    /// Whether it ended `Stuck`, so that an operator is needed.
     pub stuck: Option<String>,
 }
 
-/// What is to be done next with an open plan.
+/// What to do next with an open plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// Run a step.
     Run {
-        /// Which.
+        /// The step's index.
         index: usize,
-        /// It was begun before: ask the world whether it is done, before doing it again.
+        /// It was begun before: check whether it is done before doing it again.
         check_first: bool,
     },
-    /// Take a step back.
+    /// Undo a step.
     Undo {
-        /// Which.
+        /// The step's index.
         index: usize,
     },
-    /// Write down how it ended.
+    /// Record how the plan ended.
     End(Ending),
-    /// Nothing: a person is needed.
+    /// Nothing: an operator is needed.
     Wait,
 }
 
 impl GroupState {
-    /// The state when nothing ever happened.
+    /// The state of a group without a log.
     pub fn new(topology: &Topology) -> Self {
         Self {
             epoch: Epoch(1),
@@ -145,7 +144,7 @@ impl GroupState {
         }
     }
 
-    /// From this entry on an instance of a site counts.
+    /// From this entry on this instance of a site counts.
     fn name(&mut self, number: u64, site: &SiteName, instance: Instance) {
         let before = self.instances.insert(site.clone(), instance);
         if *site == self.active && before.is_some_and(|before| before != instance) {
@@ -162,7 +161,7 @@ impl GroupState {
     ) -> Result<(), SagaError> {
         match command {
             Command::Promote { .. } => {
-                // Asking again for what is stuck is asking to try again.
+                // Requesting a stuck plan again means to try it again.
                 if let Some(saga) = &mut self.open {
                     saga.stuck = None;
                 }
@@ -203,7 +202,7 @@ impl GroupState {
                     .into_iter()
                     .collect();
                 self.lost = self.lost.max(*lost);
-                // What became of a plan, and of the window, stands in what was lost.
+                // The outcome of a plan, and of the window, is in what was lost.
                 self.open = None;
                 self.disarmed = true;
                 self.window = RpoWindow::Open { entry: number };
@@ -268,7 +267,7 @@ impl GroupState {
             saga.broken = Some(format!("{step}: {why}"));
         }
         match (step, event) {
-            // From the moment it is written down, whatever became of the rest.
+            // From the moment it is logged, whatever happens afterwards.
             (Step::RaiseEpoch, Event::Started) => self.epoch = epoch,
             // A new primary has no standby yet.
             (Step::Promote, Event::Started) => self.window = RpoWindow::Open { entry: number },
@@ -315,13 +314,14 @@ impl OpenSaga {
             .into_iter()
     }
 
-    /// Whether a step was begun, whatever became of it.
+    /// Whether a step was begun, whatever its outcome.
     pub fn begun(&self, wanted: &Step) -> bool {
         self.steps()
             .any(|(_, step, state)| step == wanted && *state != StepState::Pending)
     }
 
-    /// Whether the pivot was begun: then there is only forward, unless it certainly did not happen.
+    /// Whether the pivot was begun: then the plan only goes forward, unless the pivot certainly did
+    /// not happen.
     pub fn past_pivot(&self) -> bool {
         self.steps().any(|(_, step, state)| {
             step.kind() == Kind::Pivot
@@ -332,15 +332,15 @@ impl OpenSaga {
         })
     }
 
-    /// Who has the right to take writes again, if the plan can go no further and is not past its
-    /// pivot: the site that had it, from the very moment of the failure and before anything else is
-    /// taken back. Whatever is left to tidy up then keeps nobody from writing.
+    /// The site that gets its lease back, if the plan can go no further and is not past its pivot:
+    /// the site that had it, from the moment of the failure and before anything else is undone. So
+    /// whatever is left to clean up prevents nobody from writing.
     pub fn gives_back_to(&self) -> Option<&SiteName> {
         let broken = self.broken.is_some() && !self.past_pivot();
         broken.then_some(&self.plan.route.from)
     }
 
-    /// What is to be done next.
+    /// What to do next.
     pub fn next(&self) -> Next {
         if self.stuck.is_some() {
             return Next::Wait;
@@ -384,7 +384,7 @@ impl OpenSaga {
         }
     }
 
-    /// What a step of this kind brought, if it is done.
+    /// The fact of the step of this kind, if it is done.
     pub fn fact(&self, wanted: &Step) -> Option<&Fact> {
         self.steps().find_map(|(_, step, state)| match state {
             StepState::Done { fact } if step == wanted => Some(fact),
@@ -399,7 +399,7 @@ impl OpenSaga {
         })
     }
 
-    /// The largest loss that this plan may declare: what the person accepted, or the policy's
+    /// The largest loss that this plan may declare: what the operator accepted, or the policy's
     /// limit.
     pub fn loss_limit(&self, policy: Bytes) -> Bytes {
         let request = self.plan.request.as_ref();

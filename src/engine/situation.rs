@@ -1,5 +1,5 @@
-//! Everything a decision rests on, as plain data: ages instead of moments, so that a recorded
-//! situation replays anywhere, a year later, to the same decision (invariants.md I11).
+//! Everything that a decision is based on, as plain data: ages instead of moments, so that a
+//! recorded situation replays anywhere, a year later, to the same decision (invariants.md I11).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,130 +19,130 @@ use super::text::{WORD_LIMIT, clip, clip_to};
 use super::topology::{GroupName, ObserverName, SiteName, TargetKind};
 use super::units::{Bytes, Epoch, Lsn, MonoTime, WallTime, millis};
 
-/// What is known at one moment.
+/// Everything that is known at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Situation {
     /// The group it is about.
     pub group: GroupName,
-    /// The present epoch.
+    /// The current epoch.
     pub epoch: Epoch,
-    /// The site that has, or had, the right to take writes.
+    /// The site that holds the write lease, or held it last.
     pub active: SiteName,
-    /// The other one.
+    /// The other site.
     pub passive: SiteName,
     /// About the controller itself.
     pub controller: ControllerFacts,
     /// Whether automation may act.
     pub automation: AutomationState,
-    /// The open plan, if there is one.
+    /// The open plan, if any.
     pub plan: Option<OpenPlan>,
     /// Each site.
     pub sites: BTreeMap<SiteName, SiteFacts>,
-    /// Each extra observer that the controller was told of.
+    /// Each extra observer that the controller's configuration names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub observers: BTreeMap<ObserverName, ObserverFacts>,
-    /// When the certificates end that our processes hold or see, the nearest first.
+    /// When the certificates expire that our processes hold or see, the nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateFacts>,
-    /// Files with secrets whose new content a process of ours does not use, and why.
+    /// Files with secrets whose new content one of our processes refuses, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused_secrets: Vec<String>,
-    /// What the steps after a promotion would need, as it was last tried.
+    /// What the steps after a promotion would need, as last rehearsed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rehearsals: Vec<Rehearsal>,
-    /// What is known of the way from the active database to the standby.
+    /// The state of replication from the active database to the standby.
     pub replication: Replication,
-    /// Whether the active site may acknowledge what its standby does not have.
+    /// Whether the active site may acknowledge writes that its standby does not have.
     pub window: RpoWindow,
-    /// Whether the old primary's last right can be waited out (F3).
+    /// Whether the old primary's last lease can be waited out (F3).
     pub can_wait_out: bool,
-    /// What a person asked for.
+    /// The operator's request, if any.
     pub request: Option<Request>,
-    /// Whether the decision log can be gone by.
+    /// Whether the decision log can be trusted to be current, and be written.
     #[serde(default, skip_serializing_if = "LogFacts::says_nothing")]
     pub log: LogFacts,
 }
 
-/// Whether the decision log can be gone by: it may be an old one, or another; and whether it takes
-/// entries.
+/// Whether the decision log can be trusted: it may be outdated or the wrong one; and whether it
+/// takes entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogFacts {
-    /// Who knows of more than stands in it, and what.
+    /// Who knows more than the log, and what.
     pub behind: Option<LogBehind>,
-    /// Whether nobody has shown since this controller started that it is not behind.
+    /// Whether nobody has confirmed since this controller started that the log is current.
     pub unwitnessed: bool,
-    /// That it takes no entry.
+    /// The log takes no entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<LogStopped>,
 }
 
 impl LogFacts {
-    /// Whether it can be gone by.
+    /// Whether automation may rely on it.
     pub fn is_sound(&self) -> bool {
         self.behind.is_none() && !self.unwitnessed
     }
 
-    /// Whether there is nothing to say.
+    /// Whether there is nothing to report.
     fn says_nothing(&self) -> bool {
         self.is_sound() && self.stopped.is_none()
     }
 }
 
-/// The decision log takes no entry: what cannot be written down is not done.
+/// The decision log takes no entry: nothing is done that cannot be logged first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogStopped {
-    /// For how long.
+    /// How long.
     #[serde(rename = "lasting_ms", with = "millis")]
     pub lasting: Duration,
-    /// What the last try came to; `None`: one goes on.
+    /// The error of the last attempt; `None` while one is running.
     pub cause: Option<String>,
 }
 
-/// Somebody knows of more than stands in the decision log.
+/// Somebody knows more than the decision log says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogBehind {
-    /// Who.
+    /// The witness.
     pub witness: String,
-    /// What they know.
+    /// What it knows.
     pub knows: String,
-    /// What stands in the log.
+    /// What the log says.
     pub holds: String,
 }
 
 /// About the controller itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControllerFacts {
-    /// For how long it has been in charge.
+    /// How long it has been in charge.
     #[serde(rename = "in_charge_ms", with = "millis")]
     pub in_charge: Duration,
-    /// How many anchors (places that have nothing to do with the sites) it reaches.
+    /// How many anchors (hosts that depend on neither site) it reaches.
     pub anchors_reached: u32,
-    /// How many it was given. None given: the anchors say nothing.
+    /// How many anchors are configured. With none, anchors say nothing.
     pub anchors: u32,
 }
 
 /// Whether automation may act.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AutomationState {
-    /// A person stopped it.
+    /// The hold, if an operator stopped it.
     pub hold: Option<HoldFacts>,
-    /// Disarmed since a failover, and not re-armed since.
+    /// Whether it is disarmed since a failover and not yet re-armed.
     pub disarmed: bool,
     /// How long ago the last failover ended.
     #[serde(rename = "last_failover_ms", with = "millis::option")]
     pub last_failover: Option<Duration>,
 }
 
-/// A stop of automation by a person.
+/// A hold by an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldFacts {
-    /// Who.
+    /// The operator.
     pub operator: String,
-    /// Why.
+    /// The operator's reason.
     pub reason: String,
-    /// Until when, by the wall clock.
+    /// When it ends, by the wall clock.
     pub until: WallTime,
-    /// How long that is from now.
+    /// How long until then.
     #[serde(rename = "left_ms", with = "millis")]
     pub left: Duration,
 }
@@ -150,26 +150,27 @@ pub struct HoldFacts {
 /// An open plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenPlan {
-    /// Its number: that of its entry in the decision log.
+    /// Its number: its entry's `seq` in the decision log.
     pub id: u64,
-    /// Where it leads.
+    /// The site that it makes active.
     pub to: SiteName,
-    /// Whether a person is needed.
+    /// Whether it is stuck and needs an operator.
     pub stuck: bool,
-    /// Whether somebody walks it at the moment. Otherwise it is to be resumed.
+    /// Whether this process is executing it. Otherwise it must be resumed.
     pub walking: bool,
 }
 
-/// What is known of one site.
+/// What is known about one site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteFacts {
-    /// What is thought of each target.
+    /// The health of each target.
     pub health: BTreeMap<TargetKind, Health>,
-    /// Whether the controller's own looks lately got an answer from there: what it sends arrives.
+    /// Whether the controller's own probes recently got an answer from there: what it sends
+    /// arrives.
     pub reached: bool,
-    /// The newest good answer of its database, and how old it is.
+    /// The newest good answer of its database, with its age.
     pub database: Option<Aged<DatabaseFacts>>,
-    /// The newest report of its agent, and how old it is.
+    /// The newest report of its agent, with its age.
     pub agent: Option<Aged<AgentFacts>>,
     /// How far its wall clock was from the controller's at that report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -179,27 +180,27 @@ pub struct SiteFacts {
     pub second: Option<Aged<SecondInstance>>,
 }
 
-/// An instance of a site's agent whose word does not count.
+/// An instance of a site's agent whose reports do not count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecondInstance {
-    /// Which; `None` where it names none.
+    /// The instance; `None` if it names none.
     pub instance: Option<Instance>,
-    /// The one that counts.
+    /// The instance that counts.
     pub counts: Option<Instance>,
     /// Why it does not count, for people.
     pub why: String,
 }
 
 impl SiteFacts {
-    /// What is thought of a target; unknown where nothing is.
+    /// The health of a target; unknown if there is none.
     pub fn state(&self, kind: TargetKind) -> State {
         self.health
             .get(&kind)
             .map_or(State::Unknown, |health| health.state)
     }
 
-    /// Whether the controller lately heard anything from the site: an answer, or its agent's
-    /// report, which also comes where nothing gets there.
+    /// Whether the controller recently heard anything from the site: an answer, or its agent's
+    /// report, which may arrive even if nothing gets there.
     pub fn heard(&self, limit: Duration) -> bool {
         self.reached || self.agent.as_ref().is_some_and(|agent| agent.age <= limit)
     }
@@ -208,7 +209,7 @@ impl SiteFacts {
 /// A fact with its age.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Aged<T> {
-    /// How old it is.
+    /// The age of the fact.
     #[serde(rename = "age_ms", with = "millis")]
     pub age: Duration,
     /// The fact.
@@ -216,13 +217,13 @@ pub struct Aged<T> {
 }
 
 impl<T> Aged<T> {
-    /// The fact, if it is no older than `limit`.
+    /// The fact, if it is not older than `limit`.
     pub fn within(&self, limit: Duration) -> Option<&T> {
         (self.age <= limit).then_some(&self.fact)
     }
 }
 
-/// What an agent reports of its own site.
+/// What an agent reports about its own site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentFacts {
     /// Its database, as the guard that owns it sees it.
@@ -239,51 +240,51 @@ pub struct AgentFacts {
     /// How old the newest answer of the other agent is.
     #[serde(rename = "peer_ms", with = "millis::option")]
     pub peer: Option<Duration>,
-    /// How far the other agent's wall clock was from its own at that answer.
+    /// How far the peer agent's wall clock was from its own at that answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_clock: Option<Skew>,
-    /// How it keeps commits waiting for the standby, where that is asked of it.
+    /// How it keeps commits waiting for the standby, if the policy requires that.
     pub synchrony: Option<SyncFacts>,
-    /// Of a primary: the epoch that the agent has written into it and read back.
+    /// Of a primary: the epoch that the agent has written to it and read back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch_written: Option<Epoch>,
-    /// Of a standby: what came of asking it beforehand for what a sever and its undo need.
+    /// Of a standby: the result of rehearsing a sever and its undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<SeverRehearsal>,
-    /// Of a standby: the replication slot of its primary that it asks for.
+    /// Of a standby: the replication slot that it uses on its primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
-    /// For which instance of the other site it last let a right stand.
+    /// The instance of the other site that it last vouched for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vouched: Option<Vouched>,
-    /// The instance of the other site whose questions and answers it counts.
+    /// The instance of the other site whose questions and answers it accepts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deals_with: Option<Instance>,
     /// What is in the data folder or at the port of its database and was not started by its guard,
-    /// in words.
+    /// described for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign: Option<String>,
-    /// The keys of the agent's file whose changed values its database does not run with yet.
+    /// The keys of the agent's file whose changed values its database does not use yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<String>,
 }
 
-/// What came of asking a standby beforehand for what a sever and its undo need: the same settings are written,
-/// with the values that they have.
+/// The result of rehearsing what a sever and its undo need: the same settings are written with
+/// their current values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeverRehearsal {
-    /// How long ago.
+    /// The age of the rehearsal.
     #[serde(rename = "ago_ms", with = "millis")]
     pub ago: Duration,
     /// Why it would fail, if it would.
     pub obstacle: Option<String>,
 }
 
-/// More keys than there are in `[postgres]`.
+/// More keys than `[postgres]` has.
 const KEYS_KEPT: usize = 16;
 
 impl AgentFacts {
-    /// The same within the limits of what is kept.
+    /// The facts with all texts bounded.
     #[must_use]
     pub fn clipped(mut self) -> Self {
         if let LocalDatabase::Down { why, .. } = &mut self.database {
@@ -314,90 +315,90 @@ impl AgentFacts {
     }
 }
 
-/// A database, as the process that owns it sees it.
+/// A database's state, as its guard and agent see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum LocalDatabase {
     /// It runs.
     Up,
-    /// It is down because the site holds no right to take writes, and starts when it gets one.
+    /// It is down because the site holds no write lease, and starts when it gets one.
     Waiting {
-        /// For how long.
+        /// How long.
         #[serde(rename = "since_ms", with = "millis")]
         since: Duration,
     },
-    /// It runs, and still recovers from a crash: it takes nobody in yet.
+    /// It runs, but is still recovering from a crash and accepts no connections.
     Recovering {
-        /// For how long it has not served.
+        /// How long it has not served.
         #[serde(rename = "since_ms", with = "millis")]
         since: Duration,
-        /// For how long nothing of it has done any work.
+        /// How long none of its processes has made progress.
         #[serde(rename = "still_ms", with = "millis")]
         still: Duration,
     },
-    /// It does not.
+    /// It is down.
     Down {
-        /// For how long.
+        /// How long.
         #[serde(rename = "since_ms", with = "millis")]
         since: Duration,
-        /// Why, as far as is known.
+        /// The reason, if known.
         why: String,
     },
 }
 
-/// What is known of an extra observer. What it saw stands among the votes of each target.
+/// What is known about an extra observer. Its observations are among the votes of each target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObserverFacts {
-    /// How old its newest report is; `None`: this controller never had one.
+    /// The age of its newest report; `None` if this controller never had one.
     #[serde(rename = "age_ms", with = "millis::option")]
     pub age: Option<Duration>,
 }
 
 impl ObserverFacts {
-    /// Whether it gave no report within `limit`.
+    /// Whether it has not reported within `limit`.
     pub fn is_silent(&self, limit: Duration) -> bool {
         self.age.is_none_or(|age| age > limit)
     }
 }
 
-/// What is known of the way from the active database to the standby.
+/// The state of replication from the active database to the standby.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replication {
-    /// The newest reading of the primary's position, and how old it is.
+    /// The newest reading of the primary's position, with its age.
     pub primary: Option<Aged<Lsn>>,
-    /// The newest position of the standby, and how old that reading is.
+    /// The newest position of the standby, with the age of that reading.
     pub standby: Option<Aged<Lsn>>,
-    /// How far the standby has flushed, by the word of the active side: the passive side's own word never
-    /// makes a loss smaller than that.
+    /// How far the standby has flushed, as the active side reports: the passive side's own report
+    /// never reduces a loss below that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Lsn>,
-    /// How long ago a reading of the primary began that the standby has whole: what was
+    /// How long ago the latest reading of the primary that the standby covers began: what was
     /// acknowledged before is safe.
     #[serde(rename = "covered_ms", with = "millis::option")]
     pub covered: Option<Duration>,
     /// How long ago the standby's position was last seen to advance.
     #[serde(rename = "advanced_ms", with = "millis::option")]
     pub advanced: Option<Duration>,
-    /// WAL written a second, lately.
+    /// WAL written per second, recently.
     pub rate: Bytes,
-    /// How far the standby has replayed what it has; `None`: it was never seen.
+    /// The standby's replay; `None` if it was never seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
-    /// While commits wait for the standby: what a stream of its name has confirmed and it does not have, by its
-    /// own later word.
+    /// While commits wait for the standby: what a stream with its name has confirmed and the
+    /// standby, by its own later report, does not have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contradicted: Option<Bytes>,
-    /// Whether the active site is another installation than the one that the standby followed: what
-    /// their positions have in common is then not known.
+    /// Whether the active site is another installation than the one that the standby followed: it
+    /// is then unknown what their positions have in common.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replaced: bool,
-    /// For how long a commit of a user was seen to wait for a standby, as of the last look.
+    /// How long a user's commit has been waiting for a standby, as of the last probe.
     #[serde(default, rename = "commits_wait_ms", with = "millis")]
     pub commits_wait: Duration,
 }
 
 impl Replication {
-    /// What follows from the readings at a moment.
+    /// The replication facts as of `now`.
     pub fn at(
         now: MonoTime,
         primary: &PositionHistory,
@@ -429,8 +430,8 @@ impl Replication {
         }
     }
 
-    /// For how long the standby was seen not to advance, as of its last reading: after that it may
-    /// have advanced unseen, so that time does not count. `None`: it was never read.
+    /// How long the standby was seen not to advance, as of its last reading: after that it may have
+    /// advanced unseen, so that time does not count. `None` if it was never read.
     pub fn quiet(&self) -> Option<Duration> {
         let unseen = self.standby.as_ref()?.age;
         Some(self.advanced?.saturating_sub(unseen))
@@ -446,9 +447,9 @@ impl Replication {
         )
     }
 
-    /// What a promotion would lose, as an estimate: what the standby lacked at the last reading, by its own
-    /// word or the active side's, whichever is less, and the rate of writing over the age of that
-    /// reading.
+    /// What a promotion would lose, as an estimate: what the standby lacked at the last reading, by
+    /// its own or the active side's report, whichever is less, plus the write rate over the age of
+    /// that reading.
     pub fn loss_estimate(&self) -> Option<Bytes> {
         let has = self.standby.as_ref()?.fact;
         let has = self.confirmed.map_or(has, |confirmed| has.min(confirmed));
@@ -461,20 +462,20 @@ impl Replication {
     }
 }
 
-/// What a person asked for.
+/// An operator's request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Who.
+    /// The operator.
     pub operator: String,
-    /// Why.
+    /// The operator's reason.
     pub reason: String,
-    /// Which site is to become active.
+    /// The site to make active.
     pub to: SiteName,
-    /// The loss they accept, instead of the policy's limits.
+    /// The loss that the operator accepts, instead of the policy's limits.
     pub accept_data_loss: Option<Bytes>,
-    /// Whether they vouch that the old primary cannot write (F4).
+    /// Whether the operator asserts that the old primary cannot write (F4).
     pub override_fence: bool,
-    /// Whether they accept that the standby replays for longer than the policy allows.
+    /// Whether the operator accepts that the standby replays for longer than the policy allows.
     #[serde(default)]
     pub accept_replay: bool,
 }

@@ -1,6 +1,6 @@
-//! How far two wall clocks are apart. No rule of ours rests on them, but the keys and signatures of
-//! others do: a name server refuses a TSIG key, a cloud a signature, and either side a certificate
-//! when a clock is some minutes off. So it is measured all the time, and said long before.
+//! How far two wall clocks are apart. None of our rules depends on them, but external systems do: a
+//! name server rejects a TSIG key, a cloud a signature, and either side a certificate when a clock
+//! is some minutes off. So the skew is measured all the time and reported long before that.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,24 +10,24 @@ use serde::{Deserialize, Serialize};
 use super::document::human;
 use super::units::{WallTime, as_millis, millis};
 
-/// How far clocks may be apart before it is said: a fifth of the 300 s that TSIG and the signatures of
-/// clouds bear.
+/// How far clocks may differ before it is reported: a fifth of the 300 s that TSIG and cloud
+/// signatures tolerate.
 pub const LIMIT: Duration = Duration::from_mins(1);
 
 /// How far another wall clock is from ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skew {
-    /// By so many milliseconds it is ahead of ours; negative where it is behind.
+    /// By how many milliseconds it is ahead of ours; negative if it is behind.
     pub ahead_ms: i64,
-    /// It may be so much more, or less: nobody knows how long the way of each word was.
+    /// The uncertainty in either direction: the transit times of the messages are unknown.
     #[serde(rename = "within_ms", with = "millis")]
     pub within: Duration,
 }
 
 impl Skew {
-    /// What follows from what another clock showed at most `way` before ours shows `ours`.
+    /// The skew, if another clock showed `theirs` at most `way` before ours showed `ours`.
     pub fn measured(theirs: WallTime, ours: WallTime, way: Duration) -> Self {
-        // Whole milliseconds, because that is how it is recorded and decided on again.
+        // Whole milliseconds, because that is how it is recorded and replayed.
         let half = Duration::from_millis(as_millis(way).div_ceil(2));
         let read = ours.minus(half);
         let signed = |millis: u64| i64::try_from(millis).unwrap_or(i64::MAX);
@@ -37,7 +37,7 @@ impl Skew {
         }
     }
 
-    /// How far it is apart at least.
+    /// The least by which the clocks differ.
     pub fn at_least(self) -> Duration {
         let apart = Duration::from_millis(self.ahead_ms.unsigned_abs());
         apart.saturating_sub(self.within)
@@ -48,7 +48,7 @@ impl fmt::Display for Skew {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let apart = Duration::from_millis(self.ahead_ms.unsigned_abs());
         let ms = as_millis(apart);
-        // No finer than it is known.
+        // No finer than it is measured.
         let whole = if ms < 10_000 {
             ms
         } else {

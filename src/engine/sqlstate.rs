@@ -1,47 +1,47 @@
-//! What an error that PostgreSQL answers with says about the database: one table, from SQLSTATE to
-//! a [`ProbeFailure`], which knows whether it speaks against the target.
+//! What a PostgreSQL error says about the database: one table, from SQLSTATE to a [`ProbeFailure`],
+//! which knows whether it counts against the target.
 //!
-//! A state that no row names says nothing that we know of: it is `Protocol`.
+//! A state that is not listed says nothing: it is `Protocol`.
 
 use super::observation::ProbeFailure;
 
 /// When the error came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum During {
-    /// While the connection was made: it decides whether we are let in.
+    /// While the connection was made: it decides whether we are authorised.
     Connecting,
     /// In a statement on an open connection.
     Statement,
 }
 
-/// Sorts an error by its SQLSTATE.
+/// Classifies an error by its SQLSTATE.
 pub fn sort(state: &str, during: During, text: String) -> ProbeFailure {
     let class = state.get(..2).unwrap_or_default();
     match (class, state) {
         // Recovering, starting or stopping for everybody; a crash ends everybody's sessions
         // (postgres.md P38).
         (_, "57P02" | "57P03") => ProbeFailure::NotAccepting(text),
-        // Disk full; I/O error. The server lives, and is of no use (postgres.md P40). A missing file
-        // (58P01) may be a library that only our role is told to load.
+        // Disk full; I/O error. The server is alive, but useless (postgres.md P40). A missing file
+        // (58P01) may be a library that only our role must load.
         (_, "53100" | "58030") => ProbeFailure::DiskFailed(text),
-        // A lack of memory is everybody's.
+        // A lack of memory affects everybody.
         (_, "53000" | "53200") => ProbeFailure::CannotWrite(text),
-        // Every slot that our role may have is taken.
+        // Every connection slot that our role may use is taken.
         (_, "53300") => ProbeFailure::Exhausted(text),
         // Password, role, its expiry, `NOLOGIN`, the database's name, `CONNECT` on it, a database
-        // that takes no connections or is gone.
+        // that accepts no connections or is gone.
         ("28" | "3D", _) | (_, "57P04") => ProbeFailure::Unauthorized(text),
         (_, "42704") if during == During::Connecting => ProbeFailure::Protocol(text),
         ("42" | "55", _) if during == During::Connecting => ProbeFailure::Unauthorized(text),
         // A statement of ours was refused: by a lock on our table, a missing or altered table, a
-        // revoked grant, a constraint, a trigger, a quota, a cancellation, a time-out, a setting.
+        // revoked grant, a constraint, a trigger, a quota, a cancellation, a timeout, a setting.
         (
             "09" | "0L" | "0P" | "20" | "21" | "22" | "23" | "24" | "25" | "27" | "2B" | "2D"
             | "2F" | "38" | "39" | "3B" | "3F" | "40" | "42" | "44" | "54" | "55" | "P0",
             _,
         )
         | (_, "53400" | "57014" | "57P05") => ProbeFailure::Blocked(text),
-        // 57P01 ends one session as well as a server's: the next look tells which.
+        // 57P01 ends a single session as well as a whole server's: the next probe shows which.
         (_, _) => ProbeFailure::Protocol(text),
     }
 }

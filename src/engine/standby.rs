@@ -1,4 +1,4 @@
-//! What a standby must be, so that PostgreSQL would promote it, and in time.
+//! What a standby must satisfy so that PostgreSQL would promote it, and in time.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ fn same_pair(site: &SiteName, standby: &DatabaseFacts, primary: &DatabaseFacts) 
             )
             .at(site),
         ),
-        // While the active database lives it decides the timeline (postgres.md P2, P4).
+        // While the active database is alive it decides the timeline (postgres.md P2, P4).
         gate(
             standby.timeline == primary.timeline,
             Reason::word(Code::TimelineDiverged, standby.timeline, primary.timeline).at(site),
@@ -76,8 +76,8 @@ fn same_pair(site: &SiteName, standby: &DatabaseFacts, primary: &DatabaseFacts) 
     ]
 }
 
-/// Whether the standby would take writes in time: whatever it has received it replays first. Replay that stands
-/// still has no time at all. A person may accept that.
+/// Whether the standby would take writes in time: it first replays everything it has received.
+/// Stalled replay closes the gate; an operator may accept it.
 pub fn replay_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
     let replay = situation.replication.replay.as_ref()?;
     let limit = policy.data.max_replay_time;
@@ -91,11 +91,11 @@ pub fn replay_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
     ))
 }
 
-/// How old a rehearsal of the sever may be: an agent has several within this.
+/// How old a rehearsal of the sever may be: an agent makes several in that time.
 const REHEARSED_WITHIN: Duration = Duration::from_secs(120);
 
-/// Whether the standby would let itself be severed, and connected again: asked beforehand, because a sever whose
-/// undo does not work leaves nobody with a right.
+/// Whether the standby could be severed and reconnected: rehearsed beforehand, because a sever that
+/// cannot be undone leaves no site with a lease.
 pub(super) fn sever_gate(situation: &Situation) -> Gate {
     let agent = situation
         .passive_site()
@@ -114,7 +114,7 @@ pub(super) fn sever_gate(situation: &Situation) -> Gate {
     gate(ago <= REHEARSED_WITHIN, reason.at(site))
 }
 
-/// How far a standby's replay is, for people.
+/// The state of a standby's replay, for people.
 pub fn replaying(replay: &Replay) -> String {
     let Replay {
         backlog,
@@ -127,7 +127,7 @@ pub fn replaying(replay: &Replay) -> String {
     }
     let rest = match replay.time() {
         Some(time) => format!("{}, at {rate} a second", whole(time)),
-        None => "nobody knows how long, because it was not seen to replay".to_owned(),
+        None => "for an unknown time, because no replay was seen".to_owned(),
     };
     let still = if still.is_zero() {
         String::new()

@@ -1,4 +1,4 @@
-//! One unit of a plan: what kinds there are, what each promises, and how its state changes.
+//! One unit of a plan: the kinds of steps, what each guarantees, and how its state changes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,51 +18,51 @@ use super::units::{Bytes, Epoch, Lsn, Timeline, WallTime, millis};
 pub enum Step {
     /// Checks every gate again, with fresh evidence. No undo: it changes nothing.
     Recheck,
-    /// Raises the epoch: nobody is granted the right to write until the pivot. No undo: an epoch
-    /// only grows; undoing the plan gives the right in the new epoch back to the old site.
+    /// Raises the epoch: no site can acquire the write lease until the pivot. No undo: an epoch
+    /// only grows; undoing the plan gives the old site the lease in the new epoch.
     RaiseEpoch,
     /// Starts the workloads at the new site without waiting. Undo: they are stopped again.
     StartWorkloads,
-    /// Cuts the standby from the old primary's WAL and tells the old primary that it is
-    /// superseded. Undo: the standby is connected again.
+    /// Cuts the standby off from the old primary's WAL and tells the old primary that it is
+    /// superseded. Undo: the standby is reconnected.
     Sever,
     /// Makes certain that the old primary accepts no write. Undo: it may start again.
     Fence,
-    /// Declares the window that may be lost, and holds it against the limits. No undo: it changes
+    /// Declares the window that may be lost, and checks it against the limits. No undo: it changes
     /// nothing.
     Freeze,
-    /// Makes the standby primary. The pivot: from here there is only forward.
+    /// Makes the standby primary. The pivot: from here the plan only goes forward.
     Promote,
-    /// Sees the new primary take a write and reads it back. Retried.
+    /// Writes to the new primary and reads the write back. Retried.
     VerifyWritable,
     /// Waits until the workloads answer. Retried.
     AwaitWorkloads,
     /// Moves one traffic target. Retried.
     MoveTraffic {
-        /// Which.
+        /// The traffic target.
         target: TargetName,
     },
-    /// Sees the result from outside. Retried.
+    /// Checks the result from outside. Retried.
     VerifyOutside,
-    /// Disarms automation, and puts down what is left to do. Retried.
+    /// Disarms automation, and records what is left to do. Retried.
     Settle,
 }
 
-/// How a step may be taken back or repeated.
+/// Whether a step can be undone or repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Changes nothing outside: nothing to undo.
     Check,
     /// Has an undo.
     Undoable,
-    /// The step after which there is only forward.
+    /// The step after which the plan only goes forward.
     Pivot,
     /// After the pivot: repeated until it succeeds or its deadline passes.
     Forward,
 }
 
 impl Step {
-    /// How it may be taken back or repeated.
+    /// Whether it can be undone or repeated.
     pub fn kind(&self) -> Kind {
         match self {
             Step::Recheck | Step::RaiseEpoch | Step::Freeze => Kind::Check,
@@ -114,20 +114,20 @@ impl fmt::Display for Step {
     }
 }
 
-/// What a step found out or brought about: evidence, and what later steps rest on.
+/// A step's result: evidence, and what later steps rely on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "what")]
 pub enum Fact {
-    /// Nothing to tell.
+    /// No further details.
     Done,
     /// The epoch was raised.
     Epoch {
-        /// To this.
+        /// The new epoch.
         epoch: Epoch,
     },
     /// The standby is cut off.
     Severed {
-        /// What it had received by then.
+        /// The position that it had received by then.
         position: Lsn,
         /// Whether it has replayed all of it.
         replayed: bool,
@@ -148,23 +148,23 @@ pub enum Fact {
         timeline: Timeline,
         /// Where it begins.
         position: Lsn,
-        /// Whether it already was, when the step came to it.
+        /// Whether it already was when the step began.
         already: bool,
     },
     /// A traffic target was moved.
     Moved {
-        /// Whether it already answered so.
+        /// Whether it already led to the new site.
         already: bool,
     },
-    /// A traffic target is out of reach, and others wait: they go first, and it is moved before
-    /// the result is looked at.
+    /// A traffic target is unreachable while others still wait: they go first, and it is moved
+    /// before the result is verified.
     NotMoved {
-        /// Why.
+        /// Why it was not moved.
         why: String,
     },
-    /// What was seen from outside, place by place.
+    /// The result seen from outside, place by place.
     Seen {
-        /// Place and what it showed.
+        /// Each place and the site that it leads to.
         places: BTreeMap<String, String>,
         /// Places that showed nothing, and why.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -204,26 +204,26 @@ impl Fact {
     }
 }
 
-/// The window of writes that an unplanned failover may lose, stated before the promotion
-/// (invariants.md I5). No acknowledged write outside it is ever lost.
+/// The window of writes that an unplanned failover may lose, declared before the promotion
+/// (invariants.md I5). No acknowledged write outside it is lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeclaredLoss {
     /// The standby has everything up to here.
     pub from_lsn: Lsn,
-    /// Whatever was acknowledged before this moment is safe; `None` where the old primary's
-    /// position was never seen, so that nothing can be said.
+    /// Everything acknowledged before this moment is safe; `None` if the old primary's position was
+    /// never seen, so that nothing can be said.
     pub from: Option<WallTime>,
-    /// After this moment the old side has acknowledged nothing.
+    /// The old side has acknowledged nothing after this moment.
     pub until: WallTime,
-    /// How long the window is.
+    /// The length of the window.
     #[serde(rename = "window_ms", with = "millis::option")]
     pub window: Option<Duration>,
-    /// An estimate of what it holds, in bytes of WAL.
+    /// The estimated content of the window, in bytes of WAL.
     pub estimate: Option<Bytes>,
-    /// How old the last knowledge of the old primary's position was.
+    /// The age of the last reading of the old primary's position.
     #[serde(rename = "knowledge_ms", with = "millis::option")]
     pub knowledge: Option<Duration>,
-    /// Certainly nothing is lost: every commit waited for the standby.
+    /// Whether it is certain that nothing is lost: every commit waited for the standby.
     pub nothing: bool,
 }
 
@@ -235,36 +235,36 @@ pub enum Event {
     Started,
     /// It is done and verified.
     Done {
-        /// What it brought.
+        /// The result.
         fact: Fact,
     },
     /// It certainly did not happen.
     Failed {
-        /// Why.
+        /// The error.
         why: String,
     },
-    /// Taking it back begins.
+    /// Its undo begins.
     UndoStarted,
-    /// It is taken back.
+    /// It is undone.
     Undone,
-    /// It could not be taken back: something is left, that a person or the site itself tidies up. The
-    /// right to take writes was given back before.
+    /// It could not be undone: an operator or the site itself must clean up. The old site had its
+    /// lease back before.
     Left {
-        /// Why.
+        /// The error.
         why: String,
     },
     /// It could not be done.
     Stuck {
-        /// Why.
+        /// The error.
         why: String,
     },
 }
 
-/// How many places are kept of what was seen from outside: name servers and addresses.
+/// How many places of the outside check are kept: name servers and addresses.
 const PLACES_KEPT: usize = 64;
 
 impl Event {
-    /// Cuts what others said to what is kept of it.
+    /// Bounds the texts that come from outside.
     pub fn clip(&mut self) {
         match self {
             Event::Failed { why } | Event::Left { why } | Event::Stuck { why } => clip(why),
@@ -287,7 +287,7 @@ impl Event {
     }
 }
 
-/// Where a step stands.
+/// The state of a step.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum StepState {
@@ -298,31 +298,31 @@ pub enum StepState {
     Started,
     /// Done.
     Done {
-        /// What it brought.
+        /// The result.
         fact: Fact,
     },
     /// It did not happen.
     Failed {
-        /// Why.
+        /// The error.
         why: String,
     },
-    /// Being taken back.
+    /// Being undone.
     Undoing,
-    /// Taken back.
+    /// Undone.
     Undone,
-    /// Not taken back: something is left to tidy up.
+    /// Not undone: something is left to clean up.
     Left {
-        /// Why.
+        /// The error.
         why: String,
     },
-    /// A person is needed.
+    /// An operator is needed.
     Stuck {
-        /// Why.
+        /// The error.
         why: String,
     },
 }
 
-/// An event that cannot follow on a state: the log is not one of ours.
+/// An event that is impossible in a state: the log is not one of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a step that is {state} cannot become {event}")]
 pub struct IllegalTransition {
@@ -348,8 +348,8 @@ impl StepState {
     /// The state after an event. Total: every pair that is not listed is illegal.
     pub fn on(&self, event: &Event) -> Result<StepState, IllegalTransition> {
         match (self, event) {
-            // A started step that is started again was checked after a crash and found not done;
-            // a stuck one is tried again by a person.
+            // A started step that is started again was found not done after a crash; a stuck one is
+            // tried again on an operator's request.
             (
                 StepState::Pending
                 | StepState::Started
@@ -374,7 +374,7 @@ impl StepState {
             ) => Ok(StepState::Undoing),
             (StepState::Undoing, Event::Undone) => Ok(StepState::Undone),
             (StepState::Undoing, Event::Left { why }) => Ok(StepState::Left { why: why.clone() }),
-            // A step that was being taken back got stuck in logs of earlier versions.
+            // In logs of earlier versions, a step that was being undone could get stuck.
             (
                 StepState::Started | StepState::Failed { .. } | StepState::Undoing,
                 Event::Stuck { why },
@@ -387,12 +387,12 @@ impl StepState {
     }
 }
 
-/// A step of a plan leads here.
+/// The sites and the epoch of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// The site that loses the right to take writes.
+    /// The site that loses the write lease.
     pub from: SiteName,
-    /// The one that gets it.
+    /// The site that gets it.
     pub to: SiteName,
     /// The epoch in which it will hold it.
     pub epoch: Epoch,

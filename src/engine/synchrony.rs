@@ -1,10 +1,10 @@
-//! Zero-loss mode (`durability = "sync"`): whether the active site may acknowledge what its standby
-//! does not have, as the log has it, as the controller decides it and as the agent keeps it.
+//! Zero-loss mode (`durability = "sync"`): whether the active site may acknowledge writes that its
+//! standby does not have, in the log, as the controller decides it, and as the agent enforces it.
 //!
 //! The RPO window is open from the first entry of a log, and at each promotion, because nothing is
-//! known of a standby then. The agent closes it, by making every commit wait for the standby and
-//! seeing that the standby has all that was committed before. Only the controller opens it again, in
-//! the log first; so an open window is always known, and whatever is acknowledged while it is
+//! known about a standby then. The agent closes it by making every commit wait for the standby and
+//! checking that the standby has everything committed before. Only the controller opens it again,
+//! in the log first; so an open window is always known, and everything acknowledged while it is
 //! closed is at the standby.
 
 use std::fmt;
@@ -18,17 +18,17 @@ use super::policy::{Data, Durability, OnStall};
 use super::units::{Lsn, MonoTime, exact, millis};
 use super::waits::Waits;
 
-/// Whether the active site may acknowledge what its standby does not have.
+/// Whether the active site may acknowledge writes that its standby does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "window")]
 pub enum RpoWindow {
-    /// It may: a failover could lose some of it.
+    /// It may: a failover could lose some of them.
     Open {
-        /// The log's entry that opened it, by which a permission is told from the one before.
+        /// The log entry that opened it, which distinguishes its permission from earlier ones.
         #[serde(with = "exact")]
         entry: u64,
     },
-    /// It may not: a failover loses nothing that was acknowledged.
+    /// It may not: a failover loses no acknowledged write.
     Closed,
 }
 
@@ -43,18 +43,18 @@ impl RpoWindow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "change")]
 pub enum WindowChange {
-    /// Durable before the agent hears that it may go on without the standby.
+    /// Opened: durable before the agent may go on without the standby.
     #[serde(rename = "rpo-window-opened")]
     Opened {
-        /// Why.
+        /// Why it was opened.
         why: String,
     },
-    /// The agent said that the standby is complete, and that commits wait for it.
+    /// Closed: the agent reported that the standby is complete and commits wait for it.
     #[serde(rename = "rpo-window-closed")]
     Closed {
         /// The entry that had opened it.
         entry: u64,
-        /// From which position on commits wait.
+        /// The position from which commits wait.
         from: Lsn,
     },
 }
@@ -71,20 +71,20 @@ impl fmt::Display for WindowChange {
     }
 }
 
-/// What the active site's agent reports of how commits are kept waiting.
+/// The active site's agent's report about waiting commits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncFacts {
-    /// The window that it closed last: it never again makes use of that permission.
+    /// The window that it closed last: it never uses that window's permission again.
     pub closed: Option<ClosedWindow>,
-    /// Whether commits wait for the standby, as far as settings say.
+    /// Whether commits wait for the standby, according to the settings.
     pub waiting: bool,
-    /// How far a stream of the standby's name had confirmed at the last look.
+    /// The position that a stream with the standby's name had confirmed at the last probe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Lsn>,
-    /// For how long the standby has not had what was written then, while the database runs.
+    /// How long the standby has been missing earlier writes, while the database runs.
     #[serde(rename = "stalled_ms", with = "millis")]
     pub stalled: Duration,
-    /// What stands in the way of that.
+    /// What prevents commits from waiting.
     pub obstacle: Option<String>,
 }
 
@@ -94,21 +94,21 @@ pub struct ClosedWindow {
     /// The log's entry that had opened it.
     #[serde(with = "exact")]
     pub entry: u64,
-    /// From which position on commits wait.
+    /// The position from which commits wait.
     pub from: Lsn,
 }
 
-/// What the standby says itself, beside what its primary says of a stream of its name.
+/// The standby's own report, beside what its primary says about a stream with its name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StandbyWord {
-    /// How far it has written what it received, where it lately said that it streams from this primary.
+    /// The position that it has written, if it recently reported streaming from this primary.
     pub position: Option<Lsn>,
-    /// Its word against the stream's.
+    /// The contradiction between its report and the stream's.
     pub contradiction: Option<Contradiction>,
 }
 
-/// What the controller is to write about the window when the active site's agent has reported and
-/// no plan is open; `None` where nothing changes.
+/// What the controller must log about the window after the active site's agent has reported and no
+/// plan is open; `None` if nothing changes.
 ///
 /// A plan keeps the window as it is until its promotion opens it: what was declared must stay true.
 pub fn window_change(
@@ -134,9 +134,8 @@ pub fn window_change(
                     from: closed.from,
                 });
             }
-            // The agent has made its permission void by closing: users would wait for ever.
-            let why =
-                "commits wait, and the standby does not say itself that it has what they wait for";
+            // By closing, the agent has made its permission void: users would wait for ever.
+            let why = "commits wait, but the standby itself has not confirmed what they wait for";
             stalls(facts, data).then(|| WindowChange::Opened {
                 why: why.to_owned(),
             })
@@ -149,7 +148,7 @@ pub fn window_change(
             }
             if let Some(Contradiction { claimed, had }) = standby.contradiction {
                 return opened(format!(
-                    "a stream of the standby's name confirmed {claimed}, and the standby itself had {had} later: somebody else bears its name"
+                    "a stream with the standby's name confirmed {claimed}, but the standby itself had only {had} later: something else uses its name"
                 ));
             }
             if stalls(facts, data) {
@@ -163,7 +162,7 @@ pub fn window_change(
     }
 }
 
-/// Whether commits may go on without a standby that has stalled for so long.
+/// Whether commits may go on without a standby that has stalled for `stalled`.
 fn stalls(facts: &SyncFacts, data: &Data) -> bool {
     match data.on_stall {
         OnStall::ReleaseAfter { after } => facts.stalled >= after,
@@ -171,23 +170,23 @@ fn stalls(facts: &SyncFacts, data: &Data) -> bool {
     }
 }
 
-/// What an agent saw of its primary, and of the standby that follows it.
+/// What an agent saw of its primary, and of the standby that streams from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyncLook {
-    /// Whether `synchronous_standby_names` names the standby and nobody else.
+    /// Whether `synchronous_standby_names` names the standby and nothing else.
     pub named: bool,
     /// The primary's position, read before the standby's.
     pub position: Lsn,
-    /// How far the standby has flushed, where exactly one of its name streams.
+    /// How far the standby has flushed, if exactly one stream has its name.
     pub flushed: Option<Lsn>,
-    /// The statements whose commits wait to be confirmed, by names that no others bear. Under
-    /// `synchronous_commit = remote_apply` they wait until they are replayed (postgres.md P34).
+    /// The statements whose commits wait for confirmation, each under a unique name. Under
+    /// `synchronous_commit = remote_apply` they wait for replay (postgres.md P34).
     pub waiting: Vec<String>,
-    /// What makes commits not wait in spite of the names.
+    /// What makes commits not wait despite the names.
     pub obstacle: Option<String>,
 }
 
-/// What the agent is to do next.
+/// What the agent must do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncMove {
     /// Nothing.
@@ -196,20 +195,20 @@ pub enum SyncMove {
     Wait,
     /// Let commits go on without it.
     GoOn,
-    /// Remember that the window is closed, and report it.
+    /// Store that the window is closed, and report it.
     Close(ClosedWindow),
 }
 
-/// How long a standby that commits wait for may stay behind before a permission to go on without it
-/// is made use of: some looks of the agent, so that no single slow one counts.
+/// How long a standby that commits wait for may lag before the agent uses a permission to go on
+/// without it: several probes, so that no single slow one counts.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long after commits were let go on the next attempt waits. Longer than that statement may
-/// take in the server, so that it cannot come into force after the attempt; and each attempt costs
-/// the commits of its time up to [`PATIENCE`].
+/// How long after releasing commits the next attempt waits. Longer than that statement may take in
+/// the server, so that it cannot take effect after the attempt; and each attempt delays the commits
+/// of its time by up to [`PATIENCE`].
 const NEXT_ATTEMPT: Duration = Duration::from_secs(10);
 
-/// How much the standby may lack for an attempt to begin, in bytes of WAL: what a line between two
+/// How much the standby may lack for an attempt to begin, in bytes of WAL: what a link between two
 /// clouds carries within [`PATIENCE`].
 const NEARLY: u64 = 1 << 20;
 
@@ -217,23 +216,23 @@ const NEARLY: u64 = 1 << 20;
 #[derive(Debug, Clone, Default)]
 pub struct Synchrony {
     history: PositionHistory,
-    /// The latest moment of which the standby is known to have everything.
+    /// The latest moment as of which the standby is known to have everything.
     caught_up: Option<MonoTime>,
-    /// From where on commits wait, where this process saw to it.
+    /// The position from which commits wait, if this process made them wait.
     from: Option<Lsn>,
     last: Option<SyncLook>,
-    /// Why commits could not be made to wait when that was last tried.
+    /// Why the last attempt to make commits wait failed.
     refused: Option<String>,
     waits: Waits,
     next_attempt: MonoTime,
 }
 
 impl Synchrony {
-    /// Takes a look in that began at `began`, and says what is to be done.
+    /// Adds a probe that began at `began`, and returns what to do.
     ///
-    /// `told` is what the controller last said of the window; `None` where it asks for nothing.
-    /// `closed` is the window that was closed last: a permission no newer than that is void,
-    /// however late it arrives.
+    /// `told` is the window that the controller last reported; `None` if it requires nothing.
+    /// `closed` is the window that was closed last: a permission that is not newer is void, however
+    /// late it arrives.
     pub fn seen(
         &mut self,
         began: MonoTime,
@@ -274,7 +273,7 @@ impl Synchrony {
     ) -> SyncMove {
         let permitted = match told {
             None if look.named && closed.is_some() => return SyncMove::GoOn,
-            // Names that are not ours are not ours to take away.
+            // Foreign names are not ours to remove.
             None | Some(RpoWindow::Closed) => return SyncMove::Nothing,
             Some(RpoWindow::Open { entry }) => entry,
         };
@@ -305,32 +304,33 @@ impl Synchrony {
         }
     }
 
-    /// The database does not run: nothing is written that the standby could lack, so what it lacks
-    /// counts from the first look after that.
+    /// The database does not run: nothing is written that the standby could lack, so its lag counts
+    /// from the first probe after that.
     pub fn down(&mut self) {
         self.history = PositionHistory::default();
         self.caught_up = None;
         self.waits = Waits::default();
     }
 
-    /// Commits have waited since this position at the latest.
+    /// Commits have been waiting since this position at the latest.
     pub fn waits_from(&mut self, from: Lsn) {
         self.from = Some(from);
         self.refused = None;
     }
 
-    /// They could not be made to wait.
+    /// Commits could not be made to wait.
     pub fn refused(&mut self, why: String) {
         self.refused = Some(why);
     }
 
-    /// For how long the standby has not had what was written then, or users have waited for it, as of the last look.
+    /// How long the standby has been missing earlier writes, or users have waited for it, as of the
+    /// last probe.
     fn stalled(&self, now: MonoTime) -> Duration {
         let lacks = self.caught_up.map(|caught| now.since(caught));
         lacks.unwrap_or_default().max(self.waits.longest())
     }
 
-    /// What is to be reported; `None` before the first look.
+    /// The report; `None` before the first probe.
     pub fn facts(&self, now: MonoTime, closed: Option<ClosedWindow>) -> Option<SyncFacts> {
         let last = self.last.as_ref()?;
         Some(SyncFacts {
@@ -471,7 +471,7 @@ mod tests {
         );
         assert_eq!(said(OPEN, 5000, Some(99), None, &block), "");
         let opened = said(RpoWindow::Closed, 0, Some(100), Some(200), &block);
-        assert!(opened.contains("somebody else bears its name"), "{opened}");
+        assert!(opened.contains("something else uses its name"), "{opened}");
     }
 
     fn at(ms: u64) -> MonoTime {

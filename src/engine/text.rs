@@ -1,24 +1,23 @@
-//! Texts that somebody outside wrote, cut to what people read and harmless wherever they are shown.
+//! Text from outside, cut to a readable length and safe to display.
 //!
-//! An error of a database, the name of a standby, what a name server answers, what a person typed:
-//! each passes [`clip`] or [`typed`] once, where it comes in. From there on it fits the decision
-//! log, and neither ends a line, nor moves a cursor, nor turns the direction of what stands beside
-//! it.
+//! A database's error, a standby's name, a name server's answer, an operator's input: each passes
+//! [`clip`] or [`typed`] once, on arrival. After that it fits the decision log, and it cannot end a
+//! line, move a cursor, or reverse the direction of the text beside it.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// How much of a text from outside is kept, in bytes: an error of PostgreSQL with its detail and
-/// its hint has about 300.
+/// The limit for a text from outside, in bytes: a PostgreSQL error with its detail and hint has
+/// about 300.
 pub const TEXT_LIMIT: usize = 1000;
 
-/// How much of a word from outside is kept, in bytes. PostgreSQL keeps 63 of a name.
+/// The limit for a word from outside, in bytes. PostgreSQL limits names to 63.
 pub const WORD_LIMIT: usize = 128;
 
-/// The longest reason that a person may give, in bytes.
+/// The limit for an operator's reason, in bytes.
 pub const REASON_LIMIT: usize = 500;
 
-/// Cuts a text from outside to [`TEXT_LIMIT`], and makes it harmless.
+/// Cuts a text from outside to [`TEXT_LIMIT`], and makes it safe to display.
 pub fn clip(text: &mut String) {
     clip_to(text, TEXT_LIMIT);
 }
@@ -31,17 +30,17 @@ pub fn clipped(text: impl Into<String>) -> String {
     text
 }
 
-/// A number of things, with the word that fits it: `1 connection`, `2 connections`.
+/// A number of things, with the matching word: `1 connection`, `2 connections`.
 pub fn counted(number: u64, one: &str, more: &str) -> String {
     let word = if number == 1 { one } else { more };
     format!("{number} {word}")
 }
 
-/// Cuts a text to `limit` bytes, at a whole character and with the length that it had, and makes it
-/// harmless. What was clipped once stays as it is.
+/// Cuts a text to `limit` bytes at a character boundary, appends its original length, and makes it
+/// safe to display. A text that was clipped before stays as it is.
 pub fn clip_to(text: &mut String, limit: usize) {
     let bytes = text.len();
-    // What is cut need not be looked at: nothing gets shorter by being made harmless.
+    // The cut part need not be checked: escaping never makes a text shorter.
     text.truncate(text.floor_char_boundary(limit.saturating_add(1)));
     if let Cow::Owned(harmless) = harmless(text) {
         *text = harmless;
@@ -54,8 +53,8 @@ pub fn clip_to(text: &mut String, limit: usize) {
     text.shrink_to_fit();
 }
 
-/// Whether a character, shown, does something else than be seen: it ends a line, steers a terminal,
-/// turns the direction of what follows, or hides.
+/// Whether a character does more than appear: it ends a line, controls a terminal, reverses the
+/// text direction, or is invisible.
 pub fn is_harmful(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -71,7 +70,7 @@ pub fn is_harmful(character: char) -> bool {
         )
 }
 
-/// A text in which every harmful character is written out: `\n`, `\u{1b}`.
+/// The text with every harmful character escaped: `\n`, `\u{1b}`.
 pub fn harmless(text: &str) -> Cow<'_, str> {
     if !text.contains(is_harmful) {
         return Cow::Borrowed(text);
@@ -88,7 +87,7 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The same for JSON, in the escapes that its readers undo: `\u202e`.
+/// The same for JSON, with escapes that its readers decode: `\u202e`.
 pub fn harmless_json(json: &str) -> Cow<'_, str> {
     let harmful = |character: char| is_harmful(character) && character != '\n';
     if !json.contains(harmful) {
@@ -108,24 +107,24 @@ pub fn harmless_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Why what a person typed is refused.
+/// Why an operator's input is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TypedError {
-    /// There is nothing in it.
+    /// It is empty.
     #[error("the reason is empty: say why in a few words, such as `new disks at aws`")]
     Empty,
-    /// It holds what would not be seen as what it is.
+    /// It contains a character that would not be visible as itself.
     #[error(
-        "the reason holds `{0}`, which is no visible character: write it in one line of plain text"
+        "the reason holds `{0}`, which is not a visible character: write one line of plain text"
     )]
     Harmful(String),
-    /// It is longer than people read.
-    #[error("the reason has {0} bytes, and {REASON_LIMIT} are the most: say it shorter")]
+    /// It is too long.
+    #[error("the reason has {0} bytes, the limit is {REASON_LIMIT}: shorten it")]
     TooLong(usize),
 }
 
-/// A reason that a person typed, without the spaces around it. It is not mended: who typed it is
-/// there to be asked, and what the log says is what was typed.
+/// An operator's reason, without surrounding spaces. It is refused rather than corrected: the
+/// operator can fix it, and the log then says exactly what was typed.
 pub fn typed(text: &str) -> Result<String, TypedError> {
     let text = text.trim_matches(' ');
     if text.is_empty() {

@@ -1,5 +1,5 @@
 //! What follows from a policy: the worst-case times from a fault until the other site takes writes,
-//! and which setting has which part in them.
+//! and what each setting contributes.
 
 use std::time::Duration;
 
@@ -8,23 +8,23 @@ use serde::Serialize;
 use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
 use super::units::{as_millis, millis};
 
-/// One line of `failover policy timers`: a duration, what it consists of, and what to change.
+/// One line of `failover policy timers`: a fault, its time, and the parts of that time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Timer {
     /// The fault.
     pub fault: &'static str,
-    /// The worst-case time from the fault until the other site takes writes; `None` where the
-    /// policy never fails over by itself.
+    /// The worst-case time from the fault until the other site takes writes; `None` if the policy
+    /// never fails over automatically.
     #[serde(rename = "worst_ms", with = "millis::option")]
     pub worst: Option<Duration>,
-    /// The parts it consists of, largest first.
+    /// The parts of that time, largest first.
     pub parts: Vec<(&'static str, u64)>,
 }
 
-/// What the promotion takes, and what stands before it besides waiting: epoch, sever, position, each
-/// with its entry and round trips. The longest of ten promotions took 354 ms until the first commit:
-/// PostgreSQL 15, both servers on one machine of two cores, 400 transactions a second, asked by
-/// `pg_promote(false)` and looked at every 3 ms.
+/// The promotion, and what precedes it besides waiting: epoch, sever, position, each with its log
+/// entry and round trips. The longest of ten promotions took 354 ms until the first commit:
+/// PostgreSQL 15, both servers on one machine of two cores, 400 transactions a second, started with
+/// `pg_promote(false)` and checked every 3 ms.
 pub const PROMOTION: Duration = Duration::from_millis(800);
 
 /// The worst-case times to writable. The first part of each dominates: change that first.
@@ -48,9 +48,9 @@ pub fn timers(policy: &Policy) -> Vec<Timer> {
             parts,
         }
     };
-    // It runs from the loss on, beside the detection.
+    // It runs from the loss on, in parallel with the detection.
     let wait = (
-        "what is left of waiting the right out",
+        "the rest of waiting out the lease",
         lease.longest_wait_out().saturating_sub(seen),
     );
     let detect_parts = [
@@ -85,7 +85,7 @@ pub fn timers(policy: &Policy) -> Vec<Timer> {
         ),
         timer("database down, agent alive", true, database),
         timer(
-            "service down, database good",
+            "service down, database healthy",
             policy.automation.api_failure == ApiFailure::Failover,
             api,
         ),

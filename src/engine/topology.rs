@@ -1,7 +1,7 @@
-//! What exists: the group, its sites, what is observed there, from where, and what traffic
-//! targets answer.
+//! What exists: the group, its sites, what is observed there and from where, and the traffic
+//! targets.
 //!
-//! Names are checked when they are made, so that nothing later needs to quote or escape them.
+//! Names are validated when they are created, so that nothing later needs to quote or escape them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -75,20 +75,20 @@ name!(
     ObserverName, "the name of an observer", "paris"
 );
 name!(
-    /// The name of a traffic target: something that decides which site users reach.
+    /// The name of a traffic target: something that directs users to a site.
     TargetName, "the name of a traffic target", "dns"
 );
 
-/// What a group consists of. Two sites: more are refused where the configuration is read.
+/// The parts of a group. Always two sites: the configuration refuses more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
     /// The service that moves as a whole.
     pub group: GroupName,
-    /// The site that is active when nothing was ever decided.
+    /// The site that is active in a new log.
     pub first: SiteName,
-    /// The site that is passive when nothing was ever decided.
+    /// The site that is passive in a new log.
     pub second: SiteName,
-    /// What decides where users go, in the order in which it is moved.
+    /// The traffic targets, in the order in which they are moved.
     pub traffic: Vec<TargetName>,
 }
 
@@ -103,7 +103,7 @@ impl Topology {
         self.sites().contains(&site)
     }
 
-    /// The site on the other side.
+    /// The other site.
     pub fn peer(&self, site: &SiteName) -> &SiteName {
         if *site == self.first {
             &self.second
@@ -145,7 +145,7 @@ pub enum TargetKind {
 }
 
 impl TargetKind {
-    /// Every kind, in the order in which people read them.
+    /// Every kind, in display order.
     pub const ALL: [TargetKind; 3] = [TargetKind::Api, TargetKind::Database, TargetKind::Agent];
 }
 
@@ -159,17 +159,17 @@ impl fmt::Display for TargetKind {
     }
 }
 
-/// One thing that is observed.
+/// One observed thing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Target {
-    /// Where it is.
+    /// The site.
     pub site: SiteName,
-    /// What it is.
+    /// The kind of thing at that site.
     pub kind: TargetKind,
 }
 
 impl Target {
-    /// What is looked at from outside at a site. An agent reports by itself.
+    /// The targets that are probed from outside. An agent reports by itself.
     pub fn looked_at(site: &SiteName) -> [Target; 2] {
         [TargetKind::Api, TargetKind::Database].map(|kind| Target {
             site: site.clone(),
@@ -184,14 +184,14 @@ impl fmt::Display for Target {
     }
 }
 
-/// Where an observation was made from. Written `controller`, `agent:aws` or `observer:paris`.
+/// Where an observation is made from. Written `controller`, `agent:aws` or `observer:paris`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Vantage {
-    /// The controller in the neutral location.
+    /// The controller in the neutral place.
     Controller,
     /// The agent at a site.
     Agent(SiteName),
-    /// An extra process that only looks.
+    /// An extra process that only probes.
     Observer(ObserverName),
 }
 

@@ -1,8 +1,8 @@
 //! Quantities with their units: log positions, bytes, epochs, timelines and two kinds of time.
 //!
-//! Nothing here knows what a quantity is used for. A bare number never crosses a border: every
-//! unit parses and prints in the form that people write, and only operations that make sense
-//! compile (an [`Lsn`] minus an [`Lsn`] is [`Bytes`]; an `Lsn` plus an `Lsn` is an error).
+//! Nothing here knows what a quantity is used for. Every unit parses and prints in its usual
+//! notation, and only operations that make sense compile (an [`Lsn`] minus an [`Lsn`] is [`Bytes`];
+//! an `Lsn` plus an `Lsn` is an error).
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::text::{WORD_LIMIT, clip_to};
 
-/// Why a text is not a quantity. Says what was read and the right form.
+/// Why a text is not a quantity, with the text found and the correct form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{found}` is not {what}: write it like `{example}`")]
 pub struct UnitError {
@@ -39,7 +39,7 @@ impl UnitError {
 pub struct Lsn(pub u64);
 
 impl Lsn {
-    /// How many bytes of WAL lie between `earlier` and this position; zero where it is not earlier.
+    /// How many bytes of WAL lie between `earlier` and this position; zero if it is not earlier.
     pub fn bytes_since(self, earlier: Lsn) -> Bytes {
         Bytes::of(self.0.saturating_sub(earlier.0))
     }
@@ -69,9 +69,8 @@ impl FromStr for Lsn {
     }
 }
 
-/// An amount of data. Prints as people read it (`1.2 GiB`), parses as they write it (`16MiB`,
-/// `16 MiB`, `512`), and is a plain number of bytes in the decision log: at most [`LARGEST_EXACT`],
-/// which is 8 PiB.
+/// An amount of data. Displayed for people (`1.2 GiB`), parsed from `16MiB`, `16 MiB` or `512`, and
+/// a plain number of bytes in the decision log: at most [`LARGEST_EXACT`], which is 8 PiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
@@ -79,17 +78,17 @@ pub struct Bytes(pub u64);
 const BYTE_UNITS: [(&str, u32); 5] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
 impl Bytes {
-    /// So many bytes; the largest amount where there are more.
+    /// This many bytes, capped at the largest amount.
     pub fn of(count: u64) -> Self {
         Bytes(count.min(LARGEST_EXACT))
     }
 
-    /// So many mebibytes.
+    /// This many mebibytes.
     pub const fn mib(count: u64) -> Self {
         Bytes(count.saturating_mul(1 << 20))
     }
 
-    /// The sum; stays at the largest amount.
+    /// The sum, capped at the largest amount.
     #[must_use]
     pub fn plus(self, other: Bytes) -> Bytes {
         Bytes::of(self.0.saturating_add(other.0))
@@ -141,7 +140,7 @@ impl FromStr for Bytes {
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The one after this. An epoch can only be raised.
+    /// The next epoch. An epoch can only be raised.
     #[must_use]
     pub fn next(self) -> Epoch {
         Epoch(self.0.saturating_add(1))
@@ -163,7 +162,7 @@ impl FromStr for Epoch {
     }
 }
 
-/// A PostgreSQL timeline. Not an identity: two sites can both reach timeline 2 on their own
+/// A PostgreSQL timeline. Not an identity: two sites can both reach timeline 2 independently
 /// (postgres.md P2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -175,8 +174,8 @@ impl fmt::Display for Timeline {
     }
 }
 
-/// A PostgreSQL system identifier: equal on both sites of a pair or they are not a pair
-/// (postgres.md P1). A text in the log, because JSON numbers end at 2^53.
+/// A PostgreSQL system identifier: a pair has the same one on both sites (postgres.md P1). A text
+/// in the log, because it exceeds JSON's exact numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SystemId(pub u64);
 
@@ -196,22 +195,21 @@ impl FromStr for SystemId {
     }
 }
 
-/// A moment on one machine's monotonic clock. For limits, leases and windows; never leaves the
-/// process: what is written down or sent is an age.
+/// A moment on one machine's monotonic clock. For limits, leases and windows; it never leaves the
+/// process: what is logged or sent is an age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct MonoTime(pub Duration);
 
 impl MonoTime {
-    /// How long ago `earlier` was, seen from here, in whole milliseconds; zero where it is later.
+    /// How long ago `earlier` was, in whole milliseconds; zero if it is later.
     ///
-    /// Whole, because that is how ages are recorded: what is decided on them must be decided again
-    /// from the record (invariants.md I11).
+    /// Whole, because that is how ages are recorded: a decision on them must replay from the record
+    /// (invariants.md I11).
     pub fn since(self, earlier: MonoTime) -> Duration {
         Duration::from_millis(as_millis(self.0.saturating_sub(earlier.0)))
     }
 
-    /// How long it is from here until `later`, for waiting: exact, unlike an age. Zero where it is
-    /// past.
+    /// The time until `later`, for waiting: exact, unlike an age. Zero if it has passed.
     pub fn until(self, later: MonoTime) -> Duration {
         later.0.saturating_sub(self.0)
     }
@@ -222,7 +220,7 @@ impl MonoTime {
         MonoTime(self.0.saturating_add(wait))
     }
 
-    /// The moment `age` earlier; the clock's start where that would be before it.
+    /// The moment `age` earlier, but not before the clock's start.
     #[must_use]
     pub fn minus(self, age: Duration) -> MonoTime {
         MonoTime(self.0.saturating_sub(age))
@@ -230,7 +228,7 @@ impl MonoTime {
 }
 
 /// A moment on the wall clock, in milliseconds since 1970 UTC. For people and logs; no limit is
-/// ever judged by it. Prints and parses as RFC 3339.
+/// judged by it. Prints and parses as RFC 3339.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct WallTime(pub u64);
 
@@ -241,7 +239,7 @@ impl WallTime {
         WallTime(self.0.saturating_sub(as_millis(age)))
     }
 
-    /// How long ago `earlier` was, seen from here; zero where it is later.
+    /// How long ago `earlier` was; zero if it is later.
     pub fn since(self, earlier: WallTime) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -273,11 +271,11 @@ impl FromStr for WallTime {
     }
 }
 
-/// The largest whole number that every JSON reader keeps exactly: 2^53 - 1. No number in the decision
-/// log or on the wire to it is larger.
+/// The largest whole number that every JSON reader keeps exactly: 2^53 - 1. No number in the
+/// decision log or on the wire is larger.
 pub const LARGEST_EXACT: u64 = 9_007_199_254_740_991;
 
-/// Reads a whole number that every reader keeps exactly, and refuses one that would be rounded.
+/// Serde for whole numbers up to [`LARGEST_EXACT`]; refuses a larger one, which would be rounded.
 pub mod exact {
     use super::{Deserialize, Deserializer, LARGEST_EXACT, Serialize, Serializer};
 
@@ -309,19 +307,19 @@ impl<'de> Deserialize<'de> for Epoch {
     }
 }
 
-/// Whole milliseconds of a duration; the largest exact JSON number where it is longer than that.
+/// The whole milliseconds of a duration, capped at the largest exact JSON number.
 pub fn as_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis())
         .unwrap_or(u64::MAX)
         .min(LARGEST_EXACT)
 }
 
-/// Serialises a [`Duration`] as whole milliseconds: the form of the decision log and the wire,
-/// in fields whose names end in `_ms`.
+/// Serialises a [`Duration`] as whole milliseconds: the form of the decision log and the wire, in
+/// fields whose names end in `_ms`.
 pub mod millis {
     use super::{Deserialize, Deserializer, Duration, Serialize, Serializer, as_millis};
 
-    /// What is sent may be larger than what is recorded: both must lead to the same decision.
+    /// A received value may be larger than what is recorded: both must lead to the same decision.
     fn exact(millis: u64) -> Duration {
         Duration::from_millis(millis.min(super::LARGEST_EXACT))
     }

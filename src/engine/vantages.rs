@@ -1,4 +1,4 @@
-//! Which vantage points look, which of them can judge, and what keeps the others from it.
+//! Which vantage points probe, which of them can judge, and what prevents the others.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use super::policy::Policy;
 use super::situation::{SiteFacts, Situation};
 use super::topology::{SiteName, TargetKind, Vantage};
 
-/// What was lately said about a site's database.
+/// The recent votes on a site's database.
 fn fresh<'s>(facts: Option<&'s SiteFacts>, policy: &Policy) -> Vec<&'s Vote> {
     let health = facts.and_then(|facts| facts.health.get(&TargetKind::Database));
     let votes = health.into_iter().flat_map(|health| &health.votes);
@@ -17,8 +17,8 @@ fn fresh<'s>(facts: Option<&'s SiteFacts>, policy: &Policy) -> Vec<&'s Vote> {
         .collect()
 }
 
-/// How many vantage points speak against the active site, or could. Its own agent could not: it
-/// is lost with the site, so it only counts while it does speak against something there.
+/// How many vantage points count against the active site, or could. Its own agent could not,
+/// because it is lost with the site; it only counts while it does report a failure there.
 pub fn reporting(situation: &Situation, policy: &Policy) -> usize {
     let own = Vantage::Agent(situation.active.clone());
     let health = situation
@@ -33,8 +33,8 @@ pub fn reporting(situation: &Situation, policy: &Policy) -> usize {
     from.len()
 }
 
-/// How many of them can judge the active database now: they see it well, or see it fail. Whoever is
-/// not let in, or does not understand the answer, would not see whether it works.
+/// How many of them can judge the active database now: they see it healthy or see it fail. One that
+/// is not authorised, or does not understand the answer, could not tell whether it works.
 pub fn judging(situation: &Situation, policy: &Policy) -> usize {
     let own = Vantage::Agent(situation.active.clone());
     let able = fresh(situation.active_site(), policy)
@@ -45,14 +45,14 @@ pub fn judging(situation: &Situation, policy: &Policy) -> usize {
     from.len()
 }
 
-/// Who cannot judge a site's database, and why, for people.
+/// Which vantage points cannot judge a site's database, and why, for people.
 pub fn mute(situation: &Situation, site: &SiteName, policy: &Policy) -> Option<String> {
     named(situation, site, policy, |vote| {
         (vote.kind == VoteKind::Mute).then_some(&vote.says)
     })
 }
 
-/// Who is kept from our own rows in a site's database, and by what, for people.
+/// Which vantage points are kept from our own rows in a site's database, and by what, for people.
 pub fn blocked(situation: &Situation, site: &SiteName, policy: &Policy) -> Option<String> {
     named(situation, site, policy, |vote| vote.blocked.as_ref())
 }
@@ -78,7 +78,7 @@ fn named(
     (!named.is_empty()).then(|| named.join("; "))
 }
 
-/// Whether somebody looks at a site's database, and nobody can judge it.
+/// Whether a site's database is probed, but no vantage point can judge it.
 pub fn all_mute(situation: &Situation, site: &SiteName, policy: &Policy) -> bool {
     let votes = fresh(situation.sites.get(site), policy);
     !votes.is_empty() && votes.iter().all(|vote| vote.kind == VoteKind::Mute)

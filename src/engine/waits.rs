@@ -1,21 +1,21 @@
-//! For how long users' commits wait for a standby. PostgreSQL says which sessions wait, not since when: that is
-//! seen, over several looks (postgres.md P34).
+//! How long users' commits wait for a standby. PostgreSQL says which sessions wait, but not since
+//! when: that is measured over several probes (postgres.md P34).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::units::MonoTime;
 
-/// The looks at sessions whose commits wait.
+/// The probes of sessions whose commits wait.
 #[derive(Debug, Clone, Default)]
 pub struct Waits {
-    /// Each that waited at the last look, and the first look at which it did.
+    /// Each statement that waited at the last probe, and the first probe at which it did.
     since: BTreeMap<String, MonoTime>,
     last: MonoTime,
 }
 
 impl Waits {
-    /// Takes in which statements waited on a look that began at `read`: one name for each, which no other bears.
+    /// Adds which statements waited in a probe that began at `read`: one unique name for each.
     pub fn seen(&mut self, read: MonoTime, waiting: &[String]) {
         let since = waiting.iter().map(|statement| {
             let first = self.since.get(statement).copied().unwrap_or(read);
@@ -25,7 +25,7 @@ impl Waits {
         self.last = read;
     }
 
-    /// For how long the one that waits longest was seen to, as of the last look.
+    /// How long the longest-waiting statement has been seen waiting, as of the last probe.
     pub fn longest(&self) -> Duration {
         let first = self.since.values().min();
         first.map_or(Duration::ZERO, |first| self.last.since(*first))

@@ -1,6 +1,6 @@
-//! Whether the decision log is behind the world. A controller that starts knows nothing but its
-//! log, which may be yesterday's, or an empty one: what agents, databases and traffic targets
-//! remember is held against it before anything is granted (invariants.md I12).
+//! Whether the decision log is behind the world. A starting controller knows only its log, which
+//! may be yesterday's or empty: before it grants anything, the log is compared with what agents,
+//! databases and traffic targets remember (invariants.md I12).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,11 +12,11 @@ use super::situation::{LogBehind, LogFacts};
 use super::topology::{SiteName, TargetName};
 use super::units::Epoch;
 
-/// The largest number of epochs that a log is believed to be behind. An epoch is one failover, so a
-/// claim beyond that is no memory of one.
+/// By how many epochs a log may be behind for a claim to be believed. An epoch is one failover, so
+/// a larger claim cannot be true.
 const MOST_BEHIND: u64 = 1000;
 
-/// The largest number of entries that a log is believed to have: what JSON keeps exactly.
+/// The most entries that a log is believed to have: what JSON keeps exactly.
 const MOST_ENTRIES: u64 = (1 << 53) - 1;
 
 /// Who remembers an epoch.
@@ -40,27 +40,27 @@ impl fmt::Display for Witness {
     }
 }
 
-/// What an agent said that bears on the log.
+/// The part of an agent's report that concerns the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentWord {
     /// Its site.
     pub site: SiteName,
-    /// The highest epoch that it knows of.
+    /// The highest epoch that it knows.
     pub epoch: Epoch,
-    /// How far the log went when it last heard of it.
+    /// The end of the log when it last heard of it.
     pub log: Option<LogMark>,
-    /// Whether its right to take writes in that epoch has not ended since it was granted.
+    /// Whether its lease in that epoch has not expired since it was granted.
     pub holds: bool,
 }
 
 impl AgentWord {
-    /// Whether it says that the log is not the newest.
+    /// Whether it contradicts that the log is current.
     pub fn contradicts(&self, log: Log<'_>) -> bool {
         self.epoch > log.state.epoch || self.log.is_some_and(|mark| log.is_foreign(&mark))
     }
 }
 
-/// A log and what it amounts to.
+/// A log and its state.
 #[derive(Debug, Clone, Copy)]
 pub struct Log<'l> {
     /// The state of the group that follows from it.
@@ -70,34 +70,35 @@ pub struct Log<'l> {
 }
 
 impl Log<'_> {
-    /// Whether a mark is of another log, that nobody gave up.
+    /// Whether a mark belongs to another log that nobody gave up.
     fn is_foreign(&self, mark: &LogMark) -> bool {
         let believed = (self.state.lost.saturating_add(1)..=MOST_ENTRIES).contains(&mark.entries);
         believed && matches!(self.recent.fits(mark), Fit::Longer | Fit::Other)
     }
 }
 
-/// Everything that was heard since this process took over.
+/// Everything heard since this process took over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Testimony {
-    /// The highest epoch that each spoke of.
+    /// The highest epoch that each witness reported.
     epochs: BTreeMap<Witness, Epoch>,
-    /// How far the log went for each agent, as it last said; `None` for one that said nothing.
+    /// The end of the log for each agent, as it last reported; `None` for one that reported none.
     marks: BTreeMap<SiteName, Option<LogMark>>,
-    /// What each traffic target answers; `None` for one that was not read yet.
+    /// Each traffic target's answer; `None` for one that was not read yet.
     notes: BTreeMap<TargetName, Option<Answer>>,
     /// Whether the log was empty when this process began.
     began_empty: bool,
-    /// The agents that knew of no epoch when they first spoke.
+    /// The agents that knew no epoch when they first reported.
     new: BTreeSet<SiteName>,
     /// The sites whose database was seen as a standby, by us or by their own agent.
     standbys: BTreeSet<SiteName>,
-    /// An agent held an unbroken right in the log's epoch, or a person vouched for the log.
+    /// Whether an agent held an unbroken lease in the log's epoch, or an operator confirmed the
+    /// log.
     settled: bool,
 }
 
 impl Testimony {
-    /// Nothing heard yet. `began_empty`: the log was made by this process. `targets`: the traffic
+    /// Nothing heard yet. `began_empty`: this process created the log. `targets`: the traffic
     /// targets that will be read.
     pub fn awaited(began_empty: bool, targets: impl IntoIterator<Item = TargetName>) -> Self {
         Self {
@@ -107,25 +108,25 @@ impl Testimony {
         }
     }
 
-    /// Takes in the word of an agent. Its age does not matter: what it remembers happened.
+    /// Adds an agent's report. Its age does not matter: what it remembers happened.
     pub fn agent(&mut self, word: &AgentWord, log: Log<'_>) {
         if !self.marks.contains_key(&word.site) && word.epoch == Epoch(0) && word.log.is_none() {
             self.new.insert(word.site.clone());
         }
-        // One that is of another log stays, whatever a second instance of the site says.
+        // A mark of another log stays, whatever a second instance of the site reports.
         let before = self.marks.get(&word.site).copied().flatten();
         let stays = before.filter(|mark| log.is_foreign(mark));
         let further = |new: LogMark| stays.is_none_or(|old| new.entries >= old.entries);
         let mark = word.log.filter(|new| further(*new)).or(stays);
         self.marks.insert(word.site.clone(), mark);
         self.knows(Witness::Agent(word.site.clone()), word.epoch);
-        // Nobody is promoted past a right that never ended.
+        // Nothing is promoted past a lease that never expired.
         let ours = word.epoch == log.state.epoch && word.site == log.state.active;
         self.settled |= word.holds && ours && log.state.open.is_none();
     }
 
-    /// Takes in the epoch row of a site's database. `standby`: it is one, as we or its own agent
-    /// see.
+    /// Adds the epoch row of a site's database. `standby`: it is one, as seen by us or by its own
+    /// agent.
     pub fn database(&mut self, site: &SiteName, row: Option<Epoch>, standby: bool) {
         if let Some(epoch) = row {
             self.knows(Witness::Database(site.clone()), epoch);
@@ -135,7 +136,7 @@ impl Testimony {
         }
     }
 
-    /// Takes in what a traffic target answers.
+    /// Adds a traffic target's answer.
     pub fn traffic(&mut self, target: TargetName, answer: Answer) {
         if let Some(epoch) = answer.epoch {
             self.knows(Witness::Traffic(target.clone()), epoch);
@@ -143,13 +144,13 @@ impl Testimony {
         self.notes.insert(target, Some(answer));
     }
 
-    /// Whether the group begins with this process and a site's agent: the log was empty, and the
-    /// agent knew of nothing.
+    /// Whether the group is new to this process and a site's agent: the log was empty, and the
+    /// agent knew no epoch.
     pub fn begins_with(&self, site: &SiteName) -> bool {
         self.began_empty && self.new.contains(site)
     }
 
-    /// A person vouched for the log as it is now.
+    /// An operator confirmed the log as it is now.
     pub fn adopted(&mut self) {
         self.settled = true;
     }
@@ -159,7 +160,7 @@ impl Testimony {
         *known = epoch.max(*known);
     }
 
-    /// The highest epoch that anybody spoke of, and who did.
+    /// The highest epoch that anybody reported, and who.
     fn newest(&self, state: &GroupState) -> Option<(&Witness, Epoch)> {
         let most = state.epoch.0.saturating_add(MOST_BEHIND);
         let believed = self.epochs.iter().filter(|(_, epoch)| epoch.0 <= most);
@@ -168,7 +169,7 @@ impl Testimony {
             .max_by_key(|(_, epoch)| *epoch)
     }
 
-    /// How many entries of a log that is not this one anybody remembers.
+    /// How many entries of another log anybody remembers.
     pub fn lost(&self, log: Log<'_>) -> u64 {
         let foreign = self.foreign_marks(log);
         foreign.map(|(_, mark)| mark.entries).max().unwrap_or(0)
@@ -183,7 +184,7 @@ impl Testimony {
         known.filter(move |(_, mark)| log.is_foreign(mark))
     }
 
-    /// Who knows of more than stands in the log, if somebody does.
+    /// Who knows more than the log, if anybody.
     pub fn behind(&self, log: Log<'_>) -> Option<LogBehind> {
         let state = log.state;
         if let Some((witness, epoch)) = self.newest(state).filter(|(_, it)| *it > state.epoch) {
@@ -208,14 +209,14 @@ impl Testimony {
         })
     }
 
-    /// Whether somebody other than the asker has shown that the log is not behind: only then is a
-    /// site granted the right that does not hold it already.
+    /// Whether anybody but the requester has confirmed that the log is current: only then does a
+    /// site without the lease get it.
     ///
-    /// Ways to show it: the other site's agent knows of no later epoch, and only there could one
-    /// have begun; the other site's database is a standby; the right of the active site never
-    /// ended; a person vouches. Where the other site is gone for good: users are led to the asker
-    /// in the log's epoch, and the asker remembers this very log. And a group that begins: an
-    /// empty log, an agent that knows of nothing, and no note that does.
+    /// Ways to confirm it: the other site's agent knows no later epoch, and only there could one
+    /// have begun; the other site's database is a standby; the active site's lease never expired;
+    /// an operator confirms. If the other site is gone for good: users are led to the requester in
+    /// the log's epoch, and the requester remembers this very log. And a new group: an empty log,
+    /// an agent that knows nothing, and no note that does.
     pub fn witnessed(&self, asker: &SiteName, log: Log<'_>) -> bool {
         if self.settled {
             return true;
@@ -240,7 +241,7 @@ impl Testimony {
         self.begins_with(asker) && self.notes.values().all(Option::is_some)
     }
 
-    /// For a situation: as the active site would be answered that asks anew.
+    /// For a situation: the answer that the active site would get to a new request.
     pub fn facts(&self, log: Log<'_>) -> LogFacts {
         LogFacts {
             stopped: None,
@@ -249,9 +250,9 @@ impl Testimony {
         }
     }
 
-    /// Whether what a person says of the world agrees with what is seen of it: `holders` are the
-    /// sites whose agents hold a right that has not ended, or ask for one in the epoch that is
-    /// adopted, and `primaries` those whose database was lately seen as a primary.
+    /// Whether an operator's statement agrees with what is seen: `holders` are the sites whose
+    /// agents hold an unexpired lease, or request one in the adopted epoch, and `primaries` those
+    /// whose database was recently seen as a primary.
     pub fn agrees(
         &self,
         adopted: (Epoch, &SiteName),
@@ -276,7 +277,7 @@ impl Testimony {
         }
         if let Some((site, held)) = holders.iter().find(|(site, _)| *site != active) {
             return Err(format!(
-                "the agent of site `{site}` holds the right in epoch {held}, or asks for it"
+                "the agent of site `{site}` holds the lease in epoch {held}, or requests it"
             ));
         }
         if let Some(site) = primaries.iter().find(|site| *site != active) {

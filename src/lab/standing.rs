@@ -112,7 +112,7 @@ fn read() -> anyhow::Result<Option<Standing>> {
     // The folder may be everybody's: what somebody else wrote there is not ours.
     anyhow::ensure!(
         metadata.uid() == geteuid().as_raw() && metadata.is_file(),
-        "`{}` is not a file of yours: remove it",
+        "`{}` is not your file: remove it",
         path.display()
     );
     let bytes = std::fs::read(&path).context("read where the lab is")?;

@@ -298,13 +298,13 @@ impl Machine {
     pub fn arm(&mut self, now: Truth, epoch: Epoch, until: Option<Truth>) -> Result<(), String> {
         self.settle(now);
         if self.fence.is_some() {
-            return Err("a fence is under way: the right is over".to_owned());
+            return Err("a fence is under way: the lease has ended".to_owned());
         }
         if epoch < self.epoch {
             return Err(format!("epoch {epoch} is over: this is {}", self.epoch));
         }
         if self.marker.as_ref().is_some_and(|(old, _)| *old >= epoch) {
-            return Err("fenced: `unfence` with a newer right first".to_owned());
+            return Err("fenced: `unfence` with a newer lease first".to_owned());
         }
         if until.is_some_and(|until| until <= now) {
             return Err("the deadline has passed already".to_owned());

@@ -1,4 +1,4 @@
-//! What a person asks of the controller by the command line, and what becomes of it.
+//! Operators' requests to the controller by the command line, and their results.
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use crate::engine::situation::Request;
 use crate::engine::topology::SiteName;
 use crate::engine::units::{Bytes, Epoch, millis};
 
-/// A person asks for a site to become active.
+/// A request to make a site active.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromoteAsk {
-    /// Which.
+    /// The site.
     pub to: SiteName,
-    /// Why.
+    /// The operator's reason.
     pub reason: String,
-    /// The loss they accept instead of the policy's limits.
+    /// The loss that the operator accepts instead of the policy's limits.
     pub accept_data_loss: Option<Bytes>,
-    /// Whether they vouch that the old primary cannot write.
+    /// Whether the operator asserts that the old primary cannot write.
     pub override_fence: bool,
-    /// Whether they accept that the standby replays for longer than the policy allows.
+    /// Whether the operator accepts that the standby replays for longer than the policy allows.
     #[serde(default)]
     pub accept_replay: bool,
-    /// Only say what would be done.
+    /// Whether to only show what would be done.
     pub dry_run: bool,
 }
 
@@ -42,7 +42,7 @@ impl PromoteAsk {
     }
 }
 
-/// What became of it.
+/// The result of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromoteAnswer {
     /// The decision, with every gate.
@@ -53,44 +53,44 @@ pub struct PromoteAnswer {
     pub plan: Option<u64>,
 }
 
-/// A person stops automation.
+/// A request to stop automation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldAsk {
-    /// Why.
+    /// The operator's reason.
     pub reason: String,
-    /// For how long.
+    /// How long.
     #[serde(rename = "for_ms", with = "millis")]
     pub lasting: Duration,
 }
 
-/// A person lets automation act again.
+/// A request to resume automation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseAsk {
-    /// Why.
+    /// The operator's reason.
     pub reason: String,
-    /// The standby was made anew from the active site as it is now.
+    /// Whether the standby was rebuilt from the active site as it is now.
     #[serde(default)]
     pub rebuilt: bool,
 }
 
-/// A person says how the world stands, where the log is behind it.
+/// A request to continue from the actual state, because the log is behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdoptAsk {
-    /// The epoch that the world is in.
+    /// The actual epoch.
     pub epoch: Epoch,
     /// The site that is active in it.
     pub active: SiteName,
-    /// Why.
+    /// The operator's reason.
     pub reason: String,
 }
 
-/// A person lets another instance of a site's agent have its right and its word.
+/// A request to transfer a site's lease and reports to another instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdoptInstanceAsk {
     /// The site.
     pub site: SiteName,
     /// The instance, as `failover status` names it.
     pub instance: Instance,
-    /// Why.
+    /// The operator's reason.
     pub reason: String,
 }

@@ -1,4 +1,4 @@
-//! What the controller orders of an agent, and what comes of it.
+//! The controller's orders to an agent, and their outcomes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::engine::instance::Instance;
 use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::{Epoch, Lsn, Timeline, exact, millis};
 
-/// An order for the other agent, and how long to wait for its answer.
+/// An order to relay to the other agent, and how long to wait for its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Relayed {
     /// The order, for the other agent.
@@ -21,12 +21,12 @@ pub struct Relayed {
     pub within: Duration,
 }
 
-/// What came of carrying an order: the answer of the agent that it is for, signed by that one; or
-/// the carrier's own word that there is none.
+/// The result of relaying an order: the answer of the receiving agent, signed by it; or the relay's
+/// own report that there is none.
 pub type RelayAnswer = Result<Sealed, EffectError>;
 
-/// An order of the controller to an agent. Signed, because it may come through the other agent:
-/// who carries it can delay it, not forge or repeat it.
+/// An order of the controller to an agent. Signed, because the peer agent may relay it: a relay can
+/// delay it, but not forge or replay it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// The plan it belongs to.
@@ -34,70 +34,70 @@ pub struct Order {
     pub plan: u64,
     /// The group.
     pub group: GroupName,
-    /// The site it is for.
+    /// The receiving site.
     pub site: SiteName,
-    /// The instance of that site's agent that it is for; `None` where none is known.
+    /// The receiving instance of that site's agent; `None` if none is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<Instance>,
     /// The epoch of the plan. An agent that knows a higher one refuses.
     pub epoch: Epoch,
-    /// The newest mark of that agent that the controller knows. An agent after it obeys nothing of
-    /// this.
+    /// The newest mark of that agent that the controller knows. A later run of the agent does not
+    /// obey it.
     pub mark: Postmark,
-    /// How long after that mark it is void, by the agent's own clock.
+    /// How long after that mark it expires, by the agent's own clock.
     #[serde(rename = "valid_for_ms", with = "millis")]
     pub valid_for: Duration,
-    /// Only say whether it is done already.
+    /// Whether to only say if it is done already.
     pub check_only: bool,
     /// What to do.
     pub what: What,
 }
 
-/// What an agent can be ordered to do. Each may be repeated: done twice is done once.
+/// What an agent can be ordered to do. Each is idempotent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
     /// Make certain that the database accepts no write, and keep it so.
     Fence,
-    /// Let the database start again once the right is granted.
+    /// Let the database start again once the lease is granted.
     Unfence,
-    /// Cut the standby from the old primary's WAL.
+    /// Cut the standby off from the old primary's WAL.
     Sever,
-    /// Connect it again.
+    /// Reconnect it.
     Reconnect,
     /// Make the standby primary.
     Promote,
-    /// Promise that no promotion of this plan comes any more, or say that it came.
+    /// Promise that no promotion of this plan will follow, or report that it happened.
     Desist,
     /// Start the workloads.
     StartWorkloads,
-    /// Stop them.
+    /// Stop the workloads.
     StopWorkloads,
     /// Say whether the workloads answer.
     AwaitWorkloads,
 }
 
-/// What came of an order.
+/// The outcome of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "came")]
 pub enum Came {
     /// It is done.
     Done,
-    /// Asked whether it is done: clearly not.
+    /// The answer to "is it done": clearly not.
     NotDone,
-    /// Fenced; how it was proven.
+    /// Fenced, with the proof.
     Fenced {
-        /// In the agent's words.
+        /// The proof, as the agent describes it.
         said: String,
     },
-    /// Severed, and where the standby stands.
+    /// Severed, with the standby's position.
     Severed {
-        /// What it has received.
+        /// The position that it has received.
         position: Lsn,
         /// Whether it has replayed all of that.
         replayed: bool,
-        /// How long before this word, on the agent's own clock, it last let the other site's right
-        /// stand: from its sever on it never does. An agent that started since says when that was.
+        /// How long before this answer, on the agent's own clock, it last vouched for the other
+        /// site: after its sever it never does. An agent that started since says when that was.
         /// `None` from an older agent: until just now.
         #[serde(
             default,

@@ -1,6 +1,6 @@
-//! Words that are signed by who says them, and handed on as the bytes that were signed: an order of
-//! the controller, and an agent's answer to one. Whoever carries them can lose or delay them, and
-//! neither forge nor alter one, nor show one for another (invariants.md I18).
+//! Messages that are signed by their author and passed on as the signed bytes: an order of the
+//! controller, and an agent's answer to one. A relay can lose or delay them, but neither forge nor
+//! alter one, nor replace one with another (invariants.md I18).
 //!
 //! Who signs and who knows signatures is handed in ([`Signer`], [`Verifier`]); what a signature means is
 //! here, so that every process, and the simulator, reads it by the same rules.
@@ -14,36 +14,36 @@ use super::{Order, OrderAnswer};
 use crate::engine::chain::Digest;
 use crate::engine::topology::{GroupName, SiteName};
 
-/// What an order is signed for, so that no other signed thing of ours can stand for one.
+/// The signing context of an order, so that nothing else that we sign can pass for one.
 const ORDER_CONTEXT: &str = "failover order v2";
 
-/// What an answer is signed for.
+/// The signing context of an answer.
 const ANSWER_CONTEXT: &str = "failover answer v1";
 
-/// A signature, with what a stranger needs to know whose it is.
+/// A signature, with what a stranger needs to identify the signer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
     /// In hexadecimal.
     pub value: String,
-    /// How it was made, as a TLS signature scheme; `None`: with the key for orders.
+    /// The TLS signature scheme; `None` for the order key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<u16>,
-    /// The signer's certificates, each as DER in base64, its own first; none for the key for orders,
-    /// which every agent has.
+    /// The signer's certificates, each as DER in base64, its own first; none for the order key,
+    /// which every agent knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<String>,
 }
 
-/// Whose signature something bears.
+/// Who signed something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Author {
-    /// The controller's key for orders.
+    /// The controller's order key.
     Controller,
     /// The certificate of an agent.
     Agent {
-        /// Of which group.
+        /// The agent's group.
         group: GroupName,
-        /// At which site.
+        /// The agent's site.
         site: SiteName,
     },
 }
@@ -71,10 +71,10 @@ pub enum SealError {
     /// The signature is not hexadecimal text.
     #[error("the signature is not hexadecimal text: the message was damaged")]
     NotHex,
-    /// The certificate beside the signature is none that is believed.
-    #[error("the signer's certificate is not believed: {0}")]
+    /// The certificate beside the signature is not trusted.
+    #[error("the signer's certificate is not trusted: {0}")]
     Certificate(String),
-    /// It is signed, by somebody whose word it cannot be.
+    /// Signed, but by the wrong party.
     #[error("it is signed by {found}, not by {expected}")]
     Stranger {
         /// Who signed.
@@ -82,10 +82,10 @@ pub enum SealError {
         /// Who should have.
         expected: String,
     },
-    /// It is a true answer, to another order.
+    /// A genuine answer, but to another order.
     #[error("it is the answer to another order")]
     OtherOrder,
-    /// What was signed cannot be written or read.
+    /// The signed content cannot be written or read.
     #[error("cannot read or write what is signed: {0}")]
     NotJson(String),
     /// The key does not sign.
@@ -102,8 +102,8 @@ impl std::fmt::Display for Author {
     }
 }
 
-/// Something signed: the very bytes, and the signature over them. There is no way to what they say but
-/// past the signature.
+/// Something signed: the exact bytes, and the signature over them. Its content can only be read by
+/// verifying the signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
     /// JSON, as it was signed.
@@ -138,13 +138,13 @@ fn not_json(cause: serde_json::Error) -> SealError {
     SealError::NotJson(cause.to_string())
 }
 
-/// What is signed: the context, a zero byte, the body.
+/// The signed bytes: the context, a zero byte, the body.
 fn message(context: &str, body: &str) -> Vec<u8> {
     [context.as_bytes(), &[0], body.as_bytes()].concat()
 }
 
-/// An order with the controller's signature. Whoever has one knows that the controller gave it, and
-/// can show it to others.
+/// An order with the controller's signature. Anyone who has one can verify that the controller gave
+/// it, and show it to others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedOrder {
     order: Order,
@@ -165,18 +165,18 @@ impl SignedOrder {
         Ok(Self { order, sealed })
     }
 
-    /// What is ordered.
+    /// The order itself.
     pub fn order(&self) -> &Order {
         &self.order
     }
 
-    /// As it is sent.
+    /// The signed order in the form in which it is sent.
     pub fn sealed(&self) -> &Sealed {
         &self.sealed
     }
 }
 
-/// An answer with the order that it answers.
+/// An answer, bound to its order.
 #[derive(Debug, Serialize, Deserialize)]
 struct Answered {
     /// The digest of the order's bytes.
@@ -184,7 +184,7 @@ struct Answered {
     answer: OrderAnswer,
 }
 
-/// Signs an answer to an order, as the agent that it was for.
+/// Signs an answer to an order, as the receiving agent.
 pub fn seal_answer(
     order: &SignedOrder,
     answer: OrderAnswer,
@@ -194,7 +194,7 @@ pub fn seal_answer(
     Sealed::seal(&Answered { order, answer }, ANSWER_CONTEXT, by)
 }
 
-/// What the agent that an order was for answers to exactly this order, whoever carried its words.
+/// The receiving agent's answer to exactly this order, whoever relayed it.
 pub fn open_answer(
     order: &SignedOrder,
     answer: &Sealed,

@@ -1,6 +1,6 @@
-//! Observations on their way out of an agent or an observer: of each target the newest, kept until
-//! it was taken in. A controller that was away is told what is, not what was. With them goes the
-//! mark of its last answer, by which it knows how long they were under way.
+//! Observations that an agent or an observer must send: the newest of each target, kept until it
+//! was believed. A controller that was away gets the current state, not the history. The mark of
+//! its last answer goes with them and tells it how long they were in transit.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use crate::engine::observation::{Finding, Observation};
 use crate::engine::topology::Target;
 use crate::engine::units::MonoTime;
 
-/// What was seen and not yet sent.
+/// Observations not yet sent.
 #[derive(Debug)]
 pub struct Unsent {
     seen: mpsc::Receiver<Observation>,
     newest: BTreeMap<Target, Observation>,
-    /// Whether what was sent last of a target was good.
+    /// For each target, whether the last observation sent was good.
     sent: BTreeMap<Target, bool>,
     /// The controller's last answer, and when it arrived.
     heard: Option<(Postmark, MonoTime)>,
 }
 
 impl Unsent {
-    /// Nothing yet. `seen` is where observations come from.
+    /// Empty. `seen` delivers new observations.
     pub fn new(seen: mpsc::Receiver<Observation>) -> Self {
         Self {
             seen,
@@ -33,7 +33,7 @@ impl Unsent {
         }
     }
 
-    /// The newest of each target, as it leaves the process at `now`.
+    /// The newest of each target, in the form in which it is sent at `now`.
     pub fn pack(&mut self, now: MonoTime) -> Vec<SentObservation> {
         while let Ok(observation) = self.seen.try_recv() {
             self.take(observation);
@@ -44,7 +44,7 @@ impl Unsent {
             .collect()
     }
 
-    /// The controller's last answer, for a report that is made at `now`.
+    /// The controller's last answer, for a report made at `now`.
     pub fn heard(&self, now: MonoTime) -> Option<Heard> {
         self.heard.map(|(postmark, arrived)| Heard {
             postmark,
@@ -52,9 +52,9 @@ impl Unsent {
         })
     }
 
-    /// An answer to what was packed last arrived at `now`. What was not taken in is sent with the
-    /// next report; whether that should go at once, because the answer is the first of a controller,
-    /// which can take in only what is sent after it.
+    /// An answer to the last report arrived at `now`. What was not believed is sent with the next
+    /// report. Returns whether to send that at once, because this is the first answer of a
+    /// controller, which believes only what is sent after it.
     pub fn answered(&mut self, receipt: Receipt, now: MonoTime) -> bool {
         if receipt.taken {
             let told = std::mem::take(&mut self.newest).into_iter();
@@ -65,9 +65,9 @@ impl Unsent {
         last.is_none_or(|(last, _)| last.life != receipt.postmark.life)
     }
 
-    /// Takes observations in until one says something else than the last that was sent about its
-    /// target: one that just failed or came back is worth a report of its own. Never returns once
-    /// nobody looks any more.
+    /// Receives observations until one contradicts the last that was sent about its target: a
+    /// failure or a recovery is worth a report of its own. Never returns once no probe runs any
+    /// more.
     pub async fn change(&mut self) {
         while let Some(observation) = self.seen.recv().await {
             if self.take(observation) {
@@ -77,7 +77,7 @@ impl Unsent {
         std::future::pending::<()>().await;
     }
 
-    /// Whether it is news.
+    /// Whether the observation changes what was sent.
     fn take(&mut self, observation: Observation) -> bool {
         let target = observation.target.clone();
         let changed = self.sent.get(&target) != Some(&is_good(&observation));

@@ -107,7 +107,7 @@ fn a_mistake_in_the_program_is_one_line_to_report_and_a_code_of_its_own() {
         .unwrap();
     let said = String::from_utf8(done.stderr).unwrap();
     assert!(done.status.success(), "{said}");
-    assert!(said.starts_with("error: a mistake in failover "), "{said}");
+    assert!(said.starts_with("error: a bug in failover "), "{said}");
     assert!(
         said.ends_with(": in two lines; please report this line\n"),
         "{said}"

@@ -37,7 +37,7 @@ fn part(heading: &str) -> &'static str {
     below.split("\n## ").next().unwrap()
 }
 
-/// What the guide says of a key: its form, and what happens when it is left out.
+/// What the guide says of a key: its form, and its default.
 fn row(key: &Key) -> (String, String, bool) {
     let form = match &key.kind {
         Kind::Text => "text".to_owned(),
@@ -64,7 +64,7 @@ fn the_guide_has_exactly_the_keys_of_each_file_with_form_and_range() {
                 assert_eq!(cells.len(), 4, "{line}");
                 assert!(!cells[3].is_empty(), "{line}");
                 let key = cells[0].trim_matches('`').to_owned();
-                (key, cells[1].to_owned(), cells[2] == "must be there")
+                (key, cells[1].to_owned(), cells[2] == "required")
             })
             .collect();
         let missing: Vec<_> = expected.difference(&documented).collect();

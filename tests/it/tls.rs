@@ -285,7 +285,7 @@ async fn an_agent_takes_nothing_from_an_observer() {
     for (path, body, what) in [
         (ORDER_PATH, &order, "give orders"),
         (RELAY_PATH, &relayed, "have orders relayed"),
-        (PEER_PATH, &question, "ask as the other agent"),
+        (PEER_PATH, &question, "ask as the peer agent"),
     ] {
         let answer = client.post::<_, serde_json::Value>(path, body, SOON).await;
         let denied = CallError::Denied {
@@ -487,7 +487,7 @@ async fn one_certificate_takes_its_share_of_the_connections_and_leaves_the_rest(
     more.get::<Identity>("/who", SOON).await.unwrap_err();
     assert_eq!(
         server.next_rejection().await,
-        "too many connections of one at once"
+        "too many connections from one source at once"
     );
     let controller = server.client(&house.material(CONTROLLER), AGENT);
     assert!(controller.get::<Identity>("/who", SOON).await.is_ok());

@@ -63,7 +63,7 @@ fn processes(lab: &Supervisor) -> [(String, PathBuf); 3] {
 
 fn times_read_again(log: &Path) -> usize {
     let text = fs::read_to_string(log).unwrap();
-    text.matches("certificates were read again").count()
+    text.matches("certificates were reloaded").count()
 }
 
 /// Does something to files, and waits until these processes have taken it.

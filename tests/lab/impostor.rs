@@ -109,7 +109,7 @@ fn a_second_stream_of_the_standbys_name_opens_the_window_and_what_it_alone_has_i
             until("the window opens", async || {
                 opened(lab)
                     .iter()
-                    .any(|why| why.contains("2 streams bear the name `gcp`"))
+                    .any(|why| why.contains("2 streams have the name `gcp`"))
             })
             .await;
             lab.fault(Fault::StopReplication, &gcp.name).await.unwrap();
@@ -153,7 +153,7 @@ fn a_stream_that_takes_the_standbys_place_contradicts_what_that_one_says() {
             until("the window opens", async || {
                 opened(lab)
                     .iter()
-                    .any(|why| why.contains("somebody else bears its name"))
+                    .any(|why| why.contains("something else uses its name"))
             })
             .await;
             // The agent has seen its name confirm everything; the standby itself has not said so.

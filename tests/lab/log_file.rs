@@ -68,12 +68,15 @@ async fn a_log_that_is_held_is_held_by_each_of_its_names() {
 #[tokio::test]
 async fn a_log_that_was_moved_cut_replaced_or_written_by_others_is_not_written_any_more() {
     for (done, said) in [
-        ("moved", "it was moved or deleted while the controller runs"),
+        (
+            "moved",
+            "it was moved or deleted while the controller was running",
+        ),
         (
             "deleted",
-            "it was moved or deleted while the controller runs",
+            "it was moved or deleted while the controller was running",
         ),
-        ("replaced", "another file stands in its place"),
+        ("replaced", "another file is in its place"),
         ("cut", "somebody cut it"),
         ("emptied", "somebody cut it"),
         ("continued", "somebody else wrote into it"),

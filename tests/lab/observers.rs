@@ -264,7 +264,7 @@ async fn an_observer_tells_what_it_saw_and_nothing_else() {
     let (status, text) = refused(&paris, OBSERVED_PATH, &looks("paris", "azure")).await;
     assert_eq!(status, 403);
     assert!(
-        text.contains("`database@azure` is nothing for an observer to look at"),
+        text.contains("`database@azure` is not an observer's to probe"),
         "{text}"
     );
     let mut agents = looks("paris", "aws");

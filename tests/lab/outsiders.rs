@@ -181,7 +181,7 @@ async fn what_an_agent_says_of_what_it_does_not_look_at_is_not_taken_in() {
     let notes = house.notes("target-rejected");
     assert_eq!(
         notes,
-        ["the agent of `gcp` reports of `agent@aws`, which is nothing for it to look at"]
+        ["the agent of `gcp` reports of `agent@aws`, which it does not probe"]
     );
 }
 
@@ -229,7 +229,7 @@ async fn a_reader_looks_and_an_operator_commands_each_in_their_own_group() {
     house.until("it has decided", |_| true).await;
     let shown = ["status", "log"];
     let changes = "may look and change nothing: ask an operator of `shop`";
-    let elsewhere = "looks after another group, and this is the controller of `shop`";
+    let elsewhere = "is for another group, and this is the controller of `shop`";
     let nobody = "is not an operator: use an operator's certificate";
     // Whose certificate, what it may, and what it is told otherwise.
     for (name, may_look, may_change, said) in [
@@ -329,15 +329,15 @@ async fn a_reason_that_would_forge_a_line_is_refused_and_an_old_one_is_shown_har
     for (reason, said) in [
         (
             "a\n open forged",
-            "error: the reason holds `\\n`, which is no visible character: write it in one line of plain text\n",
+            "error: the reason holds `\\n`, which is not a visible character: write one line of plain text\n",
         ),
         (
             "\u{1b}[2Jgone",
-            "error: the reason holds `\\u{1b}`, which is no visible character: write it in one line of plain text\n",
+            "error: the reason holds `\\u{1b}`, which is not a visible character: write one line of plain text\n",
         ),
         (
             "abc\u{202e}def",
-            "error: the reason holds `\\u{202e}`, which is no visible character: write it in one line of plain text\n",
+            "error: the reason holds `\\u{202e}`, which is not a visible character: write one line of plain text\n",
         ),
         (
             "  ",

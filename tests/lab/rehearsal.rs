@@ -293,7 +293,7 @@ async fn a_slot_that_was_invalidated_is_made_anew_and_one_of_use_is_left_alone()
     let pair = Pair::primary_only().await;
     let primary = &pair.primary;
     let keep = async |name| keep_slot(&primary.local(), name, LIMIT).await;
-    assert_eq!(keep("of_gcp").await.unwrap(), Some("missing, and made"));
+    assert_eq!(keep("of_gcp").await.unwrap(), Some("missing, and created"));
     assert_eq!(keep("of_gcp").await.unwrap(), None);
     let began: Lsn = primary
         .sql("SELECT restart_lsn FROM pg_replication_slots")
@@ -312,7 +312,7 @@ async fn a_slot_that_was_invalidated_is_made_anew_and_one_of_use_is_left_alone()
     })
     .await;
     let anew = keep("of_gcp").await.unwrap();
-    assert_eq!(anew, Some("invalidated, and made anew"));
+    assert_eq!(anew, Some("invalidated, and recreated"));
     let begins: Lsn = primary
         .sql("SELECT restart_lsn FROM pg_replication_slots")
         .parse()

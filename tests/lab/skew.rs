@@ -170,7 +170,7 @@ fn a_sever_that_fails_for_ever_gives_production_back_within_seconds() {
             };
             (code == "left-to-tidy-up").then_some(text)
         });
-        let named = left.is_some_and(|text| text.contains("sever could not be taken back"));
+        let named = left.is_some_and(|text| text.contains("sever could not be undone"));
         assert!(named, "{left:?}");
         // The standby is cut off until it can be connected again; then it does so itself.
         std::fs::remove_dir(&obstacle).unwrap();

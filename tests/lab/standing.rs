@@ -132,7 +132,11 @@ fn a_person_looks_at_a_lab_holds_it_breaks_it_releases_it_heals_it_and_takes_it_
     let person = Person::new();
     person.ends("status", 2);
     person.ends("lab up", 0);
-    assert!(person.ends("lab up", 2).contains("a lab stands already"));
+    assert!(
+        person
+            .ends("lab up", 2)
+            .contains("a lab is already running")
+    );
 
     // What is.
     let shown = person.ends("status", 0);

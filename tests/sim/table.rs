@@ -151,16 +151,15 @@ const SHOWN: [(&str, u64); 3] = [("fast", 3), ("standard", 2), ("observe", 1)];
 fn page() -> String {
     let mut text = "# What each policy does in each partition\n\n\
         Measured in the simulator, which runs the shipped controller and agents on a virtual clock, \
-        by the test that compares this page with what it finds: \
-        `UPDATE_DOCS=1 cargo test --test sim table` writes it anew. The same for a policy of your \
+        by the test that compares this page with its results: \
+        `UPDATE_DOCS=1 cargo test --test sim table` regenerates it. The same for a policy of your \
         own, with more seeds: `failover policy table --policy FILE`. What real networks and real \
-        PostgreSQL do stands in [the partitions](partitions.md).\n\n\
-        A is the active site, P the passive one, N the place of the controller. Each row happens to \
-        a pair that was well, nothing else goes wrong, and nothing is mended. *Writable* is the \
-        time from the fault until the other site takes writes, *declared* the longest window and the \
+        PostgreSQL do is in [the partitions](partitions.md).\n\n\
+        A is the active site, P the passive one, N the place of the controller. Each row happens \
+        to a healthy pair, nothing else goes wrong, and nothing is healed. *Writable* is the time \
+        from the fault until the other site takes writes, *declared* the longest window and the \
         largest estimate that a plan stated before its promotion, *lost* the most acknowledged \
-        writes that were really lost in one run, of clients that go on writing wherever they are \
-        let.\n"
+        writes that were really lost in one run, with clients that write wherever they can.\n"
         .to_owned();
     for (name, seeds) in SHOWN {
         let (policy, all) = measured(name, 1..seeds + 1, &ROWS);
@@ -183,8 +182,8 @@ fn section(text: &mut String, name: &str, seeds: u64, policy: &Policy, all: &[Me
          | what is wrong | N–A | N–P | A–P | users reach A | verdict | writable, median and worst | declared | lost | fenced |\n\
          | --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | --- |\n",
         if policy.mode == Mode::Observe {
-            " Nobody is promoted by itself. The right to take writes is kept all the same: an \
-             active site that is cut off fences itself under this policy too."
+            " Nothing is promoted automatically. Leases are enforced all the same: an active site \
+             that is cut off fences itself under this policy too."
         } else {
             ""
         }

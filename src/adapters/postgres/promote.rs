@@ -90,7 +90,7 @@ pub async fn promote(connect: &Connect, deadline: Duration) -> Result<Promoted, 
         setting::set(&database, "synchronous_standby_names", "", deadline).await?;
         tracing::info!(
             names,
-            "took `synchronous_standby_names` away before promotion"
+            "cleared `synchronous_standby_names` before promotion"
         );
     }
     match database
@@ -158,7 +158,7 @@ async fn watch(
         }
         if !deadline.pause(LOOK_EVERY).await {
             return Err(EffectError::Unknown(format!(
-                "promotion was asked for and not seen within {} ms: {}",
+                "promotion was ordered but not seen within {} ms: {}",
                 as_millis(deadline.took()),
                 seen.tell()
             )));
@@ -178,7 +178,9 @@ async fn end_transactions(database: Option<&Database>, held: &str, deadline: Dea
     match database.read::<u64>(END, &[], deadline.left()).await {
         Ok(0) => {}
         Ok(ended) => tracing::warn!(ended, held, "ended transactions that replay waits for"),
-        Err(error) => tracing::warn!(%error, held, "cannot end what replay waits for"),
+        Err(error) => {
+            tracing::warn!(%error, held, "cannot end the transactions that replay waits for")
+        }
     }
 }
 

@@ -70,7 +70,8 @@ pub async fn rehearse(
     };
     // What we write would be taken, and have no effect (postgres.md P27).
     if let Some(fixed) = &look.fixed {
-        let why = format!("{fixed} is given on the command line of `postgres`, which wins");
+        let why =
+            format!("{fixed} is given on the command line of `postgres`, which takes precedence");
         return rehearsed(Some(why), None);
     }
     let wanted = match conninfo {

@@ -80,8 +80,8 @@ pub(super) async fn apply(
             Ok(now) if now == value => return Ok(()),
             Ok(_) => last.say(
                 format!(
-                    "`{name}` was set by `ALTER SYSTEM` but the server does not take it up: is it \
-                     set on the command line of `postgres` too"
+                    "`{name}` was set by `ALTER SYSTEM` but the server does not apply it: is it \
+                     also set on the command line of `postgres`"
                 ),
                 false,
             ),

@@ -126,7 +126,7 @@ pub async fn reconnect(
 ) -> Result<(), EffectError> {
     if conninfo.expose().is_empty() {
         return Err(EffectError::Refused(
-            "an empty `primary_conninfo` connects to nothing: give the one that `sever` took away"
+            "an empty `primary_conninfo` connects to nothing: give the one that `sever` cleared"
                 .to_owned(),
         ));
     }

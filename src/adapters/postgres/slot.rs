@@ -60,9 +60,9 @@ pub async fn keep_slot(
         (true, Some(true)) if !look.lost || look.active => return Ok(None),
         (true, Some(true)) => {
             let _dropped: String = database.read(DROP, &slot, deadline.left()).await?;
-            "invalidated, and made anew"
+            "invalidated, and recreated"
         }
-        (true, None) => "missing, and made",
+        (true, None) => "missing, and created",
     };
     let _made: String = database.read(MAKE, &slot, deadline.left()).await?;
     Ok(Some(done))

@@ -18,8 +18,8 @@ const NAMES: &str = "synchronous_standby_names";
 /// Names a standby that does not exist: while it stands, every commit waits.
 const NOBODY: &str = "ANY 1 (\"failover: nobody\")";
 
-/// Names one standby. In the agents' configuration a standby bears the name of its site
-/// (postgres.md P33).
+/// Names one standby. In the agents' configuration a standby has the name of its site (postgres.md
+/// P33).
 fn only(standby: &SiteName) -> String {
     format!("ANY 1 (\"{standby}\")")
 }
@@ -81,7 +81,7 @@ pub async fn look_at_standby(
         .read(LOOK, &[(&name, Type::TEXT)], deadline.left())
         .await?;
     let several =
-        (look.streams > 1).then(|| format!("{} streams bear the name `{standby}`", look.streams));
+        (look.streams > 1).then(|| format!("{} streams have the name `{standby}`", look.streams));
     Ok(SyncLook {
         // Whoever was interrupted in `wait_for_standby` left commits that wait for nobody.
         named: look.names == only(standby) || look.names == NOBODY,

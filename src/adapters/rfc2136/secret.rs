@@ -141,7 +141,7 @@ pub(super) fn bad_signature(error: TsigError, server: &SocketAddr, key: &TsigKey
         ),
         TsigError::BadTime => format!(
             "the clocks of this machine and of server {server} are more than {FUDGE_SECONDS} s \
-             apart (BADTIME): repair NTP on both"
+             apart (BADTIME): fix NTP on both"
         ),
         TsigError::Unknown(code) => {
             format!("server {server} rejects the signature with key `{name}`: error {code}")

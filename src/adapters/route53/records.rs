@@ -341,7 +341,7 @@ impl Layout {
             if weight > WEIGHT_LIMIT {
                 return Err(format!(
                     "weight {weight} for site `{site}` is above {WEIGHT_LIMIT}, the most that \
-                     Route 53 takes"
+                     Route 53 accepts"
                 ));
             }
             let before = old.sites.get(site);

@@ -107,7 +107,7 @@ impl TlsMaterial {
         let revoked = files
             .revoked
             .as_deref()
-            .map(|path| Reread::new("list of what is revoked", path, &book, Revoked::from_file));
+            .map(|path| Reread::new("revocation list", path, &book, Revoked::from_file));
         let revoked = revoked.transpose()?;
         let listed = revoked.as_ref().map(Reread::get).unwrap_or_default();
         let trust = Trust::new(&authorities.all, listed).map_err(TlsError::Refused)?;
@@ -347,9 +347,7 @@ impl Shared {
                     trust,
                     authorities,
                 }),
-                Err(why) => self
-                    .book
-                    .refuse("authorities and list of what is revoked", why),
+                Err(why) => self.book.refuse("authorities and revocation list", why),
             }
         }
         self.note_own();
@@ -359,9 +357,9 @@ impl Shared {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(next);
         drop(current);
-        self.book.accept("authorities and list of what is revoked");
+        self.book.accept("authorities and revocation list");
         self.changed();
-        tracing::info!(identity = %self.identity, "certificates were read again");
+        tracing::info!(identity = %self.identity, "certificates were reloaded");
     }
 
     /// Has all our connections looked at, and those that we call made anew.

@@ -2,8 +2,8 @@
 //! of orders, and whatever a list of an authority (a CRL) names.
 //!
 //! One file for all of it. Its lines are what `openssl x509 -noout -fingerprint -sha256` and
-//! `openssl x509 -noout -serial` print, or the text of a public key of orders; empty lines and
-//! those that begin with `#` say nothing. PEM blocks of CRLs may stand among them.
+//! `openssl x509 -noout -serial` print, or the text of a public order key; empty lines and those
+//! that begin with `#` say nothing. PEM blocks of CRLs may stand among them.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -22,7 +22,7 @@ use super::TlsError;
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
 
-/// A list of what is revoked.
+/// A revocation list.
 #[derive(Debug, Default)]
 pub(crate) struct Revoked {
     fingerprints: BTreeSet<[u8; 32]>,
@@ -37,7 +37,7 @@ impl Revoked {
     pub(crate) fn from_file(path: &Path) -> Result<Self, TlsError> {
         let malformed = |cause: String| TlsError::Malformed {
             path: path.to_owned(),
-            what: "a list of what is revoked",
+            what: "a revocation list",
             cause,
         };
         let failed = |cause: std::io::Error| malformed(cause.to_string());
@@ -77,7 +77,7 @@ impl Revoked {
         let digits = value.replace(':', "").to_ascii_uppercase();
         let bytes = HEXUPPER.decode(digits.as_bytes());
         let bytes = bytes.map_err(|_cause| {
-            "neither a fingerprint (`openssl x509 -noout -fingerprint -sha256`), a serial (`openssl x509 -noout -serial`) nor a public key of orders".to_owned()
+            "neither a fingerprint (`openssl x509 -noout -fingerprint -sha256`), a serial (`openssl x509 -noout -serial`) nor a public order key".to_owned()
         })?;
         if name.trim().eq_ignore_ascii_case("serial") {
             self.serials.insert(without_zeros(&bytes).to_vec());

@@ -32,7 +32,7 @@ impl Signer for TlsMaterial {
         let signer = own
             .key
             .choose_scheme(&SCHEMES)
-            .ok_or_else(|| SealError::Refused("the key is of a kind that signs nothing".into()))?;
+            .ok_or_else(|| SealError::Refused("the key is of a type that cannot sign".into()))?;
         let value = signer
             .sign(message)
             .map_err(|cause| SealError::Refused(cause.to_string()))?;

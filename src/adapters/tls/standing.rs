@@ -67,7 +67,7 @@ async fn turned_away(chain: Chain, material: TlsMaterial) -> String {
         // The sender lives as long as the material, which is here.
         drop(tokio::time::timeout(LOOK_EVERY, changes.changed()).await);
         if let Err(error) = material.still_lets_in(&chain) {
-            tracing::warn!(%error, "a standing connection is ended");
+            tracing::warn!(%error, "an open connection is closed");
             return error.to_string();
         }
     }

@@ -1,21 +1,23 @@
-//! What PostgreSQL's control file says of the server that runs: the one file that the server itself
-//! keeps, and that no restart, tool or person has a reason to touch while it does (postgres.md P12).
+//! What PostgreSQL's control file says about the running server: the only file that the server
+//! itself maintains and that no restart, tool or person has a reason to touch meanwhile
+//! (postgres.md P12).
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// All that a server writes there lies within one sector, so that a look is never torn.
+/// Everything that a server writes there is within one sector, so that a read is never torn.
 const SECTOR: usize = 512;
-/// Where the state stands, in every version from 8.3 to 18: behind the system identifier (8 bytes)
+/// The offset of the state, in every version from 8.3 to 18: after the system identifier (8 bytes)
 /// and two version numbers (4 bytes each).
 const STATE_AT: std::ops::Range<usize> = 16..20;
 /// `DB_IN_PRODUCTION`: the server takes writes.
 const IN_PRODUCTION: u32 = 6;
-/// `DB_SHUTDOWNED_IN_RECOVERY` and `DB_IN_ARCHIVE_RECOVERY`: it follows another, or did when it ended.
+/// `DB_SHUTDOWNED_IN_RECOVERY` and `DB_IN_ARCHIVE_RECOVERY`: it is a standby, or was one when it
+/// ended.
 const FOLLOWING: [u32; 2] = [2, 5];
 
-/// The control file at one moment.
+/// The control file as read at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ControlFile(Vec<u8>);
 
@@ -33,13 +35,13 @@ impl ControlFile {
         Ok(Self(sector))
     }
 
-    /// Whether it says that the server takes writes. That stays so after a crash, and in a copy of
-    /// a primary: it counts only where the server has written it since it was started.
+    /// Whether it says that the server takes writes. It still does after a crash, and in a copy of
+    /// a primary: it counts only if the server has written it since its start.
     pub(super) fn says_production(&self) -> bool {
         self.state() == Some(IN_PRODUCTION)
     }
 
-    /// Whether it says that the server follows another one, or did so when it ended.
+    /// Whether it says that the server is a standby, or was one when it ended.
     pub(super) fn says_following(&self) -> bool {
         self.state().is_some_and(|state| FOLLOWING.contains(&state))
     }

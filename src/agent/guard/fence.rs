@@ -1,5 +1,5 @@
-//! A fence: PostgreSQL is made to end, harder and harder, until it is proven that it has. A read-only
-//! setting would be no fence (postgres.md P37).
+//! A fence: PostgreSQL is stopped with increasing force until it is proven down. A read-only
+//! setting would not be a fence (postgres.md P37).
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -32,7 +32,7 @@ pub(super) struct Fence {
     seen: Processes,
     waiting: Vec<Ticket>,
     unproven_told: bool,
-    /// Since when only WAL senders keep the server from its end.
+    /// Since when only WAL senders delay the server's end.
     alone_since_ns: Option<u64>,
 }
 
@@ -40,9 +40,9 @@ impl Guard {
     /// Begins a fence, or joins the one under way. The order matters: find the processes while
     /// their descent still shows, make the marker durable, and only then send the first signal.
     ///
-    /// A guard that is late, or finds a server that is not its own, turns it round: another site may
-    /// take writes already, so that each millisecond counts, and a clean end is worth nothing. The
-    /// marker is no proof: whoever starts this database as a primary needs a right from the
+    /// A guard that is late, or finds a server that is not its own, reverses that order: another
+    /// site may already take writes, so each millisecond counts, and a clean end is worth nothing.
+    /// The marker is not a proof: starting this database as a primary needs a lease from the
     /// controller in any case.
     pub(super) fn begin_fence(&mut self, cause: &str, epoch: Epoch, ticket: Option<Ticket>) {
         if let Some(mut fence) = self.fence.take() {
@@ -83,13 +83,14 @@ impl Guard {
         self.carry_on_fence();
     }
 
-    /// One turn of a fence, without waiting: signals that are due, then the search for the proof.
+    /// One turn of a fence, without waiting: the signals that are due, then the check for the
+    /// proof.
     pub(super) fn carry_on_fence(&mut self) {
         let Some(mut fence) = self.fence.take() else {
             return;
         };
-        // What was forked since the last look is found before its parent is gone; without `/proc`
-        // there is no proof, and the harshest means for what is known.
+        // Processes forked since the last check are found before their parent is gone; without
+        // `/proc` there is no proof, and the known processes are killed.
         fence.seen.extend(self.strangers());
         let looked = self.habitat.processes(&fence.seen);
         fence
@@ -133,8 +134,8 @@ impl Guard {
             {
                 FenceMethod::Fast
             }
-            // Sessions without their first process, or with one that hears nothing, go on serving
-            // (postgres.md P36).
+            // Sessions without a postmaster, or with a stopped one, go on serving (postgres.md
+            // P36).
             None => FenceMethod::Kill,
             Some(postmaster) if postmaster.is_stopped() => FenceMethod::Kill,
             Some(_) if fence.took() >= immediate => FenceMethod::Kill,
@@ -144,7 +145,7 @@ impl Guard {
         let harsher = due > fence.method;
         fence.method = fence.method.max(due);
         match (fence.method, &self.postmaster) {
-            // Each turn anew: for what was forked meanwhile.
+            // Searched each turn, for processes forked meanwhile.
             (FenceMethod::Kill, _) => postmaster::kill(&fence.seen),
             (FenceMethod::Immediate, Some(it)) if harsher => it.signal(Signal::QUIT),
             (FenceMethod::Fast, Some(it)) if harsher => it.signal(Signal::INT),
@@ -174,8 +175,7 @@ impl Guard {
             refused,
         };
         self.mark(&fence, Some(&proof));
-        // The proof may be there before the first process is reaped: its end is this fence's all
-        // the same.
+        // The proof may be complete before the postmaster is reaped: its end is still this fence's.
         if let Some(ended) = &mut self.postmaster {
             ended.fenced = true;
         }
@@ -187,8 +187,8 @@ impl Guard {
         self.last_proof = Some(proof);
     }
 
-    /// Writes the marker, unless one of a higher epoch is there. A disk that does not take it does
-    /// not keep the fence up: the guard remembers, and says so in its log.
+    /// Writes the marker, unless there is one of a higher epoch. A disk that does not store it does
+    /// not delay the fence: the guard remembers, and logs it.
     fn mark(&mut self, fence: &Fence, proof: Option<&FenceProof>) {
         if self
             .marker
@@ -211,7 +211,7 @@ impl Guard {
 }
 
 impl Fence {
-    /// Whether its time is over without proof: it may last, and need not hurry any more.
+    /// Whether its time is over without proof: it goes on, but no longer in a hurry.
     pub(super) fn is_overdue(&self) -> bool {
         self.unproven_told
     }
@@ -221,7 +221,7 @@ impl Fence {
     }
 }
 
-/// The second half of the proof: nobody listens where PostgreSQL did. Names the places, or the
+/// The second half of the proof: nothing listens where PostgreSQL did. Returns the places, or the
 /// first that did not clearly refuse.
 fn all_refuse(config: &GuardConfig) -> Result<String, String> {
     let mut refused = Vec::new();
@@ -231,7 +231,7 @@ fn all_refuse(config: &GuardConfig) -> Result<String, String> {
                 refused.push(address.to_string());
             }
             Err(cause) => return Err(format!("`{address}` does not refuse: {cause}")),
-            Ok(_) => return Err(format!("`{address}` still takes connections")),
+            Ok(_) => return Err(format!("`{address}` still accepts connections")),
         }
     }
     let socket = config.postgresql_socket();
@@ -245,7 +245,7 @@ fn all_refuse(config: &GuardConfig) -> Result<String, String> {
             refused.push(socket.display().to_string());
         }
         Err(cause) => return Err(format!("`{}` does not refuse: {cause}", socket.display())),
-        Ok(_) => return Err(format!("`{}` still takes connections", socket.display())),
+        Ok(_) => return Err(format!("`{}` still accepts connections", socket.display())),
     }
     Ok(refused.join(", "))
 }

@@ -1,5 +1,5 @@
-//! The guard's lookout: a thread that looks at what may keep a reader waiting (a disk that hangs, a
-//! long `/proc`, a port), so that the guard, which must keep time, never waits for it.
+//! The guard's lookout: a thread that does the checks that may block (a hanging disk, a long
+//! `/proc`, a port), so that the guard, which must keep time, never waits for them.
 
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -20,48 +20,49 @@ use super::{GuardConfig, IDLE_TICK, TICK};
 use crate::agent::guard_protocol::boottime_ns;
 use crate::engine::topology::Role;
 
-/// Between two looks at every process and at the port. A server that is started by hand writes its
-/// pid file before it takes connections, and that file is read at each tick.
+/// The time between two checks of all processes and of the port. A server started by hand writes
+/// its pid file before it accepts connections, and that file is read at each tick.
 const WHOLE_LOOK: Duration = Duration::from_secs(1);
-/// After this a sighting says nothing any more: the lookout waits for a disk.
+/// After this a sighting no longer counts: the lookout waits for a disk.
 pub(super) const STALE: Duration = Duration::from_secs(1);
 
 /// What was seen at one moment.
 #[derive(Debug)]
 pub(super) struct Sighting {
-    /// When the look began.
+    /// When the check began.
     at_ns: u64,
-    /// The control file; `None` where it cannot be read.
+    /// The control file; `None` if it cannot be read.
     pub(super) control: Option<ControlFile>,
-    /// As what the files would have PostgreSQL come up.
+    /// The role in which the files would start PostgreSQL.
     pub(super) files_say: Result<Role, String>,
-    /// For how long the files have been those of a primary.
+    /// How long the files have been those of a primary.
     pub(super) without_signal_for: Duration,
     /// Servers in the data folder that we did not start.
     pub(super) strangers: Processes,
-    /// Who takes connections at our place while we run no server, in words.
+    /// What accepts connections at our address while we run no server, described for people.
     pub(super) listener: Option<String>,
 }
 
 impl Sighting {
-    /// Whether the look began after this moment.
+    /// Whether the check began after `moment`.
     pub(super) fn is_after(&self, moment_ns: u64) -> bool {
         self.at_ns >= moment_ns
     }
 }
 
-/// The guard's end.
+/// The guard's handle on the lookout.
 #[derive(Debug)]
 pub(super) struct Lookout {
     sightings: Receiver<Sighting>,
-    /// The standbys, by their first process, whose file is to be put back. The thread ends with it.
+    /// The standbys, by postmaster, whose file must be restored. The thread ends when this is
+    /// dropped.
     signals: Sender<Pid>,
     last: Option<Sighting>,
     own: Arc<AtomicI32>,
 }
 
 impl Lookout {
-    /// Begins to look.
+    /// Starts the thread.
     pub(super) fn begin(config: &GuardConfig) -> io::Result<Self> {
         let (sender, sightings) = sync_channel(1);
         let (signals, wanted) = channel();
@@ -87,13 +88,13 @@ impl Lookout {
         })
     }
 
-    /// Says which server is ours from now on.
+    /// Tells it which server is ours from now on.
     pub(super) fn ours_is(&self, first: Option<Pid>) {
         let pid = first.map_or(0, Pid::as_raw_pid);
         self.own.store(pid, Ordering::SeqCst);
     }
 
-    /// Has the file put back of a standby that runs.
+    /// Makes it restore the file of a running standby.
     pub(super) fn put_back_signal_of(&self, first: Option<Pid>) {
         if let Some(first) = first
             && self.signals.send(first).is_err()
@@ -102,12 +103,12 @@ impl Lookout {
         }
     }
 
-    /// Takes in what was seen since the last time.
+    /// Receives what was seen since the last call.
     pub(super) fn take_in(&mut self) {
         self.last = self.sightings.try_iter().last().or(self.last.take());
     }
 
-    /// The last sighting, unless it is old.
+    /// The last sighting, unless it is too old.
     pub(super) fn now(&self) -> Option<&Sighting> {
         let age = |sighting: &Sighting| boottime_ns().saturating_sub(sighting.at_ns);
         let fresh = |sighting: &&Sighting| Duration::from_nanos(age(sighting)) <= STALE;
@@ -115,7 +116,7 @@ impl Lookout {
     }
 }
 
-/// The thread's end.
+/// The thread's side.
 struct Watch {
     habitat: Habitat,
     data_dir: PathBuf,
@@ -128,17 +129,17 @@ struct Watch {
 }
 
 impl Watch {
-    /// Looks until the guard is gone.
+    /// Checks until the guard is gone.
     fn keep(&mut self, to: &SyncSender<Sighting>, wanted: &Receiver<Pid>) {
         loop {
-            // A guard that has not taken the last one in gets the next.
+            // A guard that has not received the last sighting gets the next.
             drop(to.try_send(self.look()));
             let tick = if self.own() == 0 { IDLE_TICK } else { TICK };
             match wanted.recv_timeout(tick) {
                 Ok(first) if self.without_signal_from_ns.take().is_some() => {
                     match postmaster::put_back_signal(first) {
-                        Ok(()) => tracing::warn!("`standby.signal` was gone, and is put back"),
-                        Err(cause) => tracing::error!(%cause, "cannot put `standby.signal` back"),
+                        Ok(()) => tracing::warn!("`standby.signal` was missing, and is restored"),
+                        Err(cause) => tracing::error!(%cause, "cannot restore `standby.signal`"),
                     }
                 }
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
@@ -162,7 +163,7 @@ impl Watch {
                 Ok(strangers) => self.strangers = strangers,
                 Err(cause) => tracing::warn!(%cause, "`/proc` cannot be read"),
             }
-            // What is found in the data folder explains who listens.
+            // What is found in the data folder explains what listens.
             let explained = !self.strangers.is_empty();
             self.listener = if explained { None } else { self.listener() };
         }
@@ -182,7 +183,7 @@ impl Watch {
         }
     }
 
-    /// Somebody who takes connections where our server would, while it does not run.
+    /// Anything that accepts connections at our server's address while our server is down.
     fn listener(&self) -> Option<String> {
         if self.own() != 0 {
             return None;

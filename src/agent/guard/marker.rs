@@ -1,4 +1,4 @@
-//! `fenced.json`: the durable word that this database is fenced.
+//! `fenced.json`: the durable record that this database is fenced.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use crate::agent::guard_protocol::FenceMarker;
 
-/// How long the disk may keep the guard waiting: an fsync takes a few milliseconds, on a frozen
-/// disk forever. Then a fence goes on without its marker: ending the writes is worth more than the
-/// word that they ended, since a start as primary needs a right from the controller in any case.
+/// How long the guard waits for the disk: an fsync takes a few milliseconds, on a frozen disk for
+/// ever. Then a fence goes on without its marker: ending the writes matters more than recording it,
+/// since a start as primary needs a lease from the controller in any case.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 fn path(state_dir: &Path) -> PathBuf {
@@ -41,7 +41,7 @@ pub(super) fn write(state_dir: &Path, marker: &FenceMarker) -> io::Result<()> {
     })
 }
 
-/// Takes the marker away, durably, or gives up after a quarter of a second.
+/// Removes the marker durably, or gives up after a quarter of a second.
 pub(super) fn remove(state_dir: &Path) -> io::Result<()> {
     let folder = state_dir.to_owned();
     patiently(move || match fs::remove_file(path(&folder)) {
@@ -50,7 +50,7 @@ pub(super) fn remove(state_dir: &Path) -> io::Result<()> {
     })
 }
 
-/// The one thing done on a second thread: a hung disk cannot be interrupted.
+/// Runs on a second thread: a hung disk cannot be interrupted.
 fn patiently(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
     let (done, wait) = mpsc::sync_channel(1);
     std::thread::Builder::new()

@@ -1,5 +1,5 @@
-//! PostgreSQL's processes: starting the first one so that it cannot outlive the guard, finding
-//! all of them, and ending exactly those that were found.
+//! PostgreSQL's processes: starting the postmaster so that it cannot outlive the guard, finding all
+//! of them, and ending exactly those that were found.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,50 +23,50 @@ use crate::agent::own_files;
 /// The first word of the command line that becomes PostgreSQL.
 pub const EXEC_VERB: &str = "guard-exec";
 
-/// Environment that PostgreSQL gets; the agent's secrets stay out.
+/// The environment variables that PostgreSQL gets; the agent's secrets are excluded.
 const KEPT_ENVIRONMENT: [&str; 5] = ["PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH"];
 
-/// In the state folder: the last first process that a guard started.
+/// The file in the state folder with the postmaster that a guard started last.
 const PID_FILE: &str = "postmaster.pid";
 
-/// PostgreSQL's own name for the file that names its first process (postgres.md P14).
+/// PostgreSQL's own file that names its postmaster (postgres.md P14).
 const PID_FILE_OF_POSTGRESQL: &str = "postmaster.pid";
 
-/// What a file of that form says first. Below zero: a session of a single user.
+/// The pid in such a file. Negative: a single-user session.
 fn noted_pid(path: &Path) -> Option<i32> {
     let text = fs::read_to_string(path).ok()?;
     text.lines().next()?.trim().parse().ok()
 }
 
-/// Whether what uses the data folder was started by a guard of this state folder: PostgreSQL's own
-/// pid file, which stays after a crash, names the process that we noted down.
+/// Whether a guard of this state folder started the server that uses the data folder: PostgreSQL's
+/// own pid file, which survives a crash, names the process that we recorded.
 pub(super) fn was_ours(config: &GuardConfig) -> bool {
     let noted = noted_pid(&config.state_dir.join(PID_FILE));
     noted.is_some() && noted == noted_pid(&config.data_dir.join(PID_FILE_OF_POSTGRESQL))
 }
 
 /// Whether a guard of this state folder has ever started PostgreSQL in this data folder: from then
-/// on whoever else does is in the way, and not the owner of a database that was never handed over.
+/// on any other server is an intruder, not the owner of a database that was never handed over.
 pub(super) fn is_known(config: &GuardConfig) -> bool {
     let note = fs::read_to_string(config.state_dir.join(PID_FILE)).unwrap_or_default();
     note.lines().nth(1).map(Path::new) == Some(&config.data_dir)
 }
 
-/// PostgreSQL's first process, a direct child of ours.
+/// The postmaster, a direct child of ours.
 #[derive(Debug)]
 pub(super) struct Postmaster {
     /// Its process.
     pub(super) pid: Pid,
-    /// Readable when it has ended; signals through it never hit a reused pid.
+    /// Readable once it has ended; signals through it never hit a reused pid.
     pub(super) fd: OwnedFd,
-    /// Where its output begins in the log, in bytes.
+    /// The offset of its output in the log, in bytes.
     pub(super) log_from: u64,
     /// Whether a fence has ended it.
     pub(super) fenced: bool,
 }
 
 impl Postmaster {
-    /// Starts PostgreSQL by way of [`exec`].
+    /// Starts PostgreSQL through [`exec`].
     pub(super) fn start(config: &GuardConfig) -> io::Result<Self> {
         let user = config.run_as.as_deref().map(user_ids).transpose()?;
         let log = own_files::open_log(&config.log_file, user.map(|(uid, _)| uid))?;
@@ -94,7 +94,7 @@ impl Postmaster {
             command.envs(std::env::var_os(name).map(|value| (name, value)));
         }
         if let Some((uid, gid)) = user {
-            // As root this also empties the supplementary groups.
+            // As root this also clears the supplementary groups.
             command.uid(uid).gid(gid);
         }
         let mut child = command
@@ -121,16 +121,15 @@ impl Postmaster {
         }
     }
 
-    /// Sends a signal to the first process alone. It may have ended already, which is no error.
+    /// Sends a signal to the postmaster only. That it has already ended is not an error.
     pub(super) fn signal(&self, signal: Signal) {
         if let Err(cause) = pidfd_send_signal(&self.fd, signal) {
             tracing::debug!(%cause, ?signal, "signal not delivered");
         }
     }
 
-    /// Kills the first process and its children, with the fewest steps there are: a whole look at
-    /// `/proc` takes milliseconds, in which sessions would acknowledge. Who is missed by it is for
-    /// the fence to find.
+    /// Kills the postmaster and its children, in the fewest steps: a full scan of `/proc` takes
+    /// milliseconds, in which sessions would acknowledge. The fence finds what this misses.
     pub(super) fn kill_family(&self) {
         let parent = self.pid.as_raw_pid();
         let list = format!("/proc/{parent}/task/{parent}/children");
@@ -139,7 +138,7 @@ impl Postmaster {
         let held: Vec<OwnedFd> = children
             .filter_map(|pid: i32| {
                 let handle = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-                // Its parent is asked for when the handle is held: a pid that was reused is spared.
+                // Its parent is checked after the handle is opened: a reused pid is spared.
                 (stat(pid)?.parent == parent).then_some(handle)
             })
             .collect();
@@ -151,34 +150,34 @@ impl Postmaster {
         self.signal(Signal::KILL);
     }
 
-    /// Whether it has not ended yet.
+    /// Whether it is still running.
     pub(super) fn is_alive(&self) -> bool {
         stat(self.pid.as_raw_pid()).is_some_and(Stat::alive)
     }
 
-    /// Whether it is stopped (SIGSTOP, a debugger): then it hears nothing but SIGKILL, while its
+    /// Whether it is stopped (SIGSTOP, a debugger): then it reacts only to SIGKILL, while its
     /// sessions go on serving.
     pub(super) fn is_stopped(&self) -> bool {
         stat(self.pid.as_raw_pid()).is_some_and(|stat| matches!(stat.state, 'T' | 't'))
     }
 }
 
-/// Sever, reconnect and the waiting of commits are `ALTER SYSTEM`, which an administrator may have forbidden
-/// from version 17 on. The command line wins (postgres.md P27).
+/// Sever, reconnect and making commits wait use `ALTER SYSTEM`, which an administrator may forbid
+/// from version 17 on. The command line takes precedence (postgres.md P27).
 fn alter_system(config: &GuardConfig) -> Option<String> {
     let version = fs::read_to_string(config.data_dir.join("PG_VERSION")).ok()?;
     let major: u32 = version.trim().parse().ok()?;
     (major >= 17).then(|| "allow_alter_system=on".to_owned())
 }
 
-/// Becomes PostgreSQL, in the child: `guard-exec GUARD_PID /…/postgres ARGUMENT…`. Returns only
-/// when it fails. It makes the kernel end PostgreSQL when the guard dies, however it dies.
+/// Becomes PostgreSQL, in the child: `guard-exec GUARD_PID /…/postgres ARGUMENT…`. Returns only on
+/// failure. It makes the kernel end PostgreSQL when the guard dies, however it dies.
 ///
-/// The signal is SIGQUIT: the first process then ends each session at once, in the middle of its
-/// statement. SIGKILL would end only the first process, and a busy session acknowledges what it is
-/// at, and whatever a pipelining client has sent already, before it notices (postgres.md P36). The
-/// price: a *stopped* first process does not hear SIGQUIT; that it is stopped and the guard dies are
-/// two faults, and the next guard ends what it finds.
+/// The signal is SIGQUIT: the postmaster then ends each session at once, in the middle of its
+/// statement. SIGKILL would end only the postmaster, and a busy session acknowledges its statement,
+/// and whatever a pipelining client has already sent, before it notices (postgres.md P36). The
+/// price: a *stopped* postmaster does not react to SIGQUIT; but that needs two faults, a stopped
+/// postmaster and a dead guard, and the next guard ends what it finds.
 pub fn exec(arguments: &[String]) -> io::Error {
     let [guard, program, rest @ ..] = arguments else {
         return io::Error::other("write `guard-exec GUARD_PID PROGRAM ARGUMENT…`");
@@ -186,21 +185,21 @@ pub fn exec(arguments: &[String]) -> io::Error {
     if let Err(cause) = set_parent_process_death_signal(Some(Signal::QUIT)) {
         return cause.into();
     }
-    // The guard's priority is not PostgreSQL's.
+    // PostgreSQL must not keep the guard's priority.
     if getpriority_process(None).is_ok_and(|own| own < 0)
         && let Err(cause) = setpriority_process(None, 0)
     {
         tracing::debug!(%cause, "the guard's priority is kept");
     }
-    // It may have died before the line above.
+    // The guard may have died before the line above.
     if getppid().map(|pid| pid.as_raw_pid().to_string()).as_ref() != Some(guard) {
         return io::Error::other("the guard is dead, so PostgreSQL is not started");
     }
     Command::new(program).args(rest).exec()
 }
 
-/// Puts `standby.signal` into the working folder of a server, which is its data folder whatever a
-/// path leads to, for the server's user, and durably. One that is there already is as good.
+/// Creates `standby.signal` in a server's working folder, which is its data folder wherever a path
+/// leads, owned by the server's user, and durably. An existing one is fine.
 pub(super) fn put_back_signal(first: Pid) -> io::Result<()> {
     let folder = format!("/proc/{}/cwd", first.as_raw_pid());
     let owner = fs::metadata(&folder)?;
@@ -221,7 +220,7 @@ pub(super) fn put_back_signal(first: Pid) -> io::Result<()> {
     Ok(rustix::fs::fsync(&folder)?)
 }
 
-/// Looks a user up in `/etc/passwd` (no directory service: it could keep us waiting).
+/// Looks a user up in `/etc/passwd` (not a directory service, which could block).
 pub(in crate::agent) fn user_ids(user: &str) -> io::Result<(u32, u32)> {
     fs::read_to_string("/etc/passwd")?
         .lines()
@@ -235,10 +234,10 @@ pub(in crate::agent) fn user_ids(user: &str) -> io::Result<(u32, u32)> {
         .ok_or_else(|| io::Error::other(format!("`{user}` is not a user in `/etc/passwd`")))
 }
 
-/// Processes by id, each with its start time in clock ticks: both together are never reused.
+/// Processes by pid, each with its start time in clock ticks: the pair is never reused.
 pub(super) type Processes = BTreeMap<i32, u64>;
 
-/// Where PostgreSQL's processes are told from others.
+/// What distinguishes PostgreSQL's processes from others.
 #[derive(Debug)]
 pub(super) struct Habitat {
     data_dir: PathBuf,
@@ -246,7 +245,7 @@ pub(super) struct Habitat {
 }
 
 impl Habitat {
-    /// Follows links once, at the start: `/proc` shows the real paths.
+    /// Resolves links once, at the start: `/proc` shows the real paths.
     pub(super) fn new(config: &GuardConfig) -> Self {
         let real = |path: PathBuf| fs::canonicalize(&path).unwrap_or(path);
         Self {
@@ -255,10 +254,10 @@ impl Habitat {
         }
     }
 
-    /// All living processes that may acknowledge a write or hold the port: whatever descends from
-    /// us (we adopt orphans, so that a child of PostgreSQL's that leaves its session or loses its
-    /// parent stays ours) or from one of `strangers`, and each PostgreSQL whose working folder is
-    /// the data folder. Reads nothing that could keep us waiting.
+    /// All living processes that may acknowledge a write or hold the port: all our descendants (we
+    /// adopt orphans, so that a child of PostgreSQL that leaves its session or loses its parent
+    /// stays ours), those of `strangers`, and each PostgreSQL whose working folder is the data
+    /// folder. Reads nothing that could block.
     pub(super) fn processes(&self, strangers: &Processes) -> io::Result<Processes> {
         let all = all_processes()?;
         let us = getpid().as_raw_pid();
@@ -280,11 +279,11 @@ impl Habitat {
             .collect())
     }
 
-    /// The servers in the data folder that we did not start, whoever runs them, from whichever
-    /// file, in whichever container; `own` is the first process that we started last. Sessions of a
-    /// single user (`postgres --single`, as `pg_rewind` runs one) serve nobody, and are no servers.
+    /// The servers in the data folder that we did not start, whatever their user, program or
+    /// container; `own` is the postmaster that we started last. Single-user sessions (`postgres
+    /// --single`, as `pg_rewind` runs one) serve nobody, and do not count.
     ///
-    /// A look at a folder may hang with its disk: for the lookout's thread only.
+    /// Reading a folder may hang with its disk: for the lookout's thread only.
     pub(super) fn strangers(&self, own: impl Fn() -> i32) -> io::Result<Processes> {
         let all = all_processes()?;
         let us = getpid().as_raw_pid();
@@ -296,7 +295,7 @@ impl Habitat {
             {
                 return false;
             }
-            // A child of our PostgreSQL's may start one that outlives it.
+            // A child of our PostgreSQL may start one that outlives it.
             let descends = descends(&all, pid, us);
             (!descends || noted && !descends_from(&all, pid, own)) && !is_single_user(pid)
         };
@@ -307,8 +306,8 @@ impl Habitat {
             .collect())
     }
 
-    /// Whether PostgreSQL's pid file names a living process other than `own`: then a whole look
-    /// at `/proc` is due. May hang with the disk.
+    /// Whether PostgreSQL's pid file names a living process other than `own`: then a full scan of
+    /// `/proc` is due. May hang with the disk.
     pub(super) fn is_claimed_by_another(&self, own: impl Fn() -> i32) -> bool {
         let noted = noted_pid(&self.data_dir.join(PID_FILE_OF_POSTGRESQL));
         noted.is_some_and(|pid| pid > 0 && pid != own() && stat(pid).is_some_and(Stat::alive))
@@ -326,7 +325,7 @@ impl Habitat {
         link(pid, "cwd") == self.data_dir
     }
 
-    /// Whether its working folder is the data folder, by whatever name: in another container it has
+    /// Whether its working folder is the data folder, under any name: in another container it has
     /// another one.
     fn works_here(&self, pid: i32) -> bool {
         let identity = |path: &Path| fs::metadata(path).map(|it| (it.dev(), it.ino())).ok();
@@ -335,19 +334,19 @@ impl Habitat {
     }
 }
 
-/// The names that PostgreSQL's server has in the packages of this world.
+/// The names of PostgreSQL's server program in common packages.
 const PROGRAMS: [&str; 3] = ["postgres", "postmaster", "edb-postgres"];
 
 fn link(pid: i32, name: &str) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/{name}")).unwrap_or_default()
 }
 
-/// What a process was started as, for people.
+/// A process's program, for people.
 pub(super) fn program_of(pid: i32) -> String {
     link(pid, "exe").display().to_string()
 }
 
-/// Whether a server's process serves a single user, or makes a database.
+/// Whether a server process is a single-user session, or initialises a database.
 fn is_single_user(pid: i32) -> bool {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let first = line.split(|byte| *byte == 0).nth(1).unwrap_or_default();
@@ -358,7 +357,7 @@ fn descends_from(all: &BTreeMap<i32, Stat>, pid: i32, ancestor: i32) -> bool {
     ancestor > 0 && descends(all, pid, ancestor)
 }
 
-/// After an upgrade of the package the kernel shows the old program as `PATH (deleted)`.
+/// After a package upgrade the kernel shows the old program as `PATH (deleted)`.
 fn without_deleted(exe: &Path) -> &Path {
     exe.to_str()
         .and_then(|text| text.strip_suffix(" (deleted)"))
@@ -367,7 +366,8 @@ fn without_deleted(exe: &Path) -> &Path {
 
 fn descends(all: &BTreeMap<i32, Stat>, pid: i32, ancestor: i32) -> bool {
     let mut at = pid;
-    // No chain is longer than the number of processes: a torn reading cannot make us turn forever.
+    // No chain is longer than the number of processes: a torn reading cannot make this loop for
+    // ever.
     for _ in 0..all.len() {
         match all.get(&at) {
             Some(stat) if stat.parent == ancestor => return true,
@@ -378,7 +378,7 @@ fn descends(all: &BTreeMap<i32, Stat>, pid: i32, ancestor: i32) -> bool {
     false
 }
 
-/// Those of `found` that still live.
+/// Those of `found` that are still alive.
 pub(super) fn still_alive(found: &Processes) -> Vec<i32> {
     found
         .iter()
@@ -387,13 +387,13 @@ pub(super) fn still_alive(found: &Processes) -> Vec<i32> {
         .collect()
 }
 
-/// Whether exactly this process lives.
+/// Whether exactly this process is alive.
 pub(super) fn is_alive(pid: i32, start: u64) -> bool {
     stat(pid).is_some_and(|stat| stat.start == start && stat.alive())
 }
 
-/// Ends each of `found` that still lives. The handle is opened before the start time is compared,
-/// so that a pid reused in between is never hit.
+/// Kills each of `found` that is still alive. The handle is opened before the start time is
+/// compared, so that a pid reused in between is never hit.
 pub(super) fn kill(found: &Processes) {
     for (pid, start) in found {
         let Some(raw) = Pid::from_raw(*pid) else {
@@ -441,7 +441,7 @@ pub(super) fn parent_of(pid: i32) -> Option<i32> {
     Some(stat(pid)?.parent)
 }
 
-/// The name of the program, in parentheses, may hold anything; the fields count from the last one.
+/// The program's name, in parentheses, may contain anything; the fields count from the last one.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, fields) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = fields.split(' ').collect();

@@ -1,4 +1,4 @@
-//! The right to take writes, as the guard holds it: armed, given up, and lifted from a fence.
+//! The write lease as the guard holds it: armed, given up, and lifted from a fence.
 
 use super::lookout::STALE;
 use super::{Guard, as_nanos, marker};
@@ -7,10 +7,10 @@ use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
 
 impl Guard {
-    /// The one way by which a right comes into being or grows.
+    /// The only place where a lease is armed or extended.
     pub(super) fn arm(&mut self, asked: Right) -> Result<Right, String> {
         if self.fence.is_some() {
-            return Err("a fence is under way: the right is over".to_owned());
+            return Err("a fence is under way: the lease has ended".to_owned());
         }
         if asked.epoch < self.epoch {
             return Err(format!(
@@ -20,7 +20,7 @@ impl Guard {
         }
         if let Some(marker) = self.marker.as_ref().filter(|it| it.epoch >= asked.epoch) {
             return Err(format!(
-                "fenced at epoch {} ({}): `unfence` with a newer right first",
+                "fenced at epoch {} ({}): `unfence` with a newer lease first",
                 marker.epoch, marker.cause
             ));
         }
@@ -39,8 +39,8 @@ impl Guard {
         Ok(right)
     }
 
-    /// Gives the right up for those who asked before the last look, or says why it is not. Whoever a
-    /// hanging disk lets look no more is told so.
+    /// Gives the lease up for those who asked before the last sighting, or says why not. If a
+    /// hanging disk prevents sightings, the requester is told so.
     pub(super) fn renounce_as_seen(&mut self) {
         let blind = boottime_ns().saturating_sub(as_nanos(STALE));
         let seen = |guard: &Self, asked_ns| {

@@ -1,6 +1,6 @@
-//! WAL senders at the end of a fast shutdown. PostgreSQL ends its sessions, writes its last checkpoint,
-//! and then waits until each standby has confirmed all of it: one whose line is cut never does, and a
-//! stop that needs 50 ms lasts until it is made harder (postgres.md P35).
+//! WAL senders at the end of a fast shutdown. PostgreSQL ends its sessions, writes its last
+//! checkpoint, and then waits until each standby has confirmed all of it: a standby that is cut off
+//! never does, and a stop that needs 50 ms lasts until it is escalated (postgres.md P35).
 
 use std::fs;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::postmaster::{Processes, parent_of};
 
-/// How long a standby that is there may take to confirm the last of the WAL, once every session has
-/// ended: some ways across an ocean and back.
+/// How long a connected standby may take to confirm the last WAL once every session has ended:
+/// several round trips across an ocean.
 pub(super) const CONFIRMED_WITHIN: Duration = Duration::from_millis(150);
 
 /// The processes that PostgreSQL keeps for its last checkpoint, by their titles. None of them
@@ -44,12 +44,12 @@ pub(super) fn left_alone(first: Pid, seen: &Processes) -> Vec<i32> {
     senders.map(|(pid, _)| pid).collect()
 }
 
-/// Ends senders. The shutdown stays a clean one; a standby that lacks the rest fetches it when the
-/// database runs again, or as a part of a rewind.
+/// Ends senders. The shutdown stays clean; a standby that lacks the rest fetches it when the
+/// database runs again, or as part of a rewind.
 pub(super) fn hang_up(first: Pid, senders: &[i32]) {
     for pid in senders {
         let handle = Pid::from_raw(*pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        // Its parent is asked for when the handle is held: a pid that was reused is spared.
+        // Its parent is checked after the handle is opened: a reused pid is spared.
         let handle = handle.filter(|_| parent_of(*pid) == Some(first.as_raw_pid()));
         if let Some(handle) = handle
             && let Err(cause) = pidfd_send_signal(handle, Signal::TERM)
@@ -59,7 +59,7 @@ pub(super) fn hang_up(first: Pid, senders: &[i32]) {
     }
 }
 
-/// What a process shows as its command line; nothing where it has ended.
+/// A process's command line; empty if it has ended.
 fn title(pid: i32) -> String {
     let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&title).into_owned()

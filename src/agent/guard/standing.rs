@@ -10,16 +10,16 @@ use super::postmaster::{self, Processes};
 use super::{FOREIGN, Guard};
 use crate::engine::topology::Role;
 
-/// For how long the file of a standby is missed before it is put back: a promotion that takes it
-/// away shows in the control file long before.
+/// How long a standby's file must be missing before it is restored: a promotion that removes it
+/// shows in the control file long before.
 const SIGNAL_MISSED: Duration = Duration::from_secs(1);
 
 impl Guard {
-    /// What runs. A server that was started without `standby.signal` is a primary until it ends,
-    /// whatever files appear. One that was started as a standby is one until it has written into
-    /// its control file that it takes writes.
+    /// The running role. A server that was started without `standby.signal` is a primary until it
+    /// ends, whatever files appear. One that was started as a standby is a standby until it has
+    /// written to its control file that it takes writes.
     pub(super) fn runs_as(&self) -> Option<Role> {
-        // One that has ended and was not yet reaped runs no more.
+        // One that has ended and is not reaped yet runs no more.
         self.postmaster.as_ref().filter(|it| it.is_alive())?;
         Some(if self.started_as_standby && !self.promoted {
             Role::Standby
@@ -28,7 +28,8 @@ impl Guard {
         })
     }
 
-    /// As what PostgreSQL would come up, as the lookout saw it last; or why it must not be started.
+    /// The role in which PostgreSQL would start, as the lookout saw it last; or why it must not be
+    /// started.
     pub(super) fn starts_as(&self) -> Option<Result<Role, String>> {
         let sighting = self.lookout.now()?;
         if self.postmaster.is_some() {
@@ -37,9 +38,9 @@ impl Guard {
         Some(may_start(&sighting.files_say, sighting.control.as_ref()))
     }
 
-    /// Takes in what the lookout saw: a promotion, a standby that lost its file, and servers that
-    /// are not ours. Those are ended, unless ours runs in spite of them: two in one data folder is
-    /// nothing that PostgreSQL lets happen, and production is not stopped for what cannot be.
+    /// Handles what the lookout saw: a promotion, a standby that lost its file, and servers that
+    /// are not ours. Those are ended, unless ours runs at the same time: PostgreSQL prevents two
+    /// servers in one data folder, and production is not stopped for what cannot be.
     pub(super) fn look_out(&mut self) {
         self.lookout.take_in();
         self.promoted |= self.was_promoted();
@@ -70,17 +71,18 @@ impl Guard {
         }
         match &sighting.control {
             Some(control) => {
-                // What an earlier life of it wrote, or the primary that it is a copy of.
+                // Written by its earlier run, or by the primary that it is a copy of.
                 let written = Some(control) != self.control_at_start.as_ref();
                 written && control.says_production()
             }
-            // A promotion takes the file away before the first write (postgres.md P13).
+            // A promotion removes the file before the first write (postgres.md P13).
             None => sighting.files_say == Ok(Role::Primary),
         }
     }
 
-    /// Whether a standby runs without its file. PostgreSQL cannot be promoted so: it wants to take
-    /// the file away, does not find it, and ends. With a right armed, that may be under way.
+    /// Whether a standby runs without its file. PostgreSQL cannot be promoted then: it tries to
+    /// remove the file, does not find it, and ends. With a lease armed, a promotion may be under
+    /// way.
     fn has_lost_its_file(&self) -> bool {
         let sighting = self.lookout.now();
         self.right.is_none()
@@ -89,7 +91,7 @@ impl Guard {
             && sighting.is_some_and(|it| it.without_signal_for >= SIGNAL_MISSED)
     }
 
-    /// Whether the guard sees, this moment, that what runs is a standby.
+    /// Whether the guard sees, right now, that the running server is a standby.
     pub(super) fn is_seen_in_recovery(&self) -> bool {
         let fresh = self.lookout.now().filter(|it| it.is_after(self.started_ns));
         let control = fresh.and_then(|sighting| sighting.control.as_ref());
@@ -107,7 +109,7 @@ impl Guard {
         strangers
     }
 
-    /// What is there and is not ours, for people.
+    /// What is there but not ours, for people.
     pub(super) fn foreign(&self) -> Option<String> {
         let data = self.config.data_dir.display();
         let strangers = self.strangers();
@@ -133,10 +135,10 @@ impl Guard {
     }
 }
 
-/// As what PostgreSQL may be started, given what its files and its control file say. A standby that
-/// lost its file would go on as a primary on the timeline of the one that it followed: two histories
-/// of one name. Only a promotion makes a primary of a standby, and the control file shows what it was
-/// (postgres.md P12).
+/// The role in which PostgreSQL may be started, given its files and its control file. A standby
+/// that lost its file would go on as a primary on the timeline of the one that it followed: two
+/// histories with one name. Only a promotion makes a standby a primary, and the control file shows
+/// what it was (postgres.md P12).
 pub(super) fn may_start(
     files_say: &Result<Role, String>,
     control: Option<&ControlFile>,
@@ -151,15 +153,15 @@ pub(super) fn may_start(
     }
 }
 
-/// As what PostgreSQL would come up, by its files, which count at a start and at no other time
-/// (postgres.md P13); or why it must not be started. May hang with the disk.
+/// The role in which PostgreSQL would start, by its files, which count only at a start (postgres.md
+/// P13); or why it must not be started. May hang with the disk.
 pub(super) fn files_say(data_dir: &Path) -> Result<Role, String> {
     let there = |name: &str| match fs::metadata(data_dir.join(name)) {
         Ok(_) => Ok(true),
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(false),
         Err(cause) => Err(format!("cannot see whether `{name}` is there: {cause}")),
     };
-    // Where both are there, this is the one that PostgreSQL goes by.
+    // With both files, PostgreSQL uses this one.
     if there("standby.signal")? {
         return Ok(Role::Standby);
     }

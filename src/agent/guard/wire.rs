@@ -1,5 +1,5 @@
-//! The guard's socket: lines of JSON to and from a few connections, none of which can make the
-//! guard wait.
+//! The guard's socket: lines of JSON to and from a few connections, none of which can block the
+//! guard.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,13 +16,14 @@ use rustix::time::{
 
 use crate::agent::guard_protocol::{FromGuard, GuardCommand, GuardEvent, GuardReply, Request};
 
-/// An agent needs one, an operator's `status` another; beyond it the oldest is closed, so that an
-/// agent that starts anew always gets in.
+/// An agent needs one, an operator's `status` another; beyond that the oldest is closed, so that a
+/// new agent can always connect.
 const CONNECTIONS: usize = 8;
-/// The longest line is a status, about 4 KiB; who sends more, or does not read, is cut off.
+/// The longest line is a status, about 4 KiB; a peer that sends more, or does not read, is
+/// disconnected.
 const LINE_BYTES: usize = 64 * 1024;
 
-/// To whom a reply goes.
+/// Identifies the connection that a reply is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticket {
     connection: u64,
@@ -48,7 +49,7 @@ struct Connection {
 }
 
 impl Wire {
-    /// Listens. The caller holds the lock; a socket that answers all the same is left alone.
+    /// Listens. The caller holds the lock; a socket that answers nevertheless is left alone.
     pub(super) fn listen(path: &Path) -> io::Result<Self> {
         if UnixStream::connect(path).is_ok() {
             return Err(io::Error::other("somebody answers on the guard's socket"));
@@ -57,7 +58,7 @@ impl Wire {
             Err(cause) if cause.kind() != ErrorKind::NotFound => return Err(cause),
             Ok(()) | Err(_) => {}
         }
-        // The folder is closed to others (see `run`), so that nobody is in before the next line.
+        // The folder is closed to others (see `run`), so nobody connects before the next line.
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
@@ -73,9 +74,9 @@ impl Wire {
     /// Waits until there is something to do: a line, a connection, the end of PostgreSQL, or the
     /// moment `until_ns` of [`boottime_ns`](crate::agent::guard_protocol::boottime_ns).
     ///
-    /// The moment is a timer's and no time-out of the wait: one that is interrupted (a process that
-    /// is stopped, a container that is frozen) is begun again with what was left of it, so that a
-    /// guard would sleep on after a thaw, for longer than its sessions need to acknowledge.
+    /// The moment is a timer and not a timeout of the wait: an interrupted wait (a stopped process,
+    /// a frozen container) is restarted with what was left of it, so the guard would sleep on after
+    /// it resumes, longer than its sessions need to acknowledge.
     pub(super) fn wait(&self, postmaster: Option<&OwnedFd>, until_ns: u64) -> io::Result<()> {
         let until = Timespec::try_from(Duration::from_nanos(until_ns.max(1)));
         let once = Itimerspec {
@@ -105,7 +106,7 @@ impl Wire {
         }
     }
 
-    /// All commands that have come in.
+    /// All commands received.
     pub(super) fn commands(&mut self) -> Vec<(Ticket, GuardCommand)> {
         while let Ok((stream, _)) = self.listener.accept() {
             if stream.set_nonblocking(true).is_ok() {
@@ -128,7 +129,7 @@ impl Wire {
             .collect()
     }
 
-    /// Puts a reply in line for its connection, where that still exists.
+    /// Queues a reply for its connection, if that still exists.
     pub(super) fn reply(&mut self, to: Ticket, reply: GuardReply) {
         if let Some(connection) = self
             .connections
@@ -139,7 +140,7 @@ impl Wire {
         }
     }
 
-    /// Puts an event in line for all connections.
+    /// Queues an event for all connections.
     pub(super) fn tell_all(&mut self, event: &GuardEvent) {
         let line = FromGuard::Event {
             event: event.clone(),
@@ -149,7 +150,7 @@ impl Wire {
         }
     }
 
-    /// Sends what the connections take now, and forgets those that are lost.
+    /// Sends what the connections accept now, and forgets lost ones.
     pub(super) fn flush(&mut self) {
         for connection in &mut self.connections {
             connection.flush();

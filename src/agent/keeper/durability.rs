@@ -1,5 +1,5 @@
-//! Keeps the standby synchronous where the controller asks for it. The rules are the engine's
-//! (`engine/synchrony.rs`); here each step runs beside the keeper, because SQL may hang.
+//! Keeps the standby synchronous if the controller requires it. The rules are the engine's
+//! (`engine/synchrony.rs`); here each step runs beside the keeper, because SQL may block.
 
 use super::{Keeper, News, SQL};
 use crate::engine::synchrony::{RpoWindow, SyncFacts, SyncLook, SyncMove};
@@ -7,14 +7,14 @@ use crate::engine::topology::Role;
 use crate::engine::units::{Lsn, MonoTime};
 use crate::ports::{AgentMemory, EffectError};
 
-/// What the controller says of the RPO window; nothing where it asks for nothing.
+/// What the controller reports about the RPO window; nothing if it requires nothing.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Told(pub(super) Option<RpoWindow>);
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug)]
 pub enum Step {
-    /// Of a look that began at this moment.
+    /// Of a probe that began at this moment.
     Looked(MonoTime, Result<SyncLook, EffectError>),
     /// Of making commits wait.
     Waits(Result<Lsn, EffectError>),
@@ -23,7 +23,7 @@ pub enum Step {
 }
 
 impl Keeper {
-    /// Has a look taken at the standby, unless a step runs already.
+    /// Starts a probe of the standby, unless a step is already running.
     pub(super) fn synchronise(&mut self) {
         let primary = self.look.role() == Role::Primary && self.look.running();
         let Some(Told(window)) = self.told else {
@@ -43,7 +43,7 @@ impl Keeper {
         });
     }
 
-    /// A step is over: the next one follows from what it saw.
+    /// Handles the end of a step: what it saw determines the next one.
     pub(super) async fn synchronised(&mut self, step: Step) {
         self.synchronising = false;
         match step {
@@ -99,7 +99,7 @@ impl Keeper {
         }
     }
 
-    /// What is reported of it: only by a primary that is asked for it.
+    /// The report on it: only from a primary for which the controller requires it.
     pub(super) fn shown_synchrony(&self, now: MonoTime) -> Option<SyncFacts> {
         self.told?.0?;
         if self.look.role() == Role::Standby {

@@ -1,5 +1,6 @@
-//! The lives of the database: whether it runs, since when it is down and why, and when it is started
-//! again. One that dies as soon as it is started is started less and less often, and told of once.
+//! The runs of the database: whether it is up, since when it is down and why, and when it is
+//! restarted. One that keeps dying right after its start is restarted less and less often, and
+//! logged once.
 
 use std::time::Duration;
 
@@ -9,30 +10,30 @@ use crate::engine::lease::Holder;
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
 
-/// How long a database that nobody failed over from stays down before it is started again, on top
-/// of the grace for a local restart.
+/// How long a database that was not failed over stays down before it is restarted, in addition to
+/// the grace for a local restart.
 const NOBODY_TOOK_OVER: Duration = Duration::from_secs(5);
 
-/// Between two starts of a database that did not die at once.
+/// The time between two starts of a database that did not die at once.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause. Each life that ended at once doubles it.
+/// The longest pause. Each run that ended at once doubles it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Whoever lives so long did not die at once.
+/// A database that lives this long did not die at once.
 const SETTLED: Duration = Duration::from_secs(10);
 
-/// What is known of its starts and ends.
+/// What is known about its starts and ends.
 #[derive(Debug, Default)]
 pub(super) struct Lives {
     last_start: Option<MonoTime>,
     /// Since when it is on trial: it was started, and has not lived long enough.
     on_trial: Option<MonoTime>,
-    /// The fence marker at that moment: whom a fence ended meanwhile did not die of itself.
+    /// The fence marker at that moment: a database that was fenced meanwhile did not die by itself.
     fenced_at_start: Option<(Epoch, String)>,
-    /// How many lives in a row ended at once.
+    /// How many runs in a row ended at once.
     short: u32,
-    /// When it first went down, of those.
+    /// When the first of those went down.
     failing_since: Option<MonoTime>,
-    /// The last thing that was logged of it.
+    /// The last message logged about it.
     told: String,
 }
 
@@ -42,7 +43,7 @@ impl Lives {
         PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
     }
 
-    /// Whether this is news: what happens again and again is logged once.
+    /// Whether the message is new: repetitions are not logged.
     fn is_news(&mut self, text: &str) -> bool {
         let news = self.told != text;
         text.clone_into(&mut self.told);
@@ -51,12 +52,12 @@ impl Lives {
 }
 
 impl Keeper {
-    /// Follows what the last look saw of its being up or down.
+    /// Updates the state after a check found it up or down.
     pub(super) fn follow_its_lives(&mut self) {
         let now = self.clock.now();
         let before = self.recovery.take();
         if self.look.running() {
-            // It does not serve before it has recovered: all of it counts from the crash.
+            // It does not serve before it has recovered: its downtime counts from the crash.
             let since = self.down.as_ref().map_or(now, |(since, _)| *since);
             let work = self.look.recovering;
             self.recovery = work.map(|work| Recovery::seen(before, since, work, now));
@@ -69,8 +70,8 @@ impl Keeper {
                 (self.lives.on_trial, self.lives.short) = (None, 0);
                 (self.lives.failing_since, self.lives.told) = (None, String::new());
             }
-            // A standby that has died at once counts as down until it has shown that it lives; of a
-            // primary that would be taken for a reason to replace it.
+            // A standby that died at once counts as down until it has proved that it lives; for a
+            // primary that would be a reason to replace it.
             if self.lives.short == 0 || self.look.runs_as == Some(Role::Primary) {
                 self.down = None;
             }
@@ -99,7 +100,7 @@ impl Keeper {
         }
     }
 
-    /// Whether it is down for no other reason than that it had no right.
+    /// Whether it is down only because it had no lease.
     pub(super) fn waits_for_right(&self) -> bool {
         let marked = self.look.fenced.is_some();
         self.look.role() == Role::Primary
@@ -108,8 +109,8 @@ impl Keeper {
             && (marked || self.look.ended.is_none())
     }
 
-    /// Whether the primary that ran here last would come up as a standby, although nobody took its
-    /// right: started so, it would look well and serve nobody.
+    /// Whether the primary that ran here last would start as a standby, although nobody took its
+    /// lease: it would look healthy and serve nobody.
     fn was_made_standby_behind_us(&self) -> bool {
         self.ran_as == Some(Role::Primary)
             && self.look.starts_as == Role::Standby
@@ -138,7 +139,7 @@ impl Keeper {
         ended.to_owned()
     }
 
-    /// Starts a database that is down, where that is nobody else's decision.
+    /// Starts a database that is down, unless that is somebody else's decision.
     pub(super) async fn start_again(&mut self, now: MonoTime) {
         let Some((since, _)) = self.down.clone().filter(|_| !self.look.running()) else {
             return;
@@ -186,7 +187,7 @@ impl Keeper {
             Ok(()) => {
                 self.was_started(Role::Standby);
                 self.rehearse_anew();
-                // PostgreSQL forgets with its end what it was told to do (postgres.md P17).
+                // At its end PostgreSQL forgets a requested promotion (postgres.md P17).
                 self.remember_promoting(None).await;
             }
             Err(error) => self.did_not_start(&error.to_string()),

@@ -7,7 +7,7 @@ use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
 use crate::ports::EffectError;
 
-/// How long to wait before the epoch is written again into a database that did not take it.
+/// How long to wait before writing the epoch again after a failure.
 const MARK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Whether the database knows the epoch in which it takes writes.
@@ -19,21 +19,21 @@ pub(super) enum Marking {
     Done(Epoch),
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug)]
 pub enum Marked {
-    /// All of it.
+    /// All of it is written.
     Whole,
-    /// The epoch is written; what our looks need is not, and why.
+    /// The epoch is written; what our probes need is not, and why.
     Epoch(EffectError),
-    /// Nothing, as far as is known, and why.
+    /// Nothing is known to be written, and why.
     Nothing(EffectError),
 }
 
 impl Keeper {
-    /// Has schema, epoch and grants written into a primary that has the right to take writes,
-    /// until it is done: so a database that was just handed over needs no preparation by hand.
-    /// Runs beside, because a commit may hang.
+    /// Writes schema, epoch and grants into a primary that holds the write lease, until that
+    /// succeeds: so a database that was just handed over needs no preparation by hand. Runs beside
+    /// the keeper, because a commit may block.
     pub(super) fn mark(&mut self, now: MonoTime) {
         let primary = self.look.role() == Role::Primary && self.look.running();
         let Some(holder) = self.holder.as_ref().filter(|_| primary) else {
@@ -70,7 +70,7 @@ impl Keeper {
                 self.marking = Marking::Done(epoch);
             }
             Marked::Epoch(error) => {
-                tracing::warn!(epoch = epoch.0, %error, "the grants for our looks are not made yet");
+                tracing::warn!(epoch = epoch.0, %error, "the grants for our probes are not in place yet");
                 self.epoch_written = Some(epoch);
                 self.marking = again;
             }

@@ -1,5 +1,4 @@
-//! What the controller orders, and how it is obeyed. Each order may come twice: done twice is done
-//! once.
+//! The controller's orders, and how they are obeyed. Each order may arrive twice and is idempotent.
 
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use crate::wire::{Came, Order, OrderAnswer, What};
 #[derive(Debug)]
 pub(super) struct Promoting {
     pub(super) epoch: Epoch,
-    /// After this the order is void: it is not begun any more.
+    /// When the order expires: after that it is not begun any more.
     until: MonoTime,
     begun: bool,
     waiting: Vec<oneshot::Sender<OrderAnswer>>,
@@ -58,16 +57,20 @@ impl Keeper {
         drop(answer.send(came));
     }
 
-    /// When an order is void, on our own clock: it counts from a mark that we made. One that is void
-    /// may come again with a newer mark.
+    /// When an order expires, on our own clock: it counts from a mark that we made. An expired
+    /// order may come again with a newer mark.
     fn valid_until(&self, order: &Order) -> Result<MonoTime, EffectError> {
         let (now, made) = (self.clock.now(), MonoTime(order.mark.at));
         let until = made.plus(order.valid_for);
-        let void = |why| Err(EffectError::Failed(format!("the order is void: {why}")));
+        let void = |why| {
+            Err(EffectError::Failed(format!(
+                "the order is not valid: {why}"
+            )))
+        };
         if order.mark.life != self.life {
-            void("it is for an agent before this one")
+            void("it is for this agent's predecessor")
         } else if now < made {
-            void("it rests on a mark that was not made yet")
+            void("its mark was not made yet")
         } else if now >= until {
             void("it was under way for too long")
         } else {
@@ -77,7 +80,7 @@ impl Keeper {
 
     fn check_order(&self, order: &Order) -> Result<(), EffectError> {
         let refuse = |why: String| Err(EffectError::Refused(why));
-        // A plan makes itself known by any of its orders: none of an earlier one counts any more.
+        // Any order of a plan makes it known: orders of earlier plans no longer count.
         let AgentMemory {
             epoch,
             severed,
@@ -100,9 +103,9 @@ impl Keeper {
         } else if order.what == What::Promote && self.memory.desisted >= Some(order.plan) {
             refuse(format!("plan {} was given up here", order.plan))
         } else if order.what == What::Fence && self.holds_right_of(order.epoch) {
-            // One that comes late: the plan was taken back since, and the right is ours again.
+            // A late order: the plan was undone since, and the lease is ours again.
             refuse(format!(
-                "this site holds the right of epoch {} again",
+                "this site holds the lease of epoch {} again",
                 order.epoch
             ))
         } else if order.epoch < known {
@@ -135,7 +138,7 @@ impl Keeper {
                 self.kept(memory).await?;
                 Ok(Came::Done)
             }
-            // What runs beside would undo the one, and do the other.
+            // An operation beside the keeper would undo the one, and do the other.
             What::Sever | What::Reconnect if self.reconnecting => Err(EffectError::Failed(
                 "the standby is being connected again after an earlier plan".to_owned(),
             )),
@@ -156,7 +159,7 @@ impl Keeper {
         }
     }
 
-    /// What became of a promotion, after whatever may have happened to it and to this agent.
+    /// The outcome of a promotion, whatever may have happened to it and to this agent.
     async fn promotion_of(&self, epoch: Epoch) -> OrderAnswer {
         match self.database.ledger.is_primary(SQL).await? {
             Some((timeline, position)) if self.memory.epoch == epoch => {
@@ -168,13 +171,13 @@ impl Keeper {
                     already: true,
                 })
             }
-            // PostgreSQL goes on with what it was told, whoever waits for it (postgres.md P16).
+            // PostgreSQL finishes what it was told, whoever waits for it (postgres.md P16).
             None if self.memory.promoting.is_some() => Err(under_way()),
             Some(_) | None => Ok(Came::NotDone),
         }
     }
 
-    /// Promises that no promotion of a plan comes any more, however late an order arrives: only then
+    /// Promises that no promotion of a plan will follow, however late an order arrives: only then
     /// may the other site take writes again. The promise is durable before it is given.
     async fn desist(&mut self, order: &Order) -> OrderAnswer {
         let begun = self.promoting.as_ref().is_some_and(|it| it.begun);
@@ -182,7 +185,7 @@ impl Keeper {
             return Err(under_way());
         }
         if !self.refresh().await {
-            let text = "the guard does not say how the database stands";
+            let text = "the guard does not report the state of the database";
             return Err(EffectError::Failed(text.to_owned()));
         }
         if self.look.role() == Role::Primary {
@@ -208,18 +211,18 @@ impl Keeper {
             Ok(())
         } else {
             Err(EffectError::Failed(
-                "the agent's memory cannot be written".to_owned(),
+                "the agent's state cannot be written".to_owned(),
             ))
         }
     }
 
-    /// Severs. The word is durable before it is acted on: from then on the other site's agent is
-    /// told that it is superseded.
+    /// Severs. The record is durable before it is carried out: from then on the other site's agent
+    /// is told that it is superseded.
     async fn sever(&mut self, epoch: Epoch, order: &Sealed) -> OrderAnswer {
         if self.look.role() == Role::Primary && self.memory.epoch >= epoch {
             let known = self.memory.epoch;
             return Err(EffectError::Unknown(format!(
-                "this site was promoted in epoch {known}: the order is of a log that is behind"
+                "this site was promoted in epoch {known}: the order comes from a log that is behind"
             )));
         }
         if self.look.role() == Role::Primary && self.memory.severed.is_none() {
@@ -242,7 +245,7 @@ impl Keeper {
         })
     }
 
-    /// Runs beside the keeper: a host's supervisor may take its time, the right may not.
+    /// Runs beside the keeper: a supervisor on the host may take its time, the lease may not.
     fn workloads(&mut self, order: &Order, answer: oneshot::Sender<OrderAnswer>) {
         let Some(workloads) = self.workloads.clone() else {
             drop(answer.send(Ok(Came::Done)));
@@ -254,7 +257,7 @@ impl Keeper {
         tokio::spawn(async move {
             let came = match what {
                 What::StartWorkloads => start_workloads(workloads.as_ref(), plan, &sender).await,
-                // Only what was started for this plan is taken back.
+                // Only what was started for this plan is stopped.
                 What::StopWorkloads if started_for_it => {
                     workloads.stop().await.map(|()| Came::Done)
                 }
@@ -274,7 +277,7 @@ impl Keeper {
         });
     }
 
-    /// Asks for the right in the plan's epoch; the promotion begins with its grant.
+    /// Requests the lease in the plan's epoch; the promotion begins with its grant.
     async fn promote(
         &mut self,
         signed: &SignedOrder,
@@ -318,7 +321,7 @@ impl Keeper {
         self.begin_promotion().await;
     }
 
-    /// The epoch of a promotion that may begin: somebody waits for it, and the right is there.
+    /// The epoch of a promotion that may begin: somebody waits for it, and the lease is there.
     fn may_promote(&self) -> Option<Epoch> {
         let now = self.clock.now();
         let right = self.holder.as_ref().filter(|right| !right.is_over(now))?;
@@ -326,8 +329,8 @@ impl Keeper {
         self.promoting.as_ref().filter(waits).map(|it| it.epoch)
     }
 
-    /// Promotes, if that may begin. That it begins is durable first: an agent after this one must
-    /// not take a promotion that has not come yet for one that will not.
+    /// Promotes, if that may begin. Its start is durable first: a later run of the agent must not
+    /// mistake a promotion that has not happened yet for one that will not.
     pub(super) async fn begin_promotion(&mut self) {
         let Some(epoch) = self.may_promote() else {
             return;
@@ -344,7 +347,7 @@ impl Keeper {
         };
         promoting.begun = true;
         let within = now.until(promoting.until);
-        // What is known of waiting commits is about the time as a primary before this one.
+        // What is known about waiting commits is from an earlier time as a primary.
         self.synchrony = Synchrony::default();
         let database = self.database.clone();
         self.beside(
@@ -352,7 +355,7 @@ impl Keeper {
         );
     }
 
-    /// Keeps that a promotion was begun, or that what became of it is known.
+    /// Stores that a promotion was begun, or that its outcome is known.
     pub(super) async fn remember_promoting(&mut self, promoting: Option<Epoch>) -> bool {
         self.remember(AgentMemory {
             promoting,
@@ -361,15 +364,15 @@ impl Keeper {
         .await
     }
 
-    /// Gives a promotion up that has not begun and will not: its time is over, or the right in its
-    /// epoch is another site's.
+    /// Gives up a promotion that has not begun and will not: its time is over, or another site
+    /// holds the lease in its epoch.
     pub(super) fn give_up_promotion(&mut self, elsewhere: bool) {
         let now = self.clock.now();
         let over = self
             .promoting
             .take_if(|promoting| !promoting.begun && (elsewhere || now >= promoting.until));
         if let Some(promoting) = over {
-            promoting.give_up("the right to take writes was not granted");
+            promoting.give_up("the write lease was not granted");
         }
     }
 
@@ -382,7 +385,7 @@ impl Keeper {
                 ..self.memory.clone()
             };
             if !self.remember(memory).await {
-                tracing::error!("promoted, but the agent's memory still says severed");
+                tracing::error!("promoted, but the agent's state still says severed");
             }
             // A marker of an earlier life as a primary would have the next end of this database
             // pass for a wait for the right.
@@ -390,7 +393,7 @@ impl Keeper {
                 tracing::error!(%error, "promoted, but the old fence marker stays");
             }
         }
-        // Whoever hears that it failed may give the right back to the other site at once.
+        // Whoever learns that it failed may give the lease back to the other site at once.
         if matches!(came, Err(EffectError::Failed(_) | EffectError::Refused(_))) {
             self.remember_promoting(None).await;
             self.renounce().await;
@@ -435,7 +438,7 @@ async fn start_workloads(
     keeper: &mpsc::Sender<News>,
 ) -> OrderAnswer {
     if !workloads.ready().await.unwrap_or(false) {
-        // A keeper that is gone remembers nothing; what is started then simply stays.
+        // The keeper is gone and remembers nothing; what is started then simply stays.
         drop(keeper.send(News::StartingFor(plan)).await);
         workloads.start().await?;
     }

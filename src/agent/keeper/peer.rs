@@ -1,5 +1,5 @@
-//! What the agents of the two sites say to each other, each to one instance of the other; and what
-//! an agent remembers of the controller's log, for a controller that lost it.
+//! The questions and answers between the agents of the two sites, each with one instance of the
+//! other; and what an agent remembers of the controller's log, for a controller that lost it.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::engine::units::MonoTime;
 use crate::ports::AgentMemory;
 use crate::wire::{Grant, PeerAnswer, PeerQuestion};
 
-/// How often at most the end of the controller's log is written down for its own sake: it moves on
-/// with each entry, and nothing waits for it.
+/// How often at most the end of the controller's log is stored just for itself: it moves with each
+/// entry, and nothing waits for it.
 const KEEP_LOG_EVERY: Duration = Duration::from_secs(30);
 
 impl Keeper {
@@ -27,7 +27,7 @@ impl Keeper {
             tracing::debug!(
                 vouches = answer.vouches,
                 instance = ?answer.instance.map(|instance| instance.to_string()),
-                "an answer that holds nothing: it is of, or for, another instance"
+                "an answer that does not count: it is from, or for, another instance"
             );
             return;
         }
@@ -38,8 +38,8 @@ impl Keeper {
         }
     }
 
-    /// Lets the right of the asker stand, or not. The instance that it deals with is kept, so that
-    /// no other one gets an answer after a restart.
+    /// Vouches for the asker, or not. The instance that it accepts is stored, so that no other one
+    /// gets an answer after a restart.
     pub(super) async fn answer_peer(&mut self, question: &PeerQuestion) -> PeerAnswer {
         let AgentMemory {
             epoch,
@@ -65,8 +65,8 @@ impl Keeper {
         }
     }
 
-    /// The first instance of the other site that it hears of is the one that it deals with, until
-    /// the controller names another.
+    /// Accepts the first instance of the other site that it hears, until the controller names
+    /// another.
     async fn deal_with(&mut self, peer: Option<crate::engine::instance::Instance>) {
         if self.memory.peer.is_none() && peer.is_some() {
             self.remember(AgentMemory {
@@ -84,7 +84,7 @@ impl Keeper {
         }
     }
 
-    /// Says it once when the controller refuses the right for another reason than before.
+    /// Logs it once when the controller refuses the lease for a new reason.
     pub(super) fn tell_refusal(&mut self, grant: Option<&Result<Grant, Refusal>>) {
         let refused = grant.and_then(|grant| grant.as_ref().err());
         let telling = |refused: &Refusal| match refused {
@@ -97,14 +97,14 @@ impl Keeper {
         self.refused = refused.cloned();
         match refused.filter(|_| changed) {
             Some(refusal @ Refusal::OtherInstance { .. }) => {
-                tracing::error!(instance = %self.instance, %refusal, "this is a second instance of the site: it gets no right to take writes");
+                tracing::error!(instance = %self.instance, %refusal, "this is a second instance of the site: it gets no write lease");
             }
-            Some(refusal) => tracing::warn!(%refusal, "no right to take writes"),
+            Some(refusal) => tracing::warn!(%refusal, "no write lease"),
             None => {}
         }
     }
 
-    /// Keeps now and then how far the controller's log went.
+    /// Occasionally stores the end of the controller's log.
     pub(super) async fn keep_log_mark(&mut self, now: MonoTime) {
         let due = now.since(self.log_kept) >= KEEP_LOG_EVERY;
         if due && self.log != self.memory.log {

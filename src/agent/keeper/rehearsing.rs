@@ -1,5 +1,5 @@
-//! Asks a standby, all the time, for what a sever and its undo will need of it, so that nobody learns in the
-//! incident that it does not do it. By the same way it runs with what the agent's file says.
+//! Continually rehearses on a standby what a sever and its undo will need, so that a failure is not
+//! discovered during the incident. The same operation applies the settings of the agent's file.
 
 use std::time::Duration;
 
@@ -9,28 +9,28 @@ use crate::engine::topology::Role;
 use crate::engine::units::MonoTime;
 use crate::ports::EffectError;
 
-/// How long after a rehearsal the next one comes: each writes a small file of PostgreSQL's anew.
+/// How long after a rehearsal the next one begins: each rewrites a small file of PostgreSQL.
 const NEXT: Duration = Duration::from_secs(20);
 /// The same after one that the server did not answer.
 const AGAIN: Duration = Duration::from_secs(1);
-/// The same after one that was refused: whoever mends it wants to see that.
+/// The same after a refused one: whoever fixes the cause wants to see the effect.
 const REFUSED: Duration = Duration::from_secs(5);
-/// How young an answer of the other agent must be to show that its site is there.
+/// How recent an answer of the peer agent must be to show that its site is reachable.
 const PEER_ANSWERS: Duration = Duration::from_secs(5);
 
 /// What is known of rehearsals.
 #[derive(Debug, Default)]
 pub(super) struct Rehearsing {
-    /// What came of the last one that the server answered, and when it began.
+    /// The last result that the server answered, and when it began.
     last: Option<(MonoTime, SeverRehearsal)>,
     next: MonoTime,
     running: bool,
-    /// Whether the standby was only just started, by us.
+    /// Whether we have just started the standby.
     fresh: bool,
 }
 
 impl Keeper {
-    /// The standby starts anew: what it runs with is looked at as soon as it answers.
+    /// The standby is starting: its settings are checked as soon as it answers.
     pub(super) fn rehearse_anew(&mut self) {
         self.rehearsing.fresh = true;
         self.rehearsing.next = self.clock.now();
@@ -91,7 +91,7 @@ impl Keeper {
         self.rehearsing.last = came.map(|came| (began, came));
     }
 
-    /// What is reported of it.
+    /// The reported result.
     pub(super) fn shown_rehearsal(&self, now: MonoTime) -> Option<SeverRehearsal> {
         let (began, came) = self.rehearsing.last.as_ref()?;
         Some(SeverRehearsal {
@@ -100,7 +100,7 @@ impl Keeper {
         })
     }
 
-    /// Sees to it that the slot is there that the other site's standby asks for.
+    /// Makes sure that the slot exists that the other site's standby needs.
     pub(super) fn keep_slot(&mut self, now: MonoTime) {
         let primary = self.look.role() == Role::Primary && self.look.running();
         let asked = self.slot.name.clone();
@@ -119,15 +119,15 @@ impl Keeper {
         self.slot.running = false;
         self.slot.next = self.clock.now().plus(NEXT);
         if let Err(error) = kept {
-            tracing::error!(%error, "the slot that the standby asks for cannot be made");
+            tracing::error!(%error, "the slot that the standby needs cannot be created");
         }
     }
 }
 
-/// The slot that the other site's standby asks for.
+/// The slot that the other site's standby needs.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    /// Its name, as the controller last said.
+    /// Its name, as the controller last reported.
     pub(super) name: Option<String>,
     next: MonoTime,
     running: bool,

@@ -1,5 +1,5 @@
-//! The right to take writes, as far as this site holds it: counted from before it was asked for,
-//! pushed to the guard, and lost to another site.
+//! The write lease, as far as this site holds it: counted from before its request, pushed to the
+//! guard, and lost to another site.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::ports::{AgentMemory, EffectError, LocalLook, LocalRight};
 use crate::wire::sealed::SignedOrder;
 use crate::wire::{PeerAnswer, ReportAnswer, What};
 
-/// The stages of a fence before a policy was ever heard of: those of `standard.toml`.
+/// The stages of a fence before any policy was received: those of `standard.toml`.
 const STAGES_UNTIL_TOLD: FenceStages = FenceStages {
     fast: Duration::from_secs(6),
     immediate: Duration::from_secs(3),
@@ -24,7 +24,7 @@ impl Keeper {
     pub(super) fn drop_right_that_is_over(&mut self) {
         let now = self.clock.now();
         if self.holder.take_if(|holder| holder.is_over(now)).is_some() {
-            tracing::warn!("the right to take writes ran out");
+            tracing::warn!("the write lease expired");
         }
     }
 
@@ -74,7 +74,7 @@ impl Keeper {
                 Some(holder) => holder.renewed(grant.epoch, asked, answer.timers),
                 None => self.holder = Some(Holder::granted(grant.epoch, asked, answer.timers)),
             }
-            // One that was held up on its way may be over by now: nothing is begun under it.
+            // A delayed answer may have expired by now: nothing is begun under it.
             self.drop_right_that_is_over();
             self.push_right().await;
             self.begin_promotion().await;
@@ -91,10 +91,10 @@ impl Keeper {
         }
     }
 
-    /// Connects a standby again that was severed for a plan which came to nothing: in this epoch,
-    /// no earlier than that plan's, the other site holds the right. While a plan rests on a sever, or
-    /// after its promotion, nobody says so. Runs beside, because SQL may hang; again with the next
-    /// answer, where it failed.
+    /// Reconnects a standby that was severed for a plan that failed: in this epoch, not earlier
+    /// than that plan's, the other site holds the lease. While a plan relies on a sever, or after
+    /// its promotion, nobody says so. Runs beside the keeper, because SQL may block; retried with
+    /// the next answer.
     fn reconnect_after(&mut self, epoch: Epoch) {
         let standby = self.look.runs_as == Some(Role::Standby);
         let promoting = self.promoting.is_some() || self.memory.promoting.is_some();
@@ -113,10 +113,7 @@ impl Keeper {
         self.reconnecting = false;
         match came {
             Ok(()) if self.memory.severed == Some(severed) => {
-                tracing::info!(
-                    epoch = severed.0,
-                    "the plan was taken back: connected again"
-                );
+                tracing::info!(epoch = severed.0, "the plan was undone: reconnected");
                 self.remember(AgentMemory {
                     severed: None,
                     ..self.memory.clone()
@@ -124,11 +121,11 @@ impl Keeper {
                 .await;
             }
             Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "the standby is not connected again yet"),
+            Err(error) => tracing::warn!(%error, "the standby is not reconnected yet"),
         }
     }
 
-    /// A standby needs no right, and must not be fenced for the lack of one.
+    /// A standby needs no lease, and must not be fenced for lacking one.
     pub(super) async fn renounce(&mut self) {
         self.holder = None;
         if let Err(error) = self.database.server.release_right().await {
@@ -136,8 +133,8 @@ impl Keeper {
         }
     }
 
-    /// The other agent says that our right is over. Its own word moves nothing: it ends production
-    /// only with the controller's order. Nor does it hold the right any longer.
+    /// The peer agent says that our lease is over. Its own statement moves nothing: it ends
+    /// production only with the controller's order. But it no longer vouches for the lease either.
     pub(super) async fn told_superseded(&mut self, answer: &PeerAnswer) {
         match self.shown_order(answer) {
             Ok(epoch) => {
@@ -146,15 +143,15 @@ impl Keeper {
             }
             Err(why) => {
                 if self.disbelieved.as_ref() != Some(&why) {
-                    tracing::error!(%why, "the other agent says `superseded` and is not believed");
+                    tracing::error!(%why, "the peer agent says `superseded` and is not believed");
                 }
                 self.disbelieved = Some(why);
             }
         }
     }
 
-    /// The epoch of the controller's order that the other agent shows: one that was for that agent,
-    /// and makes an end of our right.
+    /// The epoch of the controller's order that the peer agent shows, if it was for that agent and
+    /// ends our lease.
     fn shown_order(&self, answer: &PeerAnswer) -> Result<Epoch, String> {
         let sealed = answer.order.clone();
         let sealed = sealed.ok_or("it shows no order of the controller")?;
@@ -166,7 +163,7 @@ impl Keeper {
             return Err(format!("the order was for `{site}` of `{group}`"));
         }
         if !matches!(order.what, What::Sever | What::Promote) || order.check_only {
-            return Err(format!("an order to {:?} ends no right", order.what));
+            return Err(format!("an order to {:?} ends no lease", order.what));
         }
         if order.epoch <= self.memory.epoch {
             let (epoch, ours) = (order.epoch, self.memory.epoch);
@@ -177,7 +174,7 @@ impl Keeper {
         Ok(order.epoch)
     }
 
-    /// Another site holds the right in a later epoch, or is about to.
+    /// Another site holds the lease in a later epoch, or is about to.
     pub(super) async fn superseded(&mut self, epoch: Epoch) {
         if self.memory.fenced >= Some(epoch) || self.look.role() == Role::Standby {
             return;
@@ -189,7 +186,7 @@ impl Keeper {
     }
 }
 
-/// The right that a guard still holds from the agent before this one.
+/// The lease that a guard still holds from an earlier run of the agent.
 pub(super) fn adopt(memory: &AgentMemory, look: &LocalLook, now: MonoTime) -> Option<Holder> {
     let (epoch, until) = look.right.filter(|(_, until)| *until > now)?;
     let timers = memory.timers.clone()?;

@@ -1,4 +1,4 @@
-//! What the rest of the agent sees of the keeper.
+//! The keeper's state, published to the rest of the agent.
 
 use super::{DatabaseState, Keeper, Postmark};
 use crate::engine::chain::LogMark;
@@ -7,31 +7,31 @@ use crate::engine::situation::AgentFacts;
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
 
-/// What the rest of the agent sees of the keeper.
+/// The keeper's published state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
     /// The highest epoch it knows.
     pub epoch: Epoch,
-    /// Whether it asks for the right to take writes.
+    /// Whether it requests the write lease.
     pub asks: bool,
-    /// Until when it holds that right, if it does; `Some(None)` is for ever.
+    /// When its lease expires, if it holds one; `Some(None)` is never.
     pub right: Option<Option<MonoTime>>,
-    /// The epoch of that right.
+    /// The epoch of that lease.
     pub right_in: Option<Epoch>,
-    /// How far the controller's log went when it last heard of it.
+    /// The end of the controller's log when it last heard of it.
     pub log: Option<LogMark>,
     /// Whether the database runs as a primary.
     pub primary: bool,
-    /// For the report. Ages in it count from `at`.
+    /// The report's facts. Ages in them count from `at`.
     pub facts: AgentFacts,
-    /// The other agent's newest mark, and when it came.
+    /// The peer agent's newest mark, and when it came.
     pub peer_mark: Option<(Postmark, MonoTime)>,
-    /// When this was so.
+    /// When this state was published.
     pub at: MonoTime,
 }
 
 impl Shown {
-    /// Whether the right in the highest epoch that it knows has not ended since it was granted.
+    /// Whether its lease in the highest epoch that it knows has not expired since it was granted.
     pub fn holds(&self, now: MonoTime) -> bool {
         let runs = self
             .right

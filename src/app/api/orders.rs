@@ -1,4 +1,4 @@
-//! What people order that is done at once: to hold, to release, and to say how the world stands.
+//! Operators' commands that take effect at once: hold, release, and adopt.
 
 use axum::Json;
 use axum::extract::{ConnectInfo, State};

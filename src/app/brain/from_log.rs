@@ -1,4 +1,4 @@
-//! What follows from the log for a process that takes over.
+//! What a process that takes over learns from the log.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::engine::situation::{AutomationState, HoldFacts};
 use crate::engine::step::Step;
 use crate::engine::units::MonoTime;
 
-/// The book that follows from the log, for a process that takes over.
+/// The lease book that follows from the log.
 pub(super) fn book_of(group: &GroupState, now: MonoTime) -> LeaseBook {
     let mut book = LeaseBook::taken_over(group.epoch, group.active.clone(), now);
     if let Some(saga) = &group.open {
@@ -21,7 +21,7 @@ pub(super) fn book_of(group: &GroupState, now: MonoTime) -> LeaseBook {
     book
 }
 
-/// Whether automation may act, as the log says.
+/// Whether automation may act, according to the log.
 pub(super) fn automation_of(group: &GroupState, now: &Moment) -> AutomationState {
     let hold = group.hold.as_ref();
     let hold = hold.and_then(|hold| Some((hold, hold.left(now)?)));

@@ -1,4 +1,4 @@
-//! Which instance of each site's agent counts, and what is known of any other that reports.
+//! Which instance of each site's agent counts, and what is known about others that report.
 
 use super::Brain;
 use crate::engine::instance::{Instance, InstanceChange, LastWord, NotOver, right_is_over};
@@ -10,11 +10,10 @@ use crate::engine::units::MonoTime;
 use crate::wire::Report;
 
 impl Brain {
-    /// What is to be written about the instances of the agents, now that one reports; before it is
-    /// answered.
+    /// What must be logged about instances now that one reports, before it is answered.
     ///
-    /// The first instance of a site that is heard of counts, and no other while that one may have
-    /// the right, or reports. Not in the middle of a plan, whose orders are for one instance.
+    /// The first instance of a site that is heard counts, and no other while that one may hold the
+    /// lease, or reports. Never during a plan, whose orders are for one instance.
     pub fn instance_change(
         &self,
         report: &Report,
@@ -42,7 +41,7 @@ impl Brain {
         })
     }
 
-    /// Whether an instance of the active site may count, which so far did not.
+    /// Whether an instance of the active site that did not count so far may count now.
     fn may_hold(
         &self,
         report: &Report,
@@ -50,8 +49,8 @@ impl Brain {
         now: MonoTime,
     ) -> Result<(), NotOver> {
         let site = &report.site;
-        // A log without names is one of an older program, or a new one: a right that stands is
-        // that of the one who has it, and where a group begins, nobody had one before.
+        // A log without instances is an older program's, or new: an existing lease belongs to its
+        // holder, and in a new group nobody had one before.
         let first = before.is_none() && (report.holds || self.heard.begins_with(site));
         if first {
             return Ok(());
@@ -62,14 +61,15 @@ impl Brain {
         right_is_over(&self.policy.lease, &LastWord { granted, vouched }, now)
     }
 
-    /// Whether the instance of a site that counts has not reported for so long that another one may.
+    /// Whether the counting instance of a site has been silent for so long that another may replace
+    /// it.
     fn is_silent(&self, site: &SiteName, now: MonoTime) -> bool {
         let last = self.counted.get(site).copied();
         let last = last.unwrap_or(self.in_charge_since);
         now.since(last) >= self.policy.detect.stale_after
     }
 
-    /// Remembers that an instance of a site reported that does not count.
+    /// Remembers that an instance that does not count has reported.
     pub(super) fn second(&mut self, report: &Report, group: &GroupState, now: MonoTime) -> Refusal {
         let site = report.site.clone();
         let counts = group.instances.get(&site).copied();
@@ -90,14 +90,14 @@ impl Brain {
         Refusal::OtherInstance { counts, why }
     }
 
-    /// Whether a report is of the instance of its site that counts. While the log may be another
-    /// one, nobody is named by it.
+    /// Whether a report comes from its site's counting instance. While the log may be the wrong
+    /// one, none does.
     pub(super) fn counts(report: &Report, group: &GroupState) -> bool {
         let known = group.instances.get(&report.site);
         known.is_none() || known.copied() == report.instance
     }
 
-    /// Takes note that the instance of a site that counts reported.
+    /// Remembers that a site's counting instance reported.
     pub(super) fn counts_now(&mut self, report: &Report, now: MonoTime) {
         self.counted.insert(report.site.clone(), now);
         let second = self.seconds.get(&report.site);
@@ -106,8 +106,8 @@ impl Brain {
         }
     }
 
-    /// Whether an instance is one that reported lately without counting: only such a one can be let
-    /// in by a person.
+    /// Whether an instance recently reported without counting: an operator can adopt only such an
+    /// instance.
     pub fn is_second(&self, site: &SiteName, instance: Instance) -> bool {
         let second = self.seconds.get(site);
         second.is_some_and(|(_, second)| second.instance == Some(instance))

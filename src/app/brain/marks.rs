@@ -1,5 +1,5 @@
-//! The agents' marks, by which orders to them are void in time: each on the clock of the agent itself,
-//! so that no two wall clocks need agree.
+//! The agents' marks, by which orders to them expire: each on the agent's own clock, so that no two
+//! wall clocks need to agree.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::wire::{Heard, Postmark};
 /// The newest mark of each agent.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
-    /// From itself, and when it came here.
+    /// From the agent itself, and when it arrived here.
     own: BTreeMap<SiteName, (Postmark, MonoTime)>,
-    /// From the other agent, which it asks.
+    /// From its peer, which it asks.
     passed_on: BTreeMap<SiteName, (Postmark, MonoTime)>,
 }
 
 impl Brain {
-    /// Takes the marks in that come with a report at `now`.
+    /// Receives the marks in a report that arrives at `now`.
     pub(super) fn marked(
         &mut self,
         site: &SiteName,
@@ -28,8 +28,8 @@ impl Brain {
         now: MonoTime,
     ) {
         self.marks.own.insert(site.clone(), (own, now));
-        // Whose word it is could make an order last: so it may not make a mark older than evidence
-        // may be.
+        // The peer could use this to prolong an order, so it must not make a mark older than
+        // evidence may be.
         let peer = peer.filter(|heard| heard.ago <= self.policy.detect.stale_after);
         if let Some(heard) = peer {
             let other = self.topology.peer(site).clone();
@@ -38,13 +38,13 @@ impl Brain {
         }
     }
 
-    /// What an order to an agent rests on that is to be void `within` from now: its mark, and for how
-    /// long the order counts from there on the agent's own clock. `None`: no mark is known, and no order
-    /// can be given.
+    /// The basis of an order to an agent that must expire `within` from now: the agent's mark, and
+    /// how long after it the order is valid on the agent's own clock. `None`: no mark is known, and
+    /// no order can be given.
     ///
-    /// The mark was made before it came here, and the agent's clock may go slow by what the policy
-    /// bears: on the true clock the order is void no later than said, so that none outlives the lead of
-    /// who gave it.
+    /// The mark was made before it arrived here, and the agent's clock may be as slow as the policy
+    /// allows: on true time the order expires no later than stated, so it does not outlive its
+    /// controller's lead.
     pub fn order_until(
         &self,
         site: &SiteName,
@@ -54,7 +54,7 @@ impl Brain {
         let own = self.marks.own.get(site);
         let passed_on = self.marks.passed_on.get(site);
         let limit = self.policy.detect.stale_after;
-        // Its own word first: the other agent's may be wrong.
+        // The agent's own mark first: its peer's may be wrong.
         let fresh = |mark: &&(Postmark, MonoTime)| now.since(mark.1) <= limit;
         let (mark, came) = own.filter(fresh).or(passed_on.filter(fresh)).or(own)?;
         let whole = now.since(*came).saturating_add(within);

@@ -1,4 +1,4 @@
-//! What agents and extra observers report, and what they are answered.
+//! Reports of agents and extra observers, and the answers to them.
 
 use std::time::Duration;
 
@@ -18,18 +18,18 @@ use crate::wire::{
     SentObservation,
 };
 
-/// What a report has a claim to.
+/// What a report is entitled to.
 struct Standing {
-    /// The right, if it was asked for and granted; or why not.
+    /// The lease, if it was requested and granted; or why not.
     grant: Option<Result<Grant, Refusal>>,
-    /// Whether it is of the instance of its site that counts.
+    /// Whether it comes from its site's counting instance.
     counts: bool,
-    /// Whether nobody knows of more than the log holds.
+    /// Whether nobody knows more than the log.
     sound: bool,
 }
 
 impl Brain {
-    /// What is to be written about the RPO window, now that an agent reports; before it is answered.
+    /// What must be logged about the RPO window now that an agent reports, before it is answered.
     pub fn window_change(
         &self,
         report: &Report,
@@ -46,8 +46,8 @@ impl Brain {
         window_change(group.window, facts, standby, &self.policy.data)
     }
 
-    /// What the standby says itself, where it lately said that it streams, from a primary of the same system and
-    /// timeline.
+    /// The standby's own report, if it recently said that it streams from a primary of the same
+    /// system and timeline.
     fn word_of_standby(&self, group: &GroupState, now: MonoTime) -> StandbyWord {
         let limit = self.policy.detect.stale_after;
         let of = |site: &SiteName| {
@@ -71,8 +71,7 @@ impl Brain {
         }
     }
 
-    /// Takes in an agent's report and answers it: the only place where the right to take writes is
-    /// granted.
+    /// Receives an agent's report and answers it: the only place where the write lease is granted.
     pub fn report(
         &mut self,
         report: Report,
@@ -108,7 +107,7 @@ impl Brain {
         } else if let Some(position) = confirmed.filter(|_| active) {
             self.claims.claimed(now, position);
         }
-        // Nothing is asked of an agent only once the log says that the window is open.
+        // An agent may stop waiting only once the log says that the window is open.
         let asks_nothing =
             self.policy.data.durability == Durability::Async && !group.window.is_closed();
         // A site that was left must not go on without the new primary, whatever that one may do.
@@ -123,8 +122,8 @@ impl Brain {
             receipt: self.receipt(way, now),
             window: (!asks_nothing).then_some(permitted),
             epoch: self.book.epoch,
-            // By a log that may be the wrong one nobody is told that the right is theirs, nor is
-            // an instance whose right it is not.
+            // On a log that may be the wrong one, no site is told that the lease is its own, nor
+            // that an instance does not hold it.
             holder: self.book.holder.clone().filter(|_| sound && counts),
             grant,
             peer: peer.filter(|_| sound),
@@ -136,8 +135,8 @@ impl Brain {
         }
     }
 
-    /// The first of a report's observations that is of nothing that agents and observers look at:
-    /// services and databases of the group. Whether an agent lives is told by its own reports.
+    /// The first observation in a report that is not of the group's services and databases, which
+    /// are all that agents and observers probe. An agent's own reports show that it lives.
     pub fn foreign<'r>(&self, observations: &'r [SentObservation]) -> Option<&'r Target> {
         let mut targets = observations.iter().map(|sent| &sent.target);
         targets.find(|target| self.is_foreign(target))
@@ -147,7 +146,7 @@ impl Brain {
         !self.topology.has(&target.site) || target.kind == TargetKind::Agent
     }
 
-    /// The slot that the standby lately asked for. A name that PostgreSQL would not take is none.
+    /// The slot that the standby recently used. A name that PostgreSQL would refuse is ignored.
     fn slot_asked_for(&self, group: &GroupState, now: MonoTime) -> Option<String> {
         let (made, facts) = self.agents.get(self.topology.peer(&group.active))?;
         let slot = facts.slot.as_ref()?;
@@ -157,10 +156,11 @@ impl Brain {
         (valid && fresh).then(|| slot.clone())
     }
 
-    /// What a report has a claim to.
+    /// What a report is entitled to.
     fn standing(&mut self, report: &Report, group: &GroupState, now: MonoTime) -> Standing {
         if let Some(behind) = self.behind(group) {
-            // Nobody was promoted past a right that never ended, whatever is known of it here.
+            // Nothing was promoted past a lease that never expired, whatever is known about it
+            // here.
             let epoch = report.epoch;
             let goes_on = report.holds.then_some(Grant { epoch });
             let (witness, knows) = (behind.witness, behind.knows);
@@ -187,7 +187,7 @@ impl Brain {
         }
     }
 
-    /// Grants the right to the instance of a site that counts, or says why not.
+    /// Grants the lease to a site's counting instance, or says why not.
     fn grant(
         &mut self,
         report: &Report,
@@ -200,8 +200,9 @@ impl Brain {
             return Err(Refusal::LogUnwitnessed);
         }
         if holds && report.instance.is_some() && !group.instances.contains_key(site) {
-            // None is named while a plan is open, nor before the one before is certainly over. Until
-            // then a right that never ended goes on, and the one that the plan promotes gets it.
+            // No other is named while a plan is open, or before the previous one's lease has
+            // certainly expired. Until then an unexpired lease goes on, and the site that the plan
+            // promotes gets it.
             let plan = group.open.as_ref();
             let goes_on = plan.is_some_and(|saga| report.holds || saga.plan.route.to == *site);
             if !goes_on {
@@ -250,13 +251,12 @@ impl Brain {
         }
     }
 
-    /// How long a report was under way at most, if that is no longer than a look may take. A report
-    /// that was held up says what was, not what is: of a database that was down, say, and is up
-    /// again.
+    /// The longest that a report can have been in transit, if not longer than a probe may take. A
+    /// delayed report describes the past: a database that was down, for example, and is up again.
     fn way(&self, heard: Option<&Heard>, now: MonoTime) -> Option<Duration> {
         let heard = heard.filter(|heard| heard.postmark.life == self.life)?;
         let since = now.0.checked_sub(heard.postmark.at)?;
-        // By a clock that goes fast it was longer.
+        // On a fast clock it was longer.
         let drift = self
             .policy
             .lease
@@ -276,15 +276,15 @@ impl Brain {
         }
     }
 
-    /// Takes in what an extra observer saw, and tells it how to go on; or why it is not believed.
+    /// Receives an extra observer's report, and returns how to go on probing; or why it is not
+    /// believed.
     ///
-    /// What it saw are votes on whether targets answer, and nothing else. What a database said to
-    /// it is not kept beside what it said to us and the agents, unlike what an agent hears: role,
-    /// system and position decide which database may be promoted and what would be lost, and an
-    /// observer finds its databases by addresses of its own, which nothing here vouches for. An
-    /// agent's word about the standby is the word of the process that will promote it. An observer
-    /// would only add readings of unknown age, a late one of which lets a standby that stands
-    /// still seem to advance.
+    /// Its observations are votes on whether targets answer, and nothing else. What a database said
+    /// to it is not kept beside what it said to us and the agents: role, system and position decide
+    /// which database may be promoted and what would be lost, and an observer reaches its databases
+    /// at addresses of its own, which nothing here verifies. An agent's report about the standby
+    /// comes from the process that will promote it. An observer would only add readings of unknown
+    /// age, and a late one could make a stalled standby seem to advance.
     pub fn observed(
         &mut self,
         report: ObserverReport,
@@ -300,13 +300,13 @@ impl Brain {
         if let Some(foreign) = self.foreign(&report.observations).cloned() {
             let [first, second] = self.topology.sites();
             return Err(format!(
-                "`{foreign}` is nothing for an observer to look at: give it api and database of `{first}` and `{second}`"
+                "`{foreign}` is not an observer's to probe: configure api and database of `{first}` and `{second}`"
             ));
         }
         if let Some(way) = way {
             self.observers.insert(name.clone(), Some(now.minus(way)));
         }
-        // Windows begin anew with this process, whatever age is claimed.
+        // Windows begin with this process, whatever age is claimed.
         let oldest = now.since(self.in_charge_since);
         let taken = way.map(|_| report.observations).unwrap_or_default();
         for mut sent in taken {

@@ -1,4 +1,4 @@
-//! What others remember, held against the decision log.
+//! What others remember, compared with the decision log.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,13 +14,13 @@ use crate::engine::units::{Epoch, MonoTime};
 use crate::engine::witness::{AgentWord, Log, Testimony};
 use crate::wire::{AdoptAsk, Report};
 
-/// How long what an instance said of the right is kept: until the next report, many times over.
+/// How long an instance's statement about the lease is kept: many report intervals.
 const SAID_KEPT: Duration = Duration::from_secs(60);
 
-/// How many instances are kept: two of each site, and room for those that take turns.
+/// How many instances are kept: two of each site, and room for others that take turns.
 const MOST_SAID: usize = 16;
 
-/// What an agent last said of the right to take writes.
+/// An agent's last statement about the write lease.
 #[derive(Debug)]
 pub(super) struct Said {
     at: MonoTime,
@@ -30,8 +30,8 @@ pub(super) struct Said {
 }
 
 impl Brain {
-    /// The same, holding its log against what others remember. `began_empty`: this process made
-    /// the log. `targets`: the traffic targets whose notes it will be told of.
+    /// The same, comparing its log with what others remember. `began_empty`: this process created
+    /// the log. `targets`: the traffic targets whose notes will be read.
     #[must_use]
     pub fn holding_against(
         mut self,
@@ -42,12 +42,12 @@ impl Brain {
         self
     }
 
-    /// Tells it where the log ends.
+    /// Receives where the log ends.
     pub fn log_ends(&mut self, recent: Recent) {
         self.recent = recent;
     }
 
-    /// Takes in what a traffic target answers.
+    /// Receives a traffic target's answer.
     pub fn traffic_says(&mut self, target: TargetName, answer: Answer) {
         self.heard.traffic(target, answer);
     }
@@ -59,12 +59,13 @@ impl Brain {
         }
     }
 
-    /// Who knows of more than stands in the log.
+    /// Who knows more than the log.
     pub fn behind(&self, group: &GroupState) -> Option<LogBehind> {
         self.heard.behind(self.log(group))
     }
 
-    /// Takes in what an agent remembers, however old its report is; before anything follows from it.
+    /// Receives what an agent remembers, however old its report is, before anything follows from
+    /// it.
     pub fn remembers(&mut self, report: &Report, group: &GroupState, now: MonoTime) {
         let facts = &report.facts;
         let epochs = [Some(report.epoch), facts.fenced, facts.severed];
@@ -79,7 +80,7 @@ impl Brain {
             log: report.log,
             holds: report.holds,
         };
-        // Of a copy only what contradicts the log counts.
+        // From a copy only what contradicts the log counts.
         let counts = Self::counts(report, group) || word.contradicts(log);
         if counts {
             self.heard.agent(&word, log);
@@ -99,7 +100,7 @@ impl Brain {
         }
     }
 
-    /// Whether a site may be granted the right that does not hold it already.
+    /// Whether a site without the lease may be granted it.
     pub(super) fn is_witnessed(&self, site: &SiteName, group: &GroupState) -> bool {
         group.open.is_some() || self.heard.witnessed(site, self.log(group))
     }
@@ -112,8 +113,8 @@ impl Brain {
         }
     }
 
-    /// The command by which a person has the log go on from how the world stands, if that agrees
-    /// with what is seen of it.
+    /// The command by which an operator continues the log from the actual state, if that agrees
+    /// with what is seen.
     pub fn adopt(
         &self,
         ask: &AdoptAsk,
@@ -159,7 +160,7 @@ impl Brain {
         self.heard.agrees(adopted, &holders, &primaries, group)?;
         let mut holds = lately.iter();
         let holds = holds.find(|((site, _), claim)| *site == ask.active && claim.holds);
-        // What a log that is behind says of instances may be as old as it is.
+        // What an outdated log says about instances may be just as outdated.
         let sound = self.behind(group).is_none();
         let counted = group.instances.get(&ask.active).filter(|_| sound).copied();
         let instance = holds.and_then(|((_, instance), _)| *instance).or(counted);
@@ -172,7 +173,7 @@ impl Brain {
         })
     }
 
-    /// Goes on from what was adopted, as a process that takes over would.
+    /// Continues from the adopted state, as a process that takes over would.
     pub fn adopted(&mut self, group: &GroupState, now: MonoTime) {
         self.heard.adopted();
         self.book = LeaseBook::taken_over(group.epoch, group.active.clone(), now);

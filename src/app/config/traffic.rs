@@ -1,5 +1,4 @@
-//! The tables `[[traffic]]`: what decides where users go. Plain values; the adapters check what
-//! only they can know.
+//! The tables `[[traffic]]`. Plain values; the adapters check what only they can know.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,29 +13,29 @@ use crate::config::{AccessError, Files, Ip, Socket, Url, read_text_secret};
 use crate::engine::document::Section;
 use crate::engine::topology::{SiteName, TargetName};
 
-/// How long a name server or a cloud's API may take for one answer when nothing is said.
+/// How long one answer of a name server or of a cloud's API may take by default.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// One traffic target.
+/// One `[[traffic]]` table.
 #[derive(Debug, Clone)]
 pub struct TrafficConfig {
-    /// Its name; no two targets share one.
+    /// Its name, unique.
     pub name: TargetName,
     /// The DNS zone.
     pub zone: String,
     /// The record in it.
     pub record: String,
-    /// How long resolvers may keep an answer, in seconds: 1 s to 1 d.
+    /// How long resolvers may cache an answer, in seconds: 1 s to 1 day.
     pub ttl_seconds: u32,
     /// How long one answer may take: 100 ms to 30 s.
     pub timeout: Duration,
-    /// Where the zone is.
+    /// Where the zone is hosted.
     pub kind: TrafficKind,
 }
 
 impl TrafficConfig {
-    /// Whether the zone holds this name.
+    /// Whether the zone contains this name.
     pub fn serves(&self, host: &str) -> bool {
         is_below(host, &self.zone)
     }
@@ -50,7 +49,7 @@ impl TrafficConfig {
     }
 }
 
-/// Where a zone is, and what belongs to that.
+/// Where a zone is hosted, with the settings for that.
 #[derive(Debug, Clone)]
 pub enum TrafficKind {
     /// On a name server that takes dynamic updates.
@@ -81,7 +80,7 @@ pub struct Route53Config {
     pub zone_id: String,
     /// The type of the weighted records.
     pub record_type: RecordType,
-    /// Replaces the service's address.
+    /// The API's address, if not Amazon's.
     pub endpoint: Option<Uri>,
     /// The zone's name servers, each asked after a move. At least one.
     pub name_servers: Vec<SocketAddr>,

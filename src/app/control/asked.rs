@@ -1,4 +1,4 @@
-//! What people ask of the control loop: to promote, to hold, and to go on from how the world stands.
+//! Operators' requests to the control loop: promote, hold, release, adopt.
 
 use std::time::Duration;
 
@@ -14,38 +14,38 @@ use crate::engine::situation::Request;
 use crate::engine::units::{WallTime, as_millis};
 use crate::wire::{AdoptAsk, AdoptInstanceAsk, HoldAsk, PromoteAnswer, PromoteAsk, ReleaseAsk};
 
-/// The longest that a person may stop automation for.
+/// The longest hold.
 const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
 
-/// How much that people ask for may wait for the log.
+/// The most operators' requests that may wait for the log.
 const WAITING: usize = 16;
 
-/// Who waits for an answer: what was done, or why nothing was.
+/// The recipient of the answer: what was done, or why nothing was.
 pub(super) type Asker<T> = oneshot::Sender<Result<T, String>>;
 
-/// What a person asks for.
+/// An operator's request.
 #[derive(Debug)]
 pub enum Asked {
-    /// That a site becomes active.
+    /// Make a site active.
     Promote(PromoteAsk, Asker<PromoteAnswer>),
-    /// That automation stops.
+    /// Stop automation.
     Hold(HoldAsk, Asker<()>),
-    /// That automation may act again.
+    /// Resume automation.
     Release(ReleaseAsk, Asker<()>),
-    /// That the world stands so, where the log is behind it.
+    /// Continue from the actual state, because the log is behind it.
     Adopt(AdoptAsk, Asker<()>),
-    /// That another instance of a site's agent have its right and its word.
+    /// Transfer a site's lease and reports to another instance.
     AdoptInstance(AdoptInstanceAsk, Asker<()>),
 }
 
 impl Asked {
-    /// Whether it is done by looking alone.
+    /// Whether it only reads.
     fn only_looks(&self) -> bool {
         matches!(self, Asked::Promote(ask, _) if ask.dry_run)
     }
 
     fn refuse(self, why: String) {
-        // Whoever asked may be gone by now.
+        // The requester may be gone by now.
         match self {
             Asked::Promote(_, asker) => drop(asker.send(Err(why))),
             Asked::Hold(_, asker)
@@ -57,7 +57,7 @@ impl Asked {
 }
 
 impl Control {
-    /// Does what a person asks: now, or when something can be written.
+    /// Carries out a request: now, or when the log is free.
     pub(super) fn asked(&mut self, operator: String, asked: Asked) {
         let free = self.desk.is_free(self.clock.now());
         if asked.only_looks() || (free && self.desk.asked.is_empty()) {
@@ -65,11 +65,11 @@ impl Control {
         } else if self.desk.asked.len() < WAITING {
             self.desk.asked.push_back((operator, asked));
         } else {
-            asked.refuse("too much waits for the decision log already".to_owned());
+            asked.refuse("too many requests are already waiting for the decision log".to_owned());
         }
     }
 
-    /// To be called only while something can be written.
+    /// Call this only while the log is free.
     pub(super) fn obey(&mut self, operator: &str, asked: Asked) {
         match asked {
             Asked::Promote(ask, asker) => self.promote(operator, &ask, asker),
@@ -103,22 +103,22 @@ impl Control {
         self.command(operator, command, Then::Answer(asker));
     }
 
-    /// A person says how the world stands, where the log is behind it. Refused where what is seen
-    /// says otherwise.
+    /// An operator states the actual state, because the log is behind it. Refused if what is seen
+    /// contradicts it.
     fn adopt(&mut self, operator: &str, ask: &AdoptAsk, asker: Asker<()>) {
         let group = self.group();
         let command = match self.brain.adopt(ask, &group, self.clock.now()) {
             Ok(command) => command,
             Err(why) => return drop(asker.send(Err(why))),
         };
-        // What a plan of a log that is behind was about to do is done no more.
+        // What a plan of an outdated log was about to do is no longer done.
         if let Some(executor) = self.executor.take() {
             executor.abort();
         }
         self.command(operator, command, Then::Adopted(asker));
     }
 
-    /// A person lets another instance of a site's agent have its right and its word.
+    /// An operator transfers a site to another instance of its agent.
     fn adopt_instance(&mut self, operator: &str, ask: AdoptInstanceAsk, asker: Asker<()>) {
         if !self.brain.is_second(&ask.site, ask.instance) {
             let text = format!(
@@ -135,7 +135,8 @@ impl Control {
         self.command(operator, command, Then::Answer(asker));
     }
 
-    /// A person asks. What is decided is decided by the same engine, and logged with its evidence.
+    /// An operator requests a failover. The same engine decides it, and the decision is logged with
+    /// its evidence.
     fn promote(&mut self, operator: &str, ask: &PromoteAsk, asker: Asker<PromoteAnswer>) {
         if !self.brain.topology().has(&ask.to) {
             let [first, second] = self.brain.topology().sites();

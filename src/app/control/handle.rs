@@ -1,25 +1,25 @@
-//! The way to the control loop, for everybody who tells it something or asks.
+//! The handle to the control loop, for everything that sends it inputs or requests.
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::Input;
 
-/// How many inputs may wait: 16 targets from 4 vantage points, 4 rounds of them.
+/// The queue's capacity: 16 targets from 4 vantage points, 4 rounds of them.
 const WAITING: usize = 256;
 
-/// A way to the control loop.
+/// A handle to the control loop.
 #[derive(Debug, Clone)]
 pub struct Handle {
     queue: mpsc::Sender<Input>,
 }
 
-/// The control loop has ended; so does whoever needed it.
+/// The control loop has ended, so its callers must end too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the control loop has ended")]
 pub struct Ended;
 
 impl Handle {
-    /// A way to a control loop, and the queue that the loop reads.
+    /// A handle to a control loop, and the queue that the loop reads.
     pub fn new() -> (Self, mpsc::Receiver<Input>) {
         let (queue, inputs) = mpsc::channel(WAITING);
         (Self { queue }, inputs)
@@ -30,7 +30,7 @@ impl Handle {
         self.queue.send(input).await.map_err(|_closed| Ended)
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends a request, and waits for the answer.
     pub async fn ask<T>(
         &self,
         input: impl FnOnce(oneshot::Sender<T>) -> Input,

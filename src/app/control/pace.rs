@@ -1,4 +1,4 @@
-//! How often the control loop writes down what others can make it write again and again.
+//! How often the control loop logs what others can trigger again and again.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use crate::engine::units::MonoTime;
 use crate::wire::Report;
 
 /// How often decisions that change nothing are logged, each with its evidence: a failover changes
-/// its reasons ten times or so.
+/// its reasons about ten times.
 const DECISIONS: Rate = Rate {
     burst: 40,
     every: Duration::from_secs(5),
 };
 
-/// How long it is at least from one closing of the RPO window to the next. An agent tries it every
-/// ten seconds at most.
+/// The minimum time between two closings of the RPO window. An agent attempts one every ten seconds
+/// at most.
 const CLOSE_EVERY: Duration = Duration::from_secs(5);
 
 impl Control {
-    /// Whether a decision that differs from the last one in the log is written down now. What moves
-    /// a site always is. Somebody who makes the verdict change with each report does not fill the
-    /// log; what is left out is written down as soon as there is room, if it still is so.
+    /// Whether to log a decision that differs from the last logged one now. A decision that moves a
+    /// site always is. Somebody who changes the verdict with each report cannot fill the log; a
+    /// skipped decision is logged as soon as the rate allows it, if it still holds.
     pub(super) fn may_log(&mut self, decision: &Decision, signature: &Signature) -> bool {
         match decision.verdict {
             Verdict::FailOver { .. } | Verdict::Resume { .. } => return true,
@@ -40,8 +40,8 @@ impl Control {
         may
     }
 
-    /// Whether the window may change now. It opens whenever it must; that it closes, and so may open
-    /// again, is believed an agent once in a while.
+    /// Whether the window may change now. It opens whenever it must; an agent's report that it can
+    /// close, so that it may open again, is believed only once in a while.
     pub(super) fn may_change(&mut self, change: &WindowChange, now: MonoTime) -> bool {
         match change {
             WindowChange::Opened { .. } => true,
@@ -57,14 +57,12 @@ impl Control {
         }
     }
 
-    /// An agent that speaks of what it does not look at is told about, and that much is not taken
-    /// in.
+    /// Logs an agent that reports about what it does not probe, and ignores that part.
     pub(super) fn tell_of_foreign(&self, report: &Report) {
         if let Some(foreign) = self.brain.foreign(&report.observations) {
             let site = &report.site;
-            let text = format!(
-                "the agent of `{site}` reports of `{foreign}`, which is nothing for it to look at"
-            );
+            let text =
+                format!("the agent of `{site}` reports of `{foreign}`, which it does not probe");
             self.journal.tell(Noise::TargetRejected, site, &text);
         }
     }

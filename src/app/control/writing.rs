@@ -1,5 +1,5 @@
-//! What the control loop writes down while it goes on: one thing at a time, and nothing waits for
-//! it but what must not be done before it is durable.
+//! What the control loop logs while it continues: one item at a time, and nothing waits for it
+//! except what must not be done before it is durable.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::future;
@@ -19,26 +19,26 @@ use crate::engine::units::MonoTime;
 use crate::ports::AppendError;
 use crate::wire::{PlanStatus, PromoteAnswer, Report, ReportAnswer};
 
-/// How long a report waits for what is to be written before it is answered, unless it is answered
-/// by what is durable until then.
+/// How long a report waits for what is being logged. After that it is answered from what is
+/// durable.
 const ANSWERED_WITHIN: Duration = Duration::from_millis(250);
-/// How many reports may wait at once: more than the agents send.
+/// The most reports that may wait at once: more than the agents send.
 const REPORTS: usize = 16;
-/// How long after an entry that could not be written another one is tried.
+/// How long to wait after a failed entry before trying another one.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Entries on their way into the log, and what is done when they are durable.
+/// Entries on their way into the log, and what is done once they are durable.
 #[derive(Debug)]
 struct Writing {
     task: JoinHandle<Result<u64, JournalError>>,
     then: Then,
 }
 
-/// What entries rule out that may be durable, and are not known to be: an answer must be right with
-/// them and without them.
+/// What entries would rule out that may or may not be durable: an answer must be correct with them
+/// and without them.
 #[derive(Debug, Default)]
 struct RuledOut {
-    /// A right for these sites: another instance may count there.
+    /// A lease for these sites: another instance may count there.
     sites: BTreeSet<SiteName>,
     /// A permission to go on without the standby: the window may be closed.
     window: bool,
@@ -53,39 +53,39 @@ impl RuledOut {
     }
 }
 
-/// What is done once something is durable.
+/// What is done once an entry is durable.
 #[derive(Debug)]
 pub(super) enum Then {
-    /// Nothing: what follows from it follows by itself.
+    /// Nothing: its consequences follow from the log.
     GoOn,
-    /// The decision is the last one logged.
+    /// Remember the decision as the last one logged.
     Logged(Signature),
-    /// The plan is walked.
+    /// Execute the plan.
     Walk,
-    /// The plan of a person is walked, who is answered.
+    /// Execute an operator's plan, and answer the operator.
     Promoted(PromoteAnswer, Asker<PromoteAnswer>),
-    /// A stuck plan is tried again.
+    /// Try a stuck plan again.
     Retried(u64, Asker<PromoteAnswer>),
-    /// A person is answered.
+    /// Answer an operator.
     Answer(Asker<()>),
-    /// The world stands as a person said, who is answered.
+    /// Adopt the state that an operator stated, and answer the operator.
     Adopted(Asker<()>),
 }
 
-/// What is being written, and what waits for that.
+/// What is being logged, and what waits for that.
 #[derive(Debug, Default)]
 pub(super) struct Desk {
     writing: Option<Writing>,
     ruled_out: RuledOut,
     reports: Vec<(MonoTime, Box<Report>, oneshot::Sender<ReportAnswer>)>,
-    /// What people ask for, with who asks.
+    /// Operators' requests, with their operators.
     pub(super) asked: VecDeque<(String, Asked)>,
-    /// Until when nothing is tried, after something could not be written.
+    /// Until when nothing is tried, after a failed entry.
     pause: Option<MonoTime>,
 }
 
 impl Desk {
-    /// Whether something can be written now.
+    /// Whether something can be logged now.
     pub(super) fn is_free(&self, now: MonoTime) -> bool {
         self.writing.is_none() && self.pause.is_none_or(|until| now >= until)
     }
@@ -95,7 +95,7 @@ impl Desk {
         self.pause = Some(now.plus(AGAIN_AFTER));
     }
 
-    /// The next end of something that is written.
+    /// Waits for the next entry that is being logged to finish.
     pub(super) async fn written(&mut self) -> (Then, Result<u64, JournalError>) {
         let Some(writing) = &mut self.writing else {
             return future::pending().await;
@@ -112,17 +112,17 @@ impl Desk {
     }
 }
 
-/// Writes entries one after the other; the number of the last one.
+/// Writes entries one after the other; returns the number of the last one.
 async fn write_all(journal: Journal, bodies: Vec<(String, Body)>) -> Result<u64, JournalError> {
     let mut last = 0;
     for (actor, body) in bodies {
         let decision = matches!(body, Body::Decision { .. });
         last = match journal.append(&actor, body).await {
-            // Nothing that others say may end this process. What the decision leads to is written
-            // down by itself, or is not done.
+            // Nothing that others say may end this process. The decision's consequences are logged
+            // by themselves, or not done.
             Err(JournalError::Refused(cause)) if decision => {
-                tracing::error!(%cause, "the decision cannot be written down with its evidence");
-                let text = format!("a decision is left out, with its evidence: {cause}");
+                tracing::error!(%cause, "the decision cannot be logged with its evidence");
+                let text = format!("a decision is not logged, with its evidence: {cause}");
                 journal.note("entry-refused", text).await?
             }
             written => written?,
@@ -132,7 +132,7 @@ async fn write_all(journal: Journal, bodies: Vec<(String, Body)>) -> Result<u64,
 }
 
 impl Control {
-    /// Begins to write what somebody, named, does. To be called only while something can be written.
+    /// Begins to log a named actor's happening. Call this only while something can be logged.
     pub(super) fn write(&mut self, bodies: Vec<(&str, Body)>, then: Then) {
         let bodies = bodies.into_iter();
         let bodies: Vec<(String, Body)> = bodies
@@ -145,13 +145,13 @@ impl Control {
         self.desk.writing = Some(Writing { task, then });
     }
 
-    /// Does what waited for something to be durable; or tells those who wait that it is not.
+    /// Does what waited for an entry to be durable, or reports that it is not.
     pub(super) fn go_on(
         &mut self,
         then: Then,
         written: Result<u64, JournalError>,
     ) -> Result<(), JournalError> {
-        // What may be in the log without our knowing is there until another entry takes its place.
+        // An entry that may be in the log stays possible until another one takes its place.
         if !matches!(&written, Err(JournalError::Store(AppendError::Unknown(_)))) {
             self.desk.ruled_out = RuledOut::default();
         }
@@ -167,7 +167,7 @@ impl Control {
     }
 
     fn follow(&mut self, then: Then, number: u64) {
-        // Whoever asked may be gone by now: an answer that nobody waits for is no mistake.
+        // The requester may be gone by now: an answer that nobody waits for is not an error.
         match then {
             Then::GoOn => {}
             Then::Logged(signature) => self.logged = Some(signature),
@@ -201,8 +201,8 @@ impl Control {
         }
     }
 
-    /// Answers an agent. What must be durable before is written first; where that takes longer, the
-    /// agent is answered by what is durable now. So a right never waits for the log.
+    /// Answers an agent. What must be durable first is logged first; if that takes longer, the
+    /// agent is answered from what is durable now. So a lease never waits for the log.
     pub(super) fn reported(&mut self, report: Box<Report>, answer: oneshot::Sender<ReportAnswer>) {
         self.tell_of_foreign(&report);
         let now = self.clock.now();
@@ -227,8 +227,8 @@ impl Control {
         drop(answer.send(told));
     }
 
-    /// Whether something is to be durable before this report is answered. It is begun to be written
-    /// as soon as it can.
+    /// Whether something must be durable before this report is answered. It begins to be logged as
+    /// soon as possible.
     fn must_be_written(&mut self, report: &Report, now: MonoTime) -> bool {
         let group = self.group();
         if let Some(change) = self.brain.instance_change(report, &group, now) {
@@ -254,8 +254,8 @@ impl Control {
         may
     }
 
-    /// Looks again at what waits: at reports after each entry and when they have waited for long
-    /// enough, at commands when something can be written.
+    /// Checks the waiting items: reports after each entry and when they have waited long enough,
+    /// requests when something can be logged.
     pub(super) fn look_at_desk(&mut self) {
         let now = self.clock.now();
         for (since, report, answer) in std::mem::take(&mut self.desk.reports) {
@@ -275,7 +275,7 @@ impl Control {
 }
 
 impl Then {
-    /// Nothing was written, and nothing is done.
+    /// Nothing was logged, and nothing is done.
     fn refuse(self, why: &str) {
         let why = why.to_owned();
         match self {

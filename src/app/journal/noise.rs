@@ -1,6 +1,6 @@
-//! What somebody outside can cause as often as they like: the first is written down at once, and of
-//! what follows how many there were and by whom, once a minute. So nobody fills the log by
-//! knocking, and nobody hides behind somebody who knocks louder.
+//! What outsiders can cause as often as they like: the first event is logged at once, and after
+//! that a count with its origins once a minute. So nobody can fill the log by connecting, and
+//! nobody can hide behind somebody noisier.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,31 +10,32 @@ use crate::engine::chain::Body;
 use crate::engine::text::{WORD_LIMIT, clip_to, clipped};
 use crate::engine::units::MonoTime;
 
-/// How long it is at least from one note of a kind to the next.
+/// The minimum time between two notes of one kind.
 pub const NOTE_EVERY: Duration = Duration::from_secs(60);
 
-/// How many are counted apart in one note. All others are counted together.
+/// How many origins are counted separately in one note. All others are counted together.
 const COUNTED_APART: usize = 8;
 
-/// What it is about: the codes of the notes.
+/// The kind of event: the codes of the notes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Noise {
-    /// A connection was turned away before any request.
+    /// A connection was rejected before any request.
     ConnectionRejected,
-    /// Somebody reported as an agent that they are not.
+    /// Somebody reported under the name of an agent that they are not.
     AgentRejected,
-    /// Somebody reported as an observer that they are not, or of what is none of its business.
+    /// Somebody reported under the name of an observer that they are not, or about what an observer
+    /// does not probe.
     ObserverRejected,
-    /// An agent reported of something that it does not look at.
+    /// An agent reported about something that it does not probe.
     TargetRejected,
-    /// A command of a person was refused.
+    /// An operator's command was refused.
     CommandRefused,
-    /// Verdicts changed too often to write each down.
+    /// Verdicts changed too often to log each one.
     DecisionsLeftOut,
 }
 
 impl Noise {
-    /// The stable word.
+    /// The stable code.
     pub fn code(self) -> &'static str {
         match self {
             Noise::ConnectionRejected => "connection-rejected",
@@ -47,7 +48,7 @@ impl Noise {
     }
 }
 
-/// One thing that happened.
+/// One event.
 #[derive(Debug)]
 pub(super) struct Told {
     noise: Noise,
@@ -64,7 +65,7 @@ impl Told {
     }
 }
 
-/// What was told and not written down yet, of each kind.
+/// The events of each kind that are not logged yet.
 #[derive(Debug, Default)]
 pub(super) struct Unsaid(BTreeMap<Noise, Burst>);
 
@@ -78,7 +79,7 @@ struct Burst {
 }
 
 impl Unsaid {
-    /// Takes in what happened; what is to be written down now, if anything.
+    /// Adds an event; returns what must be logged now, if anything.
     pub(super) fn take(&mut self, told: Told, now: MonoTime) -> Option<Body> {
         let Told { noise, who, text } = told;
         let Some(burst) = self.0.get_mut(&noise) else {
@@ -100,14 +101,14 @@ impl Unsaid {
         None
     }
 
-    /// When there is something to be written down next.
+    /// When something must be logged next.
     pub(super) fn due(&self) -> Option<MonoTime> {
         let due = self.0.values().map(|burst| burst.noted.plus(NOTE_EVERY));
         due.min()
     }
 
-    /// What is to be written down by now. A kind that has been quiet is forgotten: its next is
-    /// written at once.
+    /// What must be logged by now. A kind that has been quiet is forgotten: its next event is
+    /// logged at once.
     pub(super) fn flush(&mut self, now: MonoTime) -> Vec<Body> {
         let mut notes = Vec::new();
         self.0.retain(|noise, burst| {

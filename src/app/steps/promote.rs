@@ -1,4 +1,4 @@
-//! The pivot: the promotion, and what became of it.
+//! The pivot: the promotion, and its outcome.
 
 use super::{Outcome, Steps, unexpected};
 use crate::engine::saga::OpenSaga;
@@ -35,8 +35,8 @@ impl Steps {
         }
     }
 
-    /// Asks for the site's word that a promotion which did not come, as far as is known, will not
-    /// come any more; its fact, where it came after all.
+    /// Asks for the site's promise that a promotion that has not happened, as far as is known, will
+    /// not happen; returns its fact if it did happen.
     pub async fn desist(
         &self,
         saga: &OpenSaga,
@@ -59,7 +59,7 @@ impl Steps {
         }
     }
 
-    /// Whether the promotion has come: its fact, or a clear "no".
+    /// Whether the promotion has happened: its fact, or a clear "no".
     pub(super) async fn promoted(
         &self,
         saga: &OpenSaga,
@@ -71,7 +71,7 @@ impl Steps {
             Came::Promoted {
                 timeline, position, ..
             } => {
-                // The right follows the promotion, whoever saw it happen.
+                // The lease follows the promotion, whoever saw it happen.
                 self.pass_to(to).await?;
                 Ok(Some(Fact::Promoted {
                     timeline,

@@ -1,4 +1,4 @@
-//! The steps that lead users to the new site, and look at it from where they are.
+//! The steps that lead users to the new site, and check it as users see it.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +12,8 @@ use crate::engine::units::MonoTime;
 use crate::ports::{EffectError, OutsideFault, Traffic};
 
 impl Steps {
-    /// Moves a target. One that is out of reach, perhaps lost with the old site, keeps those after
-    /// it waiting for nothing: it comes last.
+    /// Moves a target. An unreachable one, perhaps lost with the old site, does not delay the
+    /// others: it comes last.
     pub(super) async fn move_traffic(&self, saga: &OpenSaga, name: &TargetName) -> Outcome {
         let last = saga.plan.steps.iter().rev().find_map(|step| match step {
             Step::MoveTraffic { target } => Some(target),
@@ -42,7 +42,7 @@ impl Steps {
     async fn move_one(&self, saga: &OpenSaga, name: &TargetName) -> Outcome {
         let mut configured = self.world.traffic.iter();
         let Some(target) = configured.find(|target| target.name() == name) else {
-            // Whoever took it out of the configuration has decided about it.
+            // Removing it from the configuration was a decision about it.
             let why = format!("traffic target `{name}` is not configured any more");
             self.note("traffic-left", why.clone()).await?;
             return Ok(Fact::NotMoved { why });
@@ -60,11 +60,11 @@ impl Steps {
             return Ok(Fact::Moved { already: true });
         }
         let believed_until = self.not_fenced(&route.to).await?;
-        // The one guard, just before the wire, against what is true at that moment.
+        // The one check just before sending, against the state at that moment.
         let still = || {
             self.world.leadership.left()?;
             if self.clock.now() >= believed_until {
-                let text = format!("what the agent of `{}` said is too old by now", route.to);
+                let text = format!("the last report of the agent of `{}` is too old", route.to);
                 return Err(EffectError::Failed(text));
             }
             let active = self.journal.state().active;
@@ -76,8 +76,8 @@ impl Steps {
         self.read_back(target.as_ref(), &wanted).await
     }
 
-    /// Whether users may be sent to a site, by the fresh word of its agent: its right may have run
-    /// out since it was promoted. Until when that word is fresh.
+    /// Whether users may be sent to a site, by a recent report of its agent: its lease may have
+    /// expired since it was promoted. Returns until when that report counts.
     async fn not_fenced(&self, site: &SiteName) -> Result<MonoTime, EffectError> {
         let asked = self.clock.now();
         let limit = self.policy.detect.stale_after;
@@ -109,9 +109,9 @@ impl Steps {
         }
     }
 
-    /// Sees from outside that users get to the new site. A place that shows nothing is unknown,
-    /// not wrong: it may be lost with the old site. What does show something must agree, and of
-    /// each target, and of the front door, at least one place must.
+    /// Checks from outside that users reach the new site. A place that shows nothing is unknown,
+    /// not wrong: it may be lost with the old site. All that do answer must agree, and at least one
+    /// of each target, and of the front door, must answer.
     pub(super) async fn verify_outside(&self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
         let mut seen = Views::default();
         for step in &saga.plan.steps {
@@ -162,7 +162,7 @@ impl Steps {
     }
 }
 
-/// What the places outside showed.
+/// The results from the places outside.
 #[derive(Debug, Default)]
 struct Views {
     right: BTreeMap<String, String>,
@@ -171,7 +171,7 @@ struct Views {
 }
 
 impl Views {
-    /// Takes in what the places of one thing showed, each right or with what is said otherwise.
+    /// Adds the results of one thing's places, each correct or with what it says instead.
     fn take(
         &mut self,
         of: &str,

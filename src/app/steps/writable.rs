@@ -1,4 +1,4 @@
-//! Whether the new primary takes writes: seen by the controller itself, or by the agent beside it.
+//! Whether the new primary takes writes: seen by the controller itself, or reported by its agent.
 
 use super::{Outcome, Steps};
 use crate::app::control::Input;
@@ -11,11 +11,11 @@ use crate::engine::units::Epoch;
 use crate::ports::EffectError;
 
 impl Steps {
-    /// Sees the new primary take a write in its epoch. Where the controller itself is not let in,
-    /// does not get there, or is kept from its own rows, the agent stands for it: by its look,
-    /// which wrote and read back after the promotion, since it saw the epoch; or, where that is
-    /// kept out by the same cause (a password, a grant, a lock), by its word that it wrote the
-    /// epoch itself and read it back.
+    /// Checks that the new primary takes a write in its epoch. If the controller is not authorised,
+    /// cannot connect, or is blocked from its own rows, it relies on the agent: on the agent's
+    /// probe, which wrote and read back after the promotion, since it saw the epoch; or, if that is
+    /// kept out by the same cause (a password, a grant, a lock), on the agent's report that it
+    /// wrote the epoch itself and read it back.
     pub(super) async fn verify_writable(&self, saga: &OpenSaga) -> Outcome {
         let target = Target {
             site: saga.plan.route.to.clone(),
@@ -48,7 +48,7 @@ impl Steps {
         let what = match look.map(|facts| not_writable(facts, epoch)) {
             Some(None) => "was seen by its agent, not from here",
             Some(Some(_)) | None if agent.is_some_and(|agent| wrote(agent, epoch)) => {
-                "was done by its agent, which read it back; looks are kept out"
+                "was done by its agent, which read it back; probes are kept out"
             }
             Some(Some(why)) => {
                 return Err(EffectError::Failed(format!(
@@ -69,7 +69,7 @@ fn wrote(agent: &AgentFacts, epoch: Epoch) -> bool {
         && agent.database == LocalDatabase::Up
 }
 
-/// What is missing for a database to take writes in an epoch.
+/// What prevents a database from taking writes in an epoch.
 fn not_writable(facts: &DatabaseFacts, epoch: Epoch) -> Option<String> {
     if facts.role != Role::Primary {
         Some("it is a standby".to_owned())
@@ -78,7 +78,7 @@ fn not_writable(facts: &DatabaseFacts, epoch: Epoch) -> Option<String> {
     } else if let Some(names) = facts.waits_in_vain() {
         // Its users would hang, and our own writes do not show it (postgres.md P24).
         Some(format!(
-            "its commits wait for {names}, and nobody of that name streams"
+            "its commits wait for {names}, and nothing streams under that name"
         ))
     } else if facts.epoch != Some(epoch) {
         let row = facts.epoch;

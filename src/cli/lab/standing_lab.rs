@@ -1,4 +1,4 @@
-//! The lab that stands: how it is built and ended, and the process that keeps it.
+//! The lab that stays up: how it is built and ended, and the process that supervises it.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -21,13 +21,13 @@ use crate::lab::standing::{self, Ask, Standing};
 use crate::lab::supervisor::Supervisor;
 use crate::ports::Clock;
 
-/// How long the lab may take to stand, and to go.
+/// How long the lab may take to start, and to end.
 const UP_WITHIN: Duration = Duration::from_secs(90);
 
 pub(super) fn up(args: &UpArgs, output: &Output) -> anyhow::Result<Exit> {
     anyhow::ensure!(
         standing::find()?.is_none(),
-        "a lab stands already\n\nhint: `failover lab down` ends it"
+        "a lab is already running\n\nhint: `failover lab down` ends it"
     );
     let policy = policy_text(args.policy.as_ref())?;
     let dir = new_folder()?.keep();
@@ -52,7 +52,10 @@ pub(super) fn up(args: &UpArgs, output: &Output) -> anyhow::Result<Exit> {
     let runtime = runtime()?;
     loop {
         if let Some(standing) = standing::find()?.filter(|standing| standing.dir == dir) {
-            output.say(format!("the lab stands in `{}`", standing.dir.display()));
+            output.say(format!(
+                "the lab is running in `{}`",
+                standing.dir.display()
+            ));
             output.say("  failover status --watch\n  failover lab fault kill-site aws\n  failover promote shop --to gcp --dry-run\n  failover log show\n  failover lab heal\n  failover lab down");
             return Ok(Exit::Done);
         }
@@ -64,14 +67,14 @@ pub(super) fn up(args: &UpArgs, output: &Output) -> anyhow::Result<Exit> {
             let pid = Pid::from_child(&child);
             kill_process(pid, Signal::TERM)?;
             child.wait()?;
-            anyhow::bail!("the lab does not stand in time; see `{}`", dir.display());
+            anyhow::bail!("the lab did not start in time; see `{}`", dir.display());
         }
         runtime.block_on(SystemClock.sleep(Duration::from_millis(100)));
     }
 }
 
 fn found() -> anyhow::Result<Standing> {
-    standing::find()?.context("no lab stands\n\nhint: `failover lab up` builds one")
+    standing::find()?.context("no lab is running\n\nhint: `failover lab up` builds one")
 }
 
 pub(super) fn ask(what: &Ask, output: &Output) -> anyhow::Result<Exit> {
@@ -90,7 +93,7 @@ pub(super) fn down(output: &Output) -> anyhow::Result<Exit> {
     while standing::find()?.is_some() || lab.dir.exists() {
         anyhow::ensure!(
             SystemClock.now() < deadline,
-            "the lab does not end in time; see `{}`",
+            "the lab did not end in time; see `{}`",
             lab.dir.display()
         );
         runtime.block_on(SystemClock.sleep(Duration::from_millis(50)));
@@ -98,7 +101,7 @@ pub(super) fn down(output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Builds a lab in `dir`, keeps it, and does what it is asked, until it is told to end.
+/// Builds a lab in `dir`, supervises it and carries out requests, until it is told to end.
 pub(super) async fn supervise(dir: &Path, servers: &ServerArgs) -> anyhow::Result<()> {
     let kept = interruptible(Box::pin(keep(dir, servers))).await;
     let forgotten = standing::forget(dir);

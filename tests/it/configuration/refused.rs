@@ -59,7 +59,7 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
         (
             "first_active = \"aws\"",
             "first_active = \"azure\"",
-            "`azure`, which is none of `[sites]`",
+            "`azure`, which is not one of `[sites]`",
         ),
         (
             "10.2.0.10:7401",
@@ -186,7 +186,7 @@ fn a_broken_agent_file_is_refused_in_plain_words() {
             "site = \"aws\"",
             "`peer.site` is `aws`, which is this site",
         ),
-        ("port = 5432", "port = 0", "must lie between 1 and 65535"),
+        ("port = 5432", "port = 0", "must be between 1 and 65535"),
         (
             "listen_addresses = \"10.1.0.10\"",
             "listen_addresses = \"db1\"",
@@ -535,7 +535,7 @@ fn a_policy_that_does_not_fit_refuses_to_start() {
         (
             "quorum = 2",
             "quorum = 1",
-            "`detect.quorum` is the number 1: must lie between 2 and 8",
+            "`detect.quorum` is the number 1: must be between 2 and 8",
         ),
         (
             "verify = \"5m\"",

@@ -860,7 +860,7 @@ impl FrontDoor for Stage {
 /// Each controller here has this one life: reports reach it at once.
 pub(crate) const LIFE: u64 = 1;
 
-/// The life in a mark that came through the other agent.
+/// The life in a mark that came through the peer agent.
 pub(crate) const PASSED_ON: u64 = 2;
 
 async fn feed(stage: Arc<Stage>, handle: Handle) {

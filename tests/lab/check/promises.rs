@@ -20,7 +20,7 @@ fn it_names_a_second_stream_of_the_standbys_name_and_a_standby_of_another_name_o
             let [aws, gcp] = lab.layout.sites.clone();
             until_green(lab, "nothing is planted").await;
             let impostor = Impostor::begin(lab, "gcp");
-            let two = "2 streams bear the name `gcp`";
+            let two = "2 streams have the name `gcp`";
             until_named(lab, Code::RpoWindowOpen, Blocks, two).await;
             drop(impostor);
             until_green(lab, "the second stream is gone").await;

@@ -100,8 +100,8 @@ pub(super) fn sections() -> Vec<Section> {
     vec![
         Section {
             heading: "Asynchronous",
-            about: "The policy as it is: no commit waits for the standby. Where a disk is full, it is \
-                    a file system of 192 MiB that holds nothing but the database of A.",
+            about: "The policy as shipped: no commit waits for the standby. A full disk is a file \
+                    system of 192 MiB that holds only A's database.",
             base: "fast.toml",
             changes: &[],
             rows: [held(), held_one_way(), failed_over(), failed_over_one_way()].concat(),
@@ -109,12 +109,12 @@ pub(super) fn sections() -> Vec<Section> {
         Section {
             heading: "Zero-loss",
             about: "Every commit waits for the standby, and the RPO window is closed when the row \
-                    begins. Where the standby stalls and the controller is there, commits wait \
-                    until the log permits them to go on without it. That wait shows as a \
-                    write gap in the rows in which A and P are cut off from each other: held, it \
-                    ends with the permission; failed over, it begins with the cut, also for users \
-                    who still reach A. Such a failover loses nothing, and the old primary \
-                    acknowledges nothing, a thawed one included.",
+                    begins. If the standby stalls and the controller is reachable, commits wait \
+                    until the log permits them to go on without it. That wait shows as a write gap \
+                    in the rows that cut A and P off from each other: held, it ends with the \
+                    permission; failed over, it begins with the cut, also for users who still \
+                    reach A. Such a failover loses nothing, and the old primary acknowledges \
+                    nothing, not even one that was frozen and resumes.",
             base: "fast.toml",
             changes: &[
                 ("durability = \"async\"", "durability = \"sync\""),
@@ -127,7 +127,8 @@ pub(super) fn sections() -> Vec<Section> {
         },
         Section {
             heading: "Services that move",
-            about: "A service that fails beside a good database is moved, with the database.",
+            about: "A service that fails while its database is healthy is moved, with the \
+                database.",
             base: "fast.toml",
             changes: &[("api_failure = \"hold\"", "api_failure = \"failover\"")],
             rows: vec![row(
@@ -139,9 +140,9 @@ pub(super) fn sections() -> Vec<Section> {
         },
         Section {
             heading: "Zero-loss that blocks",
-            about: "Commits wait for the standby for as long as it takes. The two sites are cut off from \
-                    each other for 45 s; the times are those from the moment at which the line is \
-                    mended until a commit is acknowledged.",
+            about: "Commits wait for the standby for as long as it takes. The two sites are cut \
+                    off from each other for 45 s; times count from when the link is restored until \
+                    a commit is acknowledged.",
             base: "fast.toml",
             changes: &[
                 ("durability = \"async\"", "durability = \"sync\""),
@@ -155,15 +156,15 @@ pub(super) fn sections() -> Vec<Section> {
             )],
         },
         Section {
-            heading: "Rights that outlast the detection",
-            about: "What happens to the controller while it waits for the end of a right.",
+            heading: "Leases that outlast the detection",
+            about: "The controller fails while it waits for a lease to expire.",
             base: "fast.toml",
             changes: &[("lease_ttl = \"1s 500ms\"", "lease_ttl = \"6s\"")],
             rows: waited_for(),
         },
         Section {
             heading: "As it ships",
-            about: "The policy for production, which waits for long before it believes in a loss.",
+            about: "The policy for production, which waits longer before it considers a site lost.",
             base: "standard.toml",
             changes: &[("startup_grace = \"1m\"", "startup_grace = \"2s\"")],
             rows: vec![row(

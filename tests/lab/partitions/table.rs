@@ -150,25 +150,24 @@ pub(super) fn text(sections: &[Section], all: &[Vec<Vec<Measured>>]) -> String {
     let walks = counted(u64::try_from(walks).unwrap(), "time", "times");
     let mut text = format!(
         "# What happens in each partition\n\n\
-         Written by the test that walks these rows; here each was walked {walks}, the last on {day}: \
-         `make partitions`. Two sites, a neutral \
-         place and the users, each in a network namespace of its own, with real PostgreSQL, under \
-         the policy that a section names. One client follows the \
-         service's name, another keeps its sessions with the old primary for as long as they last; \
+         Written by the test that runs these rows, each {walks}, the last on {day}: `make \
+         partitions`. Two sites, a neutral place and the users, each in its own network namespace, \
+         with real PostgreSQL, under the policy named in each section. One client follows the \
+         service's name, another keeps its sessions with the old primary as long as they last; \
          both write 50 rows a second.\n\n\
          A is the active site, P the passive one, N the neutral place of the controller. `A→P` is \
          one direction: packets from A to P vanish, those from P to A arrive. `A–P` is both.\n\n\
          **Held**: no promotion within five times `fail_after`, and no acknowledged write lost. \
-         When all is mended, each returns to what it was without anybody's help.\n\n\
+         When the fault is healed, each returns to its previous state by itself.\n\n\
          **Failed over**: *declared* is the longest window that was declared before the promotion, \
-         in seconds. *Lost* are writes that were acknowledged and are not in the new primary; all \
-         of them must lie in that window. *Old after new* are writes that the old primary \
-         acknowledged although they were sent after the new one's first acknowledgement. A host \
-         that was frozen as a whole and thaws is the one exception, and only where commits do not \
-         wait for the standby: until its guard looks at the clock, what was on its way is still \
-         acknowledged. A walk that meets no such moment shows 0.\n\n\
+         in seconds. *Lost* are acknowledged writes that the new primary lacks; all of them must \
+         be within that window. *Old after new* are writes that the old primary acknowledged \
+         although they were sent after the new one's first acknowledgement. A host that was frozen \
+         as a whole and resumes is the one exception, and only if commits do not wait for the \
+         standby: until its guard checks the clock, writes in flight are still acknowledged. A run \
+         without such a moment shows 0.\n\n\
          The *write gap* is the longest time in which the client that follows the name got no \
-         acknowledgement. Of a time without \"median\" the worst is shown.\n"
+         acknowledgement. A time without \"median\" is the worst one.\n"
     );
     for (section, all) in sections.iter().zip(all) {
         text += &format!("\n## {}\n\n{}\n", section.heading, section.about);
