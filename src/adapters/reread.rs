@@ -132,7 +132,7 @@ impl CredentialBook {
         match stage {
             Stage::Warned if entered => tracing::warn!(owner, %until, "a certificate expires soon"),
             Stage::Urgent if entered => {
-                tracing::error!(owner, %until, "a certificate expires soon")
+                tracing::error!(owner, %until, "a certificate expires soon");
             }
             Stage::Over if entered => tracing::error!(owner, %until, "a certificate has expired"),
             Stage::Far | Stage::Warned | Stage::Urgent | Stage::Over => {}

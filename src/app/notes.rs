@@ -31,5 +31,5 @@ pub async fn read_notes(world: Arc<World>, clock: Arc<dyn Clock>, control: Handl
             }
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -179,7 +179,7 @@ async fn end_transactions(database: Option<&Database>, held: &str, deadline: Dea
         Ok(0) => {}
         Ok(ended) => tracing::warn!(ended, held, "ended transactions that replay waits for"),
         Err(error) => {
-            tracing::warn!(%error, held, "cannot end the transactions that replay waits for")
+            tracing::warn!(%error, held, "cannot end the transactions that replay waits for");
         }
     }
 }
