@@ -503,7 +503,7 @@ mod tests {
             (
                 "eight with a cause, and a last one that is late",
                 vec![cause(), cause(), late()],
-                "`ALTER SYSTEM` is not allowed; in the end: no answer in time",
+                "`ALTER SYSTEM` is not allowed; finally: no answer in time",
             ),
             (
                 "late ones first",
@@ -513,12 +513,12 @@ mod tests {
             (
                 "a connection that did not come about in the last milliseconds",
                 vec![cause(), Failed("no answer within 20 ms".to_owned())],
-                "`ALTER SYSTEM` is not allowed; in the end: no answer within 20 ms",
+                "`ALTER SYSTEM` is not allowed; finally: no answer within 20 ms",
             ),
             (
                 "a last one that nobody knows of",
                 vec![cause(), Unknown("connection lost".to_owned())],
-                "`ALTER SYSTEM` is not allowed; in the end: connection lost",
+                "`ALTER SYSTEM` is not allowed; finally: connection lost",
             ),
             (
                 "a clear no at the end",
