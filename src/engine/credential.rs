@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(
             texts,
             [
-                "certificate-urgent: 0s (limit 7days); that of aws.agent.shop ended at 2027-01-15T08:00:00.000Z, and 1 more within 30days",
+                "certificate-urgent: 0s (limit 7days); that of aws.agent.shop expired at 2027-01-15T08:00:00.000Z, and 1 more within 30days",
                 "secret-refused: the old one (limit the new one); x: y",
             ]
         );

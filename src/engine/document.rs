@@ -658,7 +658,7 @@ mod tests {
             ),
             (
                 "[detect]\nfail_aftr = \"30s\"",
-                "f.toml:1: `detect.fail_after` is missing: write it like `fail_after = \"30s\"`\nf.toml:2: `detect.fail_aftr` is not a key here, did you mean `fail_after`?",
+                "f.toml:1: `detect.fail_after` is missing: write it like `fail_after = \"30s\"`\nf.toml:2: unknown key `detect.fail_aftr`, did you mean `fail_after`?",
             ),
             (
                 "",
@@ -716,7 +716,7 @@ mod tests {
         );
         assert_eq!(
             read_shape("kind = \"disc\"\nradius = \"2\"\nside = \"3\"").unwrap_err(),
-            "f.toml:3: `side` is not a key here, did you mean `kind`?"
+            "f.toml:3: unknown key `side`, did you mean `kind`?"
         );
         let keys = describe(shape);
         let optional: Vec<_> = keys

@@ -514,7 +514,7 @@ mod tests {
         refused(say(2, &gcp(), &nobody, &none), "knows of epoch 3");
         refused(say(4, &gcp(), &nobody, &none), "nobody knows");
         let holds = [(gcp(), Epoch(3))].into();
-        refused(say(3, &aws(), &holds, &none), "holds the right");
+        refused(say(3, &aws(), &holds, &none), "holds the lease");
         assert_eq!(say(3, &gcp(), &holds, &none), Ok(()));
         let primary = [gcp()].into();
         refused(say(3, &aws(), &nobody, &primary), "is a primary");

@@ -303,7 +303,7 @@ const FILE_LIMIT: usize = 500;
 const FUNCTION_LIMIT: usize = 70;
 
 /// Files over the limit. A number may only fall; a file that is short enough leaves the list.
-const LONG_FILES: &[(&str, usize)] = &[("engine/document.rs", 630)];
+const LONG_FILES: &[(&str, usize)] = &[("engine/document.rs", 629)];
 
 /// Functions over the limit. A number may only fall; a function that is short enough leaves the
 /// list.

@@ -798,7 +798,7 @@ async fn an_order_counts_by_the_agents_own_mark_and_one_that_is_void_may_come_ag
         at: now.0,
     };
     for (mark, valid_for, why) in [
-        (another, minute, "an agent before this one"),
+        (another, minute, "this agent's predecessor"),
         (mark(now.minus(minute)), minute, "under way for too long"),
         (mark(now), Duration::ZERO, "under way for too long"),
         (mark(now.plus(minute)), minute, "not made yet"),

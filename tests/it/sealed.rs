@@ -171,7 +171,7 @@ async fn a_relay_can_neither_invent_a_fence_nor_show_an_old_one() {
         let Err(EffectError::Unknown(why)) = answer else {
             panic!("{answer:?}");
         };
-        assert!(why.contains("not the word of the agent at `aws`"), "{why}");
+        assert!(why.contains("not signed by the agent at `aws`"), "{why}");
     }
     assert!(lies.lock().unwrap().is_empty(), "each lie was told");
 }

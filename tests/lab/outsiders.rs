@@ -228,7 +228,7 @@ async fn a_reader_looks_and_an_operator_commands_each_in_their_own_group() {
     let _running = house.start().await;
     house.until("it has decided", |_| true).await;
     let shown = ["status", "log"];
-    let changes = "may look and change nothing: ask an operator of `shop`";
+    let changes = "can only read: ask an operator of `shop`";
     let elsewhere = "is for another group, and this is the controller of `shop`";
     let nobody = "is not an operator: use an operator's certificate";
     // Whose certificate, what it may, and what it is told otherwise.

@@ -139,7 +139,7 @@ impl Terminal {
             "`failover {words}` ends with {code:?}: {shown}"
         );
         assert_ne!(code, Some(i32::from(Exit::Broken.code())), "{words}");
-        for sign in ["panicked", "a mistake in failover"] {
+        for sign in ["panicked", "a bug in failover"] {
             assert!(!shown.contains(sign), "`failover {words}`: {shown}");
         }
         shown

@@ -79,7 +79,7 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
         (
             "database_ca = ",
             "# database_ca = ",
-            "`sites.aws.database` leads to another host in plain text: name `sites.aws.database_ca`",
+            "`sites.aws.database` connects to another host in plain text: set `sites.aws.database_ca`",
         ),
         (
             "host=10.1.0.10 port=5432 dbname=app user=failover\"\npassword_file = \"db.password\"\ndatabase_ca = ",
@@ -119,7 +119,7 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
         (
             "[[traffic]]",
             "[[observers]]\nname = \"a\"\n[[observers]]\nname = \"b\"\n[[observers]]\nname = \"c\"\n[[observers]]\nname = \"d\"\n[[observers]]\nname = \"e\"\n[[observers]]\nname = \"f\"\n[[observers]]\nname = \"g\"\n\n[[traffic]]",
-            "`[[observers]]` has 7: at most 6 are of use",
+            "`[[observers]]` has 7: at most 6 are allowed",
         ),
         (
             "kind = \"rfc2136\"",
@@ -129,7 +129,7 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
         (
             "kind = \"rfc2136\"",
             "kind = \"rfc2136\"\nzone_id = \"Z0\"",
-            "`traffic[].zone_id` is not a key here",
+            "unknown key `traffic[].zone_id`",
         ),
         (
             "zone = \"example.com.\"",
@@ -159,7 +159,7 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
         (
             "anchors",
             "anchor",
-            "`controller.anchor` is not a key here, did you mean `anchors`?",
+            "unknown key `controller.anchor`, did you mean `anchors`?",
         ),
     ] {
         let answer = controller_says(from, to);
@@ -225,13 +225,13 @@ fn a_broken_agent_file_is_refused_in_plain_words() {
         (
             "sslmode=verify-full ",
             "sslmode=prefer ",
-            "does not insist on TLS",
+            "does not require TLS",
         ),
-        ("sslmode=verify-full ", "", "does not insist on TLS"),
+        ("sslmode=verify-full ", "", "does not require TLS"),
         (
             "database_ca = ",
             "# database_ca = ",
-            "`peer.database` leads to another host in plain text",
+            "`peer.database` connects to another host in plain text",
         ),
         (
             "primary_conninfo = \"host=10.2.0.10 port=5432 user=replicator passfile=/var/lib/postgresql/replicator.pgpass sslmode=verify-full",
@@ -293,7 +293,7 @@ fn a_broken_observer_file_is_refused_in_plain_words() {
         (
             "[observer]",
             "[orders]\nkey = \"orders.key\"\n[observer]",
-            "`orders` is not a key here",
+            "unknown key `orders`",
         ),
     ] {
         assert!(text.contains(from), "{from}");

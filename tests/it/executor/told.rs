@@ -60,7 +60,7 @@ fn the_last_error_that_is_not_our_own_deadline_is_told() {
             let _running = after_quiet(&stage, database_dies).await;
             stage.end_of_plan().await;
             let why = why(&stage, &step);
-            let told = "`ALTER SYSTEM` is not allowed; in the end: no answer in time";
+            let told = "`ALTER SYSTEM` is not allowed; finally: no answer in time";
             assert!(why.contains(told), "{call}: {why}");
         });
     }
@@ -76,7 +76,7 @@ fn an_undo_tells_its_cause_and_not_that_its_time_is_over() {
         let _running = after_quiet(&stage, database_dies).await;
         stage.end_of_plan().await;
         let why = why(&stage, &Step::Sever);
-        let told = "`ALTER SYSTEM` is not allowed; in the end: no answer in time";
+        let told = "`ALTER SYSTEM` is not allowed; finally: no answer in time";
         assert!(why.contains(told), "{why}");
     });
 }

@@ -207,7 +207,7 @@ async fn an_authority_that_is_removed_too_early_is_kept_until_nobody_needs_it() 
 
     // Ours first: then we would turn ourselves away.
     agent.authorities(&[&new_ca]);
-    refused(&material, "is not good by the authorities").await;
+    refused(&material, "is not trusted by the authorities").await;
     // Ours is new, the controller's is not.
     agent.pair(&new.issue(AGENT, CENTURY));
     let said = "`controller.failover.internal` would be turned away";
