@@ -11,9 +11,10 @@ use super::journal::{Journal, JournalError};
 use super::leadership::Leadership;
 use super::steps::Steps;
 use crate::engine::chain::Body;
+use crate::engine::plan::Role;
 use crate::engine::policy::Policy;
 use crate::engine::saga::{Ending, Next, OpenSaga};
-use crate::engine::step::{Event, Fact, Kind, Step};
+use crate::engine::step::{Event, Fact, Step, Undo};
 use crate::engine::topology::Topology;
 use crate::engine::units::MonoTime;
 use crate::ports::{Agents, Clock, EffectError, FrontDoor, LastError, Probe, Traffic};
@@ -104,6 +105,12 @@ enum Attempt {
     Unknown(String),
 }
 
+/// A step of a plan, and what becomes of it when it fails.
+fn part(saga: &OpenSaga, index: usize) -> Option<(&Step, Role)> {
+    let step = saga.plan.steps.get(index)?;
+    Some((step, saga.plan.role(step)?))
+}
+
 impl Executor {
     /// An executor that has not started.
     pub fn new(
@@ -141,7 +148,7 @@ impl Executor {
             }
             match saga.next() {
                 Next::Run { index, check_first } => self.step(&saga, index, check_first).await?,
-                Next::Undo { index } => self.undo(&saga, index).await?,
+                Next::Undo { index, undo } => self.undo(&saga, index, undo).await?,
                 Next::End(ending) => self.end(&saga, ending).await?,
                 Next::Wait => return Ok(()),
             }
@@ -180,27 +187,29 @@ impl Executor {
         index: usize,
         check_first: bool,
     ) -> Result<(), JournalError> {
-        let Some(step) = saga.plan.steps.get(index) else {
+        let Some((step, role)) = part(saga, index) else {
             return Ok(());
         };
         self.moment(step, Moment::BeforeStarted);
         self.write(saga, index, Event::Started).await?;
         self.moment(step, Moment::AfterStarted);
         let deadline = self.clock.now().plus(step.limit(&self.policy.steps));
-        let attempt = self.attempt(saga, step, check_first, deadline).await;
+        let attempt = self
+            .attempt(saga, (step, role), check_first, deadline)
+            .await;
         self.moment(step, Moment::AfterEffect);
-        match (attempt, step.kind()) {
+        match (attempt, role) {
             (Attempt::Done(fact), _) => self.write(saga, index, Event::Done { fact }).await?,
-            // Before the pivot everything can be undone, even what may have happened only in part.
-            (Attempt::Failed(why) | Attempt::Unknown(why), Kind::Check | Kind::Undoable)
-            | (Attempt::Failed(why), Kind::Pivot) => {
+            // Before the pivot everything can be taken back, also what may have happened in part.
+            (Attempt::Failed(why) | Attempt::Unknown(why), Role::Before(_))
+            | (Attempt::Failed(why), Role::Pivot) => {
                 if self.steps.log_is_behind().await {
                     return Ok(());
                 }
                 self.write(saga, index, Event::Failed { why }).await?;
             }
-            (Attempt::Unknown(why), Kind::Pivot)
-            | (Attempt::Failed(why) | Attempt::Unknown(why), Kind::Forward) => {
+            (Attempt::Unknown(why), Role::Pivot)
+            | (Attempt::Failed(why) | Attempt::Unknown(why), Role::After(_)) => {
                 let why = format!("{step}: {why}");
                 self.write(saga, index, Event::Stuck { why: why.clone() })
                     .await?;
@@ -217,7 +226,7 @@ impl Executor {
     async fn attempt(
         &mut self,
         saga: &OpenSaga,
-        step: &Step,
+        (step, role): (&Step, Role),
         check_first: bool,
         deadline: MonoTime,
     ) -> Attempt {
@@ -247,8 +256,8 @@ impl Executor {
             let over = self.clock.now() >= deadline;
             last.note(&error, over);
             match error {
-                EffectError::Refused(_) if step.kind() != Kind::Forward => {
-                    return self.failed(saga, step, last.tell(), doubt).await;
+                EffectError::Refused(_) if !matches!(role, Role::After(_)) => {
+                    return self.failed(saga, (step, role), last.tell(), doubt).await;
                 }
                 EffectError::Unknown(_) | EffectError::Late(_) if over => {
                     return Attempt::Unknown(last.tell());
@@ -256,7 +265,7 @@ impl Executor {
                 EffectError::Failed(_) | EffectError::Refused(_) | EffectError::Conflict(_)
                     if over =>
                 {
-                    return self.failed(saga, step, last.tell(), doubt).await;
+                    return self.failed(saga, (step, role), last.tell(), doubt).await;
                 }
                 EffectError::Unknown(_) | EffectError::Late(_) => (check, doubt) = (true, true),
                 EffectError::Failed(_) | EffectError::Refused(_) | EffectError::Conflict(_) => {}
@@ -267,10 +276,16 @@ impl Executor {
         }
     }
 
-    /// A step failed. For the pivot this holds only once no earlier attempt can still succeed: the
-    /// undo then lets the other site take writes.
-    async fn failed(&self, saga: &OpenSaga, step: &Step, why: String, doubt: bool) -> Attempt {
-        if step.kind() != Kind::Pivot || !doubt {
+    /// A step failed. The pivot only once no earlier attempt can still succeed: what is taken back
+    /// then lets the other site take writes.
+    async fn failed(
+        &self,
+        saga: &OpenSaga,
+        (step, role): (&Step, Role),
+        why: String,
+        doubt: bool,
+    ) -> Attempt {
+        if role != Role::Pivot || !doubt {
             return Attempt::Failed(why);
         }
         let deadline = self.clock.now().plus(LAST_WORD);
@@ -294,7 +309,12 @@ impl Executor {
         }
     }
 
-    async fn undo(&mut self, saga: &OpenSaga, index: usize) -> Result<(), JournalError> {
+    async fn undo(
+        &mut self,
+        saga: &OpenSaga,
+        index: usize,
+        undo: Undo,
+    ) -> Result<(), JournalError> {
         let Some(step) = saga.plan.steps.get(index) else {
             return Ok(());
         };
@@ -303,7 +323,7 @@ impl Executor {
         let mut pause = FIRST_PAUSE;
         let mut last = LastError::default();
         loop {
-            let error = match self.steps.undo(saga, step, deadline).await {
+            let error = match self.steps.undo(saga, undo, deadline).await {
                 Ok(()) => return self.write(saga, index, Event::Undone).await,
                 Err(error) => error,
             };

@@ -13,7 +13,7 @@ use crate::engine::lease::{FenceProof, LastRight, waited_out_at};
 use crate::engine::policy::Policy;
 use crate::engine::reason::Code;
 use crate::engine::saga::OpenSaga;
-use crate::engine::step::{Fact, Step};
+use crate::engine::step::{Fact, Step, Undo};
 use crate::engine::topology::{SiteName, Topology};
 use crate::engine::units::MonoTime;
 use crate::ports::{Clock, EffectError, LastError, Way};
@@ -131,45 +131,26 @@ impl Steps {
     pub async fn undo(
         &mut self,
         saga: &OpenSaga,
-        step: &Step,
+        undo: Undo,
         deadline: MonoTime,
     ) -> Result<(), EffectError> {
         let route = &saga.plan.route;
-        match step {
-            Step::StartWorkloads => {
-                self.simple(saga, &route.to, What::StopWorkloads, deadline)
-                    .await?;
+        let (site, what) = match undo {
+            Undo::StopWorkloads => (&route.to, What::StopWorkloads),
+            Undo::Reconnect => (&route.to, What::Reconnect),
+            // The right itself is its own since the plan failed.
+            Undo::Unfence => (&route.from, What::Unfence),
+        };
+        let undone = self.simple(saga, site, what, deadline).await;
+        match (undone, undo) {
+            // An agent that cannot be reached hears from its next report that the right is its own
+            // in the new epoch, and lifts its fence itself.
+            (Err(error), Undo::Unfence) => {
+                let text = format!("site `{site}` was not told that its fence is lifted: {error}");
+                self.note("unfence-later", text).await
             }
-            Step::Sever => {
-                self.simple(saga, &route.to, What::Reconnect, deadline)
-                    .await?;
-            }
-            Step::Fence => {
-                // The lease itself has been its own since the plan failed.
-                let undone = self
-                    .simple(saga, &route.from, What::Unfence, deadline)
-                    .await;
-                // An unreachable agent learns with its next report that the lease is its own in the
-                // new epoch, and lifts its fence itself.
-                if let Err(error) = undone {
-                    let text = format!(
-                        "site `{}` was not told that its fence is lifted: {error}",
-                        route.from
-                    );
-                    self.note("unfence-later", text).await?;
-                }
-            }
-            Step::Recheck
-            | Step::RaiseEpoch
-            | Step::Freeze
-            | Step::Promote
-            | Step::VerifyWritable
-            | Step::AwaitWorkloads
-            | Step::MoveTraffic { .. }
-            | Step::VerifyOutside
-            | Step::Settle => {}
+            (undone, _) => undone.map(drop),
         }
-        Ok(())
     }
 
     async fn note(&self, code: &str, text: String) -> Result<(), EffectError> {

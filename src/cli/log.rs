@@ -147,8 +147,9 @@ pub fn one_line(entry: &Entry) -> String {
         Body::Plan { plan } => {
             let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
             format!(
-                "plan {} from {} to {}, epoch {}: {}",
+                "plan {}, a {} from {} to {}, epoch {}: {}",
                 entry.seq,
+                plan.kind,
                 plan.route.from,
                 plan.route.to,
                 plan.route.epoch,

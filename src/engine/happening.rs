@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::Command;
 use super::instance::InstanceChange;
-use super::plan::Plan;
+use super::plan::{Misshapen, Plan};
 use super::step::{Event, IllegalTransition};
 use super::synchrony::WindowChange;
 use super::units::{Epoch, WallTime, as_millis, millis};
@@ -94,6 +94,9 @@ pub enum SagaError {
     /// There is one recovery at a time (invariants.md I8).
     #[error("plan {0} is opened while plan {1} is open")]
     SecondPlan(u64, u64),
+    /// A plan that cannot be walked.
+    #[error("plan {0} is none that can be walked: {1}")]
+    Misshapen(u64, Misshapen),
     /// An entry about a plan that is not open.
     #[error("it is about plan {0}, which is not open")]
     NoSuchPlan(u64),

@@ -10,8 +10,8 @@ use serde::Serialize;
 pub use super::command::Command;
 pub use super::happening::{Ending, Happening, Moment, SagaError};
 use super::instance::Instance;
-use super::plan::Plan;
-use super::step::{Event, Fact, Kind, Step, StepState};
+use super::plan::{Plan, Role};
+use super::step::{Event, Fact, Step, StepState, Undo};
 use super::synchrony::{RpoWindow, WindowChange};
 use super::topology::{SiteName, Topology};
 use super::units::{Bytes, Epoch, WallTime};
@@ -98,6 +98,8 @@ pub enum Next {
     Undo {
         /// The step's index.
         index: usize,
+        /// How.
+        undo: Undo,
     },
     /// Record how the plan ended.
     End(Ending),
@@ -221,6 +223,8 @@ impl GroupState {
         if plan.route.epoch != self.epoch.next() {
             return Err(SagaError::EpochGap(plan.route.epoch, self.epoch));
         }
+        plan.check()
+            .map_err(|cause| SagaError::Misshapen(id, cause))?;
         let states = plan.steps.iter().map(|_| StepState::Pending).collect();
         self.open = Some(OpenSaga {
             id,
@@ -263,7 +267,8 @@ impl GroupState {
             .get(index)
             .ok_or(SagaError::NoSuchStep(index))?;
         let (epoch, to) = (saga.plan.route.epoch, saga.plan.route.to.clone());
-        if let (Event::Failed { why }, false) = (event, step.kind() == Kind::Forward) {
+        let gives_up = matches!(saga.plan.role(step), Some(Role::Before(_) | Role::Pivot));
+        if let (Event::Failed { why }, true) = (event, gives_up) {
             saga.broken = Some(format!("{step}: {why}"));
         }
         match (step, event) {
@@ -285,8 +290,9 @@ impl GroupState {
         match ending {
             Ending::Stuck { why } => saga.stuck = Some(why.clone()),
             Ending::Done => {
+                let disarms = saga.plan.kind.disarms();
                 self.open = None;
-                self.disarmed = true;
+                self.disarmed |= disarms;
                 self.last_plan = Some(at.clone());
             }
             Ending::Undone { .. } => {
@@ -323,13 +329,11 @@ impl OpenSaga {
     /// Whether the pivot was begun: then the plan only goes forward, unless the pivot certainly did
     /// not happen.
     pub fn past_pivot(&self) -> bool {
-        self.steps().any(|(_, step, state)| {
-            step.kind() == Kind::Pivot
-                && matches!(
-                    state,
-                    StepState::Started | StepState::Done { .. } | StepState::Stuck { .. }
-                )
-        })
+        let pivot = self.states.get(self.plan.pivot());
+        matches!(
+            pivot,
+            Some(StepState::Started | StepState::Done { .. } | StepState::Stuck { .. })
+        )
     }
 
     /// The site that gets its lease back, if the plan can go no further and is not past its pivot:
@@ -352,15 +356,18 @@ impl OpenSaga {
     }
 
     fn next_back(&self, why: &str) -> Next {
-        let left = self.steps().rev().find(|(_, step, state)| {
-            step.kind() == Kind::Undoable
-                && !matches!(
-                    state,
-                    StepState::Pending | StepState::Undone | StepState::Left { .. }
-                )
+        let mut left = self.steps().rev().filter(|(_, _, state)| {
+            !matches!(
+                state,
+                StepState::Pending | StepState::Undone | StepState::Left { .. }
+            )
         });
-        match left {
-            Some((index, ..)) => Next::Undo { index },
+        let undo = left.find_map(|(index, step, _)| match self.plan.role(step) {
+            Some(Role::Before(Some(undo))) => Some(Next::Undo { index, undo }),
+            Some(Role::Before(None) | Role::Pivot | Role::After(_)) | None => None,
+        });
+        match undo {
+            Some(undo) => undo,
             None => Next::End(Ending::Undone {
                 why: why.to_owned(),
             }),
@@ -399,7 +406,14 @@ impl OpenSaga {
         })
     }
 
-    /// The largest loss that this plan may declare: what the operator accepted, or the policy's
+    /// Whether it is proven that the old primary accepts no write (invariants.md I2).
+    pub fn is_fenced(&self) -> bool {
+        let done = |state: &StepState| matches!(state, StepState::Done { .. });
+        let mut steps = self.steps();
+        steps.any(|(_, step, state)| step.proves_fence() && done(state))
+    }
+
+    /// The largest loss that this plan may declare: what the person accepted, or the policy's
     /// limit.
     pub fn loss_limit(&self, policy: Bytes) -> Bytes {
         let request = self.plan.request.as_ref();
@@ -413,7 +427,9 @@ impl OpenSaga {
 mod tests {
     use super::super::instance::InstanceChange;
     use super::super::lease::LastRight;
+    use super::super::plan::Misshapen;
     use super::super::situation::samples::{aws, gcp, healthy};
+    use super::super::step::Reversal;
     use super::super::units::MonoTime;
     use super::*;
 
@@ -516,6 +532,14 @@ mod tests {
     const FENCE: usize = 4;
     const PROMOTE: usize = 6;
 
+    /// A step is taken back, in the way that its kind is.
+    fn back(index: usize) -> Next {
+        match plan().steps[index].reversal() {
+            Reversal::By(undo) => Next::Undo { index, undo },
+            Reversal::Needless | Reversal::Impossible => panic!("step {index} has no undo"),
+        }
+    }
+
     #[test]
     fn steps_run_in_order_to_the_end() {
         let mut log = Log::opened();
@@ -566,9 +590,9 @@ mod tests {
         log.event(FENCE, &Event::Started)
             .event(FENCE, &Event::Failed { why: "no".into() });
         for index in [4, 3, 2] {
-            assert_eq!(log.next(), Next::Undo { index });
+            assert_eq!(log.next(), back(index));
             log.event(index, &Event::UndoStarted);
-            assert_eq!(log.next(), Next::Undo { index }, "also after a crash");
+            assert_eq!(log.next(), back(index), "also after a crash");
             log.event(index, &Event::Undone);
         }
         assert_eq!(
@@ -615,7 +639,7 @@ mod tests {
         log.event(FENCE, &Event::Started)
             .event(FENCE, &Event::Failed { why: "no".into() });
         for index in [4, 3, 2] {
-            assert_eq!(log.next(), Next::Undo { index });
+            assert_eq!(log.next(), back(index));
             log.event(index, &Event::UndoStarted)
                 .event(index, &Event::Left { why: "x".into() });
         }
@@ -683,7 +707,7 @@ mod tests {
         }
         log.event(PROMOTE, &Event::Started)
             .event(PROMOTE, &Event::Failed { why: "no".into() });
-        assert_eq!(log.next(), Next::Undo { index: FENCE });
+        assert_eq!(log.next(), back(FENCE));
     }
 
     #[test]
@@ -724,6 +748,17 @@ mod tests {
         let mut log = Log::opened();
         let second = log.0.apply(9, &at(0), &Happening::Planned(&plan()));
         assert_eq!(second, Err(SagaError::SecondPlan(9, 7)));
+    }
+
+    #[test]
+    fn a_plan_that_cannot_be_walked_is_none() {
+        let mut state = GroupState::new(&topology());
+        let before = state.clone();
+        let mut crooked = plan();
+        crooked.steps.remove(FENCE);
+        let opened = state.apply(7, &at(0), &Happening::Planned(&crooked));
+        assert_eq!(opened, Err(SagaError::Misshapen(7, Misshapen::Unfenced)));
+        assert_eq!(state, before);
     }
 
     #[test]

@@ -12,68 +12,85 @@ use super::text::{WORD_LIMIT, clip, clip_to};
 use super::topology::{SiteName, TargetName};
 use super::units::{Bytes, Epoch, Lsn, Timeline, WallTime, millis};
 
-/// What a step does.
+/// What a step does. Whether it is the pivot of a plan, and what becomes of it when it fails, follows
+/// from where it stands in the plan: `plan.rs`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "step")]
 pub enum Step {
-    /// Checks every gate again, with fresh evidence. No undo: it changes nothing.
+    /// Checks every gate again, with fresh evidence.
     Recheck,
-    /// Raises the epoch: no site can acquire the write lease until the pivot. No undo: an epoch
-    /// only grows; undoing the plan gives the old site the lease in the new epoch.
+    /// Raises the epoch: nobody is granted the right to write until the pivot.
     RaiseEpoch,
-    /// Starts the workloads at the new site without waiting. Undo: they are stopped again.
+    /// Starts the workloads at the new site without waiting.
     StartWorkloads,
-    /// Cuts the standby off from the old primary's WAL and tells the old primary that it is
-    /// superseded. Undo: the standby is reconnected.
+    /// Cuts the standby from the old primary's WAL and tells the old primary that it is
+    /// superseded.
     Sever,
-    /// Makes certain that the old primary accepts no write. Undo: it may start again.
+    /// Makes certain that the old primary accepts no write.
     Fence,
-    /// Declares the window that may be lost, and checks it against the limits. No undo: it changes
-    /// nothing.
+    /// Declares the window that may be lost, and holds it against the limits.
     Freeze,
-    /// Makes the standby primary. The pivot: from here the plan only goes forward.
+    /// Makes the standby primary.
     Promote,
-    /// Writes to the new primary and reads the write back. Retried.
+    /// Sees the new primary take a write and reads it back.
     VerifyWritable,
-    /// Waits until the workloads answer. Retried.
+    /// Waits until the workloads answer.
     AwaitWorkloads,
-    /// Moves one traffic target. Retried.
+    /// Moves one traffic target.
     MoveTraffic {
         /// The traffic target.
         target: TargetName,
     },
-    /// Checks the result from outside. Retried.
+    /// Sees the result from outside.
     VerifyOutside,
-    /// Disarms automation, and records what is left to do. Retried.
+    /// Disarms automation, and puts down what is left to do.
     Settle,
 }
 
-/// Whether a step can be undone or repeated.
+/// How a step that was begun is taken back when its plan is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Changes nothing outside: nothing to undo.
-    Check,
-    /// Has an undo.
-    Undoable,
-    /// The step after which the plan only goes forward.
-    Pivot,
-    /// After the pivot: repeated until it succeeds or its deadline passes.
-    Forward,
+pub enum Reversal {
+    /// It need not be.
+    Needless,
+    /// By this.
+    By(Undo),
+    /// It cannot be.
+    Impossible,
+}
+
+/// What takes a step back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undo {
+    /// The workloads of the new site are stopped again.
+    StopWorkloads,
+    /// The standby is connected to the old primary again.
+    Reconnect,
+    /// The old primary may start again.
+    Unfence,
 }
 
 impl Step {
-    /// Whether it can be undone or repeated.
-    pub fn kind(&self) -> Kind {
+    /// How it is taken back.
+    pub fn reversal(&self) -> Reversal {
         match self {
-            Step::Recheck | Step::RaiseEpoch | Step::Freeze => Kind::Check,
-            Step::StartWorkloads | Step::Sever | Step::Fence => Kind::Undoable,
-            Step::Promote => Kind::Pivot,
-            Step::VerifyWritable
+            // They change nothing outside; and an epoch only grows: who gives the plan up gives the
+            // right in the new epoch back to the old site.
+            Step::Recheck
+            | Step::RaiseEpoch
+            | Step::Freeze
+            | Step::VerifyWritable
             | Step::AwaitWorkloads
-            | Step::MoveTraffic { .. }
-            | Step::VerifyOutside
-            | Step::Settle => Kind::Forward,
+            | Step::VerifyOutside => Reversal::Needless,
+            Step::StartWorkloads => Reversal::By(Undo::StopWorkloads),
+            Step::Sever => Reversal::By(Undo::Reconnect),
+            Step::Fence => Reversal::By(Undo::Unfence),
+            Step::Promote | Step::MoveTraffic { .. } | Step::Settle => Reversal::Impossible,
         }
+    }
+
+    /// Whether it proves that the old primary accepts no write.
+    pub fn proves_fence(&self) -> bool {
+        *self == Step::Fence
     }
 
     /// How long it may take before it has failed (before the pivot) or is stuck (after it).

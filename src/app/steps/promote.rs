@@ -2,7 +2,7 @@
 
 use super::{Outcome, Steps, unexpected};
 use crate::engine::saga::OpenSaga;
-use crate::engine::step::{Fact, Step};
+use crate::engine::step::Fact;
 use crate::engine::units::MonoTime;
 use crate::ports::{EffectError, Way};
 use crate::wire::{Came, What};
@@ -10,7 +10,7 @@ use crate::wire::{Came, What};
 impl Steps {
     pub(super) async fn promote(&self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
         let to = &saga.plan.route.to;
-        if saga.fact(&Step::Fence).is_none() {
+        if !saga.is_fenced() {
             return Err(EffectError::Refused(
                 "the old primary is not fenced".to_owned(),
             ));

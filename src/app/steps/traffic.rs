@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{Outcome, SHORT_ORDER, Steps};
 use crate::app::control::Input;
 use crate::engine::answer::{Answer, guard_answer};
+use crate::engine::plan::{Retry, Role};
 use crate::engine::saga::OpenSaga;
 use crate::engine::step::{Fact, Step};
 use crate::engine::topology::{SiteName, TargetName};
@@ -15,23 +16,12 @@ impl Steps {
     /// Moves a target. An unreachable one, perhaps lost with the old site, does not delay the
     /// others: it comes last.
     pub(super) async fn move_traffic(&self, saga: &OpenSaga, name: &TargetName) -> Outcome {
-        let last = saga.plan.steps.iter().rev().find_map(|step| match step {
-            Step::MoveTraffic { target } => Some(target),
-            Step::Recheck
-            | Step::RaiseEpoch
-            | Step::StartWorkloads
-            | Step::Sever
-            | Step::Fence
-            | Step::Freeze
-            | Step::Promote
-            | Step::VerifyWritable
-            | Step::AwaitWorkloads
-            | Step::VerifyOutside
-            | Step::Settle => None,
-        });
-        let others_wait = last != Some(name);
+        let step = Step::MoveTraffic {
+            target: name.clone(),
+        };
+        let others_first = saga.plan.role(&step) == Some(Role::After(Retry::OthersFirst));
         match self.move_one(saga, name).await {
-            Err(EffectError::Failed(why) | EffectError::Late(why)) if others_wait => {
+            Err(EffectError::Failed(why) | EffectError::Late(why)) if others_first => {
                 self.note("traffic-later", why.clone()).await?;
                 Ok(Fact::NotMoved { why })
             }
