@@ -464,7 +464,7 @@ impl Brain {
             };
             (kind, self.detector.health(&target, now, detect))
         });
-        let fresh = |moment: &MonoTime| now.since(*moment) <= detect.stale_after;
+        let fresh = |moment: &MonoTime| now.since(*moment) <= detect.reached_for();
         SiteFacts {
             health: health.into(),
             reached: self.reached.get(site).is_some_and(fresh),

@@ -63,6 +63,17 @@ pub struct Detect {
     pub quorum: u32,
 }
 
+impl Detect {
+    /// For how long an answer shows that a site is reached: the next look may be lost, and the one after
+    /// it has its time. Evidence goes stale later, and a plan must not be opened by an answer from before
+    /// the fault.
+    pub fn reached_for(&self) -> Duration {
+        let looks = self.probe_every.saturating_mul(2);
+        let limit = looks.saturating_add(self.probe_timeout);
+        limit.min(self.stale_after)
+    }
+}
+
 /// The write lease (invariants.md I1). The same values apply to the controller, both agents and
 /// their guards: each grant carries them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
