@@ -12,7 +12,7 @@ use crate::engine::instance::Instance;
 use crate::engine::lease::Refusal;
 use crate::engine::observation::{Finding, Observation};
 use crate::engine::policy::LeaseTimers;
-use crate::engine::readiness::{self, Check, CheckState};
+use crate::engine::readiness::{self, Check};
 use crate::engine::saga::{GroupState, OpenSaga};
 use crate::engine::situation::{AgentFacts, Situation};
 use crate::engine::synchrony::RpoWindow;
@@ -316,7 +316,7 @@ impl Readiness {
             group: situation.group.clone(),
             active: situation.active.clone(),
             passive: situation.passive.clone(),
-            ready: readiness::worst(&checks) != CheckState::Blocks,
+            ready: readiness::obstacles(&status.decision).is_empty(),
             checks,
         }
     }

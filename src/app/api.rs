@@ -20,7 +20,7 @@ use crate::adapters::files;
 use crate::adapters::tls::{Identity, OperatorRole, PeerIdentity};
 use crate::engine::detector::State as Health;
 use crate::engine::rate::{Budgets, Rate};
-use crate::engine::readiness::{CheckState, checks};
+use crate::engine::readiness::{self, checks};
 use crate::engine::situation::{ObserverFacts, Situation};
 use crate::engine::text::{harmless, typed};
 use crate::engine::topology::{GroupName, ObserverName};
@@ -352,11 +352,10 @@ async fn ready(State(api): State<Api>) -> Result<String, Problem> {
     }
 }
 
-/// The blocking checks, as text.
+/// What blocks, in words.
 pub fn obstacles(status: &Status) -> Vec<String> {
-    let all = checks(&status.decision);
-    let blocking = all.iter().filter(|check| check.state == CheckState::Blocks);
-    blocking.map(|check| check.reason.to_string()).collect()
+    let blocking = readiness::obstacles(&status.decision).into_iter();
+    blocking.map(|reason| reason.to_string()).collect()
 }
 
 /// The age of each observer's report. Omitted if there was none: an alert on a missing series

@@ -4,40 +4,40 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::engine::arrival::Arrivals;
 use crate::engine::chain::Recent;
 use crate::engine::claims::Claims;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::detector::Detector;
+use crate::engine::from_log::{automation_of, book_of, gives_back, recorded_loss};
 use crate::engine::instance::Instance;
 use crate::engine::lease::{LastRight, LeaseBook, can_wait_out};
+use crate::engine::loss::LossEvidence;
 use crate::engine::observation::{
     DatabaseFacts, Facts, Finding, Observation, PositionHistory, PositionSample,
 };
 use crate::engine::policy::Policy;
 use crate::engine::rehearsal::{Found, Rehearsals};
 use crate::engine::replay::ReplayWatch;
+use crate::engine::replication::Replication;
 use crate::engine::saga::{GroupState, Moment};
 use crate::engine::situation::{
-    Aged, AgentFacts, ControllerFacts, ObserverFacts, OpenPlan, Replication, Request,
-    SecondInstance, SiteFacts, Situation,
+    AgentFacts, ControllerFacts, ObserverFacts, OpenPlan, Request, SecondInstance, SiteFacts,
+    Situation,
 };
 use crate::engine::skew::Skew;
-use crate::engine::step::DeclaredLoss;
-use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::{
     ObserverName, Role, SiteName, Target, TargetKind, Topology, Vantage,
 };
-use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
+use crate::engine::units::{Aged, Epoch, Lsn, MonoTime, WallTime};
 use crate::engine::waits::Waits;
 use crate::engine::witness::{Log, Testimony};
 
-mod from_log;
 mod instances;
 mod marks;
 mod reports;
 mod witnesses;
 
-use self::from_log::{automation_of, book_of};
 use self::marks::Marks;
 use self::witnesses::Said;
 
@@ -56,7 +56,7 @@ pub struct Brain {
     /// The site that the position readings are about.
     readings_of: SiteName,
     readings: PositionHistory,
-    standby: Option<StandbyReading>,
+    arrivals: Arrivals,
     replay: ReplayWatch,
     waits: Waits,
     claims: Claims,
@@ -85,14 +85,6 @@ pub struct Brain {
     rehearsals: Rehearsals,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct StandbyReading {
-    read: MonoTime,
-    position: Lsn,
-    heartbeat: u64,
-    advanced: MonoTime,
-}
-
 impl Brain {
     /// A brain that takes over at `now`: it knows only the log. `life` is a number that no other
     /// run of a controller has.
@@ -111,7 +103,7 @@ impl Brain {
             book: book_of(group, now),
             readings_of: group.active.clone(),
             readings: PositionHistory::default(),
-            standby: None,
+            arrivals: Arrivals::default(),
             replay: ReplayWatch::default(),
             waits: Waits::default(),
             claims: Claims::default(),
@@ -207,13 +199,7 @@ impl Brain {
     fn take(&mut self, observation: &Observation, way: Duration) {
         self.detector.observe(observation, &self.policy.detect);
         let site = &observation.target.site;
-        let answered = match &observation.finding {
-            Finding::Good(Facts::Database(_) | Facts::Api) => true,
-            // Its report arrived here; nothing shows that ours arrives there.
-            Finding::Good(Facts::Agent) => false,
-            Finding::Bad(failure) => failure.came_from_database(),
-        };
-        if answered && observation.vantage == Vantage::Controller {
+        if observation.finding.is_answer() && observation.vantage == Vantage::Controller {
             self.reached.insert(site.clone(), observation.ended);
         }
         if let Finding::Good(Facts::Database(database)) = &observation.finding {
@@ -262,52 +248,24 @@ impl Brain {
                 // Its longest possible transit: it must not look later than it is.
                 let since = observation.began.minus(way);
                 self.claims.said(since, facts.position);
-                self.standby_read(observation.began, facts);
+                self.arrivals.seen(observation.began, facts);
+                self.replay.seen(observation.began, facts);
             }
             Role::Primary | Role::Standby => {}
         }
     }
 
-    fn standby_read(&mut self, read: MonoTime, facts: &DatabaseFacts) {
-        // Rows that could not be read are ignored: otherwise they would later seem to have
-        // advanced.
-        let before = self.standby.map_or(0, |last| last.heartbeat);
-        let heartbeat = facts
-            .heartbeat
-            .as_ref()
-            .map_or(before, |heartbeat| heartbeat.sequence);
-        let position = facts.position;
-        let advanced = match self.standby {
-            // The first reading says nothing about advancing: it may have been unchanged for hours.
-            // But it may also have just arrived, so the primary gets the benefit of the doubt.
-            None => read,
-            Some(last) if position > last.position || heartbeat > last.heartbeat => read,
-            Some(last) => last.advanced,
-        };
-        self.standby = Some(StandbyReading {
-            read,
-            position,
-            heartbeat,
-            advanced,
-        });
-        self.replay.seen(read, facts);
-    }
-
-    /// Applies what follows from the log by itself: a plan that failed before its pivot, or was
-    /// undone, gives the lease back, and readings of the old primary are worthless under a new one.
+    /// What follows from the log without anybody saying so: a right is given back, and readings of the
+    /// old primary are worth nothing under a new one.
     pub fn follow(&mut self, group: &GroupState) {
-        let back = match &group.open {
-            None => Some(&group.active).filter(|_| self.book.holder.is_none()),
-            Some(saga) => saga.gives_back_to(),
-        };
-        if let Some(site) = back.filter(|site| self.book.holder.as_ref() != Some(*site)) {
-            tracing::warn!(%site, epoch = self.book.epoch.0, "the lease is given back");
+        if let Some(site) = gives_back(group, &self.book) {
+            tracing::warn!(%site, epoch = self.book.epoch.0, "the right is given back");
             self.book.pass_to(site.clone());
         }
         if self.readings_of != group.active {
             self.readings_of = group.active.clone();
             self.readings.clear();
-            self.standby = None;
+            self.arrivals = Arrivals::default();
             self.replay = ReplayWatch::default();
             self.waits = Waits::default();
             self.claims = Claims::default();
@@ -330,51 +288,25 @@ impl Brain {
         self.book.last_right()
     }
 
-    /// What would be lost if the standby, cut off, is at `position` (invariants.md I5). If the
-    /// active side never reported its position to this process, the plan's record is used.
-    pub fn declare(
+    /// What bears on the loss if the standby, cut off, stands at `position` (invariants.md I5).
+    pub fn loss_evidence(
         &self,
         position: Lsn,
         group: &GroupState,
         now: MonoTime,
         wall: WallTime,
-    ) -> DeclaredLoss {
-        // What another stream with its name confirmed, and it does not have, is lost all the same.
-        let replaced = group.replaced.is_some();
-        if !replaced && group.window == RpoWindow::Closed && self.claims.covered_by(position) {
-            return DeclaredLoss {
-                from_lsn: position,
-                from: Some(wall),
-                until: wall,
-                window: Some(Duration::ZERO),
-                estimate: Some(Bytes(0)),
-                knowledge: Some(Duration::ZERO),
-                nothing: true,
-            };
-        }
+    ) -> LossEvidence {
         let standby = Some((now, position));
-        let known = Replication::at(now, &self.readings, standby, None);
-        let recorded = group.open.as_ref();
-        let recorded_bytes = recorded.and_then(|saga| saga.plan.loss.bytes);
-        let recorded_window = recorded.and_then(|saga| {
-            let opened = &saga.opened;
-            let before = opened.wall.since(saga.plan.known_at);
-            let since = opened.ago(&self.moment(now, wall)).saturating_add(before);
-            Some(saga.plan.loss.window?.saturating_add(since))
-        });
-        let window = known.covered.filter(|_| !replaced).or(recorded_window);
-        DeclaredLoss {
-            from_lsn: position,
-            from: window.map(|window| wall.minus(window)),
-            until: wall,
-            window,
-            estimate: known
-                .confirmed
-                .filter(|_| !replaced)
-                .and_then(|_| known.loss_estimate())
-                .or(recorded_bytes),
-            knowledge: known.primary.map(|primary| primary.age),
-            nothing: false,
+        LossEvidence {
+            at: wall,
+            position,
+            window: group.window,
+            claimed: self.claims.highest(),
+            replication: Replication {
+                replaced: group.replaced.is_some(),
+                ..Replication::at(now, &self.readings, standby, None)
+            },
+            recorded: recorded_loss(group, &self.moment(now, wall)),
         }
     }
 
@@ -396,8 +328,8 @@ impl Brain {
             (site, facts)
         });
         let sites = sites.collect();
-        let standby = self.standby.map(|standby| (standby.read, standby.position));
-        let advanced = self.standby.map(|standby| standby.advanced);
+        let (standby, advanced) = (self.arrivals.last(), self.arrivals.advanced());
+        let moment = self.moment(now, wall);
         let planned = group
             .open
             .as_ref()
@@ -413,12 +345,14 @@ impl Brain {
                 anchors_reached: self.anchors.0,
                 anchors: self.anchors.1,
             },
-            automation: automation_of(group, &self.moment(now, wall)),
+            automation: automation_of(group, &moment),
             plan: group.open.as_ref().map(|saga| OpenPlan {
                 id: saga.id,
                 to: saga.plan.route.to.clone(),
                 stuck: saga.stuck.is_some(),
                 walking,
+                rechecking: false,
+                recorded: recorded_loss(group, &moment),
             }),
             sites,
             observers: self.observers_at(now),

@@ -13,8 +13,9 @@ use super::rehearser::Rehearser;
 use crate::engine::answer::Answer;
 use crate::engine::chain::Body;
 use crate::engine::credential::CredentialFacts;
-use crate::engine::decision::{Decision, Verdict, decide};
+use crate::engine::decision::{Decision, Signature, Verdict, decide};
 use crate::engine::lease::LastRight;
+use crate::engine::loss::LossEvidence;
 use crate::engine::observation::Observation;
 use crate::engine::plan::Plan;
 use crate::engine::rate::Budget;
@@ -23,7 +24,6 @@ use crate::engine::reason::Code;
 use crate::engine::rehearsal::Found;
 use crate::engine::saga::{Command, GroupState};
 use crate::engine::situation::{LogBehind, LogStopped, Request, Situation};
-use crate::engine::step::DeclaredLoss;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use crate::ports::Clock;
@@ -78,12 +78,9 @@ pub enum Input {
         Duration,
         oneshot::Sender<Option<(Postmark, Duration)>>,
     ),
-    /// From the executor: what may be lost if the standby is at this position?
-    Declare(Lsn, oneshot::Sender<DeclaredLoss>),
+    /// The executor: what bears on the loss if the standby stands here?
+    Evidence(Lsn, oneshot::Sender<LossEvidence>),
 }
-
-/// Verdict and codes of a decision: it is logged when they change.
-type Signature = (Verdict, Vec<(Code, Option<SiteName>)>);
 
 /// The control loop.
 #[derive(Debug)]
@@ -232,10 +229,11 @@ impl Control {
                 let until = self.brain.order_until(&site, within, now);
                 answer.send(until).unwrap_or_default();
             }
-            Input::Declare(position, answer) => {
+            Input::Evidence(position, answer) => {
                 let group = self.journal.state();
                 let wall = self.clock.wall();
-                drop(answer.send(self.brain.declare(position, &group, now, wall)));
+                let evidence = self.brain.loss_evidence(position, &group, now, wall);
+                drop(answer.send(evidence));
             }
         }
         Ok(())
@@ -272,11 +270,7 @@ impl Control {
         if !self.desk.is_free(self.clock.now()) || self.rearm(&situation) {
             return Ok(());
         }
-        let codes = decision
-            .reasons
-            .iter()
-            .map(|reason| (reason.code, reason.site.clone()));
-        let signature = (decision.verdict.clone(), codes.collect());
+        let signature = decision.signature();
         let changed = self.logged.as_ref() != Some(&signature);
         let told = changed && self.may_log(&decision, &signature);
         if told {
@@ -288,8 +282,8 @@ impl Control {
         }
         match decision.verdict {
             Verdict::FailOver { .. } => {
-                let plan = ("controller", self.plan(&situation, known_at));
-                self.write(vec![plan], Then::Walk);
+                let plan = Box::new(self.plan(&situation, known_at));
+                self.write(vec![("controller", Body::Plan { plan })], Then::Walk);
             }
             Verdict::Resume { plan } => {
                 tracing::info!(plan_id = plan, "plan resumed");
@@ -316,14 +310,10 @@ impl Control {
         rearms
     }
 
-    /// The plan that follows from a decision.
-    fn plan(&self, situation: &Situation, known_at: WallTime) -> Body {
+    /// The plan by which the passive site becomes active.
+    fn plan(&self, situation: &Situation, known_at: WallTime) -> Plan {
         let last = self.brain.last_right();
-        let plan = Plan::failover(situation, self.brain.topology(), &last, known_at);
-        tracing::info!(to = %plan.route.to, epoch = plan.route.epoch.0, "a plan is opened");
-        Body::Plan {
-            plan: Box::new(plan),
-        }
+        Plan::failover(situation, self.brain.topology(), &last, known_at)
     }
 
     fn start_executor(&mut self) {

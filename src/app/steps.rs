@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::control::{Ended, Handle, Input};
 use super::executor::World;
 use super::journal::Journal;
-use crate::engine::decision::{Verdict, decide};
-use crate::engine::gate::LossEstimate;
-use crate::engine::lease::{FenceProof, LastRight, waited_out_at};
+use crate::engine::chain::Body;
+use crate::engine::decision::decide;
+use crate::engine::fencing::{vouched_for, waited_out_at};
+use crate::engine::lease::{FenceProof, LastRight};
 use crate::engine::policy::Policy;
-use crate::engine::reason::Code;
 use crate::engine::saga::OpenSaga;
 use crate::engine::step::{Fact, Step, Undo};
 use crate::engine::topology::{SiteName, Topology};
@@ -237,42 +237,26 @@ impl Steps {
         self.control.ask(Input::Behind).await.unwrap_or(true)
     }
 
-    /// Decides again. A plan that continues after a restart uses its own record of what can no
-    /// longer be seen.
+    /// Decides once more, as though the plan were not open, and writes down on what.
     async fn recheck(&self, saga: &OpenSaga) -> Outcome {
         let request = saga.plan.request.clone();
-        let mut situation = self
-            .control
-            .ask(|answer| Input::Look(request, answer))
-            .await?;
-        situation.plan = None;
-        let mut decision = decide(&situation, &self.policy);
-        let known = LossEstimate::of(&situation);
-        let unknown = known.bytes.is_none() || known.window.is_none();
-        if unknown && saga.plan.loss.bytes.is_some() {
-            decision
-                .gates
-                .retain(|gate| gate.reason.code != Code::LossUnknown);
-            decision
-                .reasons
-                .retain(|reason| reason.code != Code::LossUnknown);
+        let look = |answer| Input::Look(request, answer);
+        let mut situation = self.control.ask(look).await?;
+        if let Some(plan) = &mut situation.plan {
+            plan.rechecking = true;
         }
-        let closed = decision.gates.iter().find(|gate| !gate.open);
-        let wanted = match (&decision.verdict, closed) {
-            (Verdict::FailOver { to }, _) => *to == saga.plan.route.to,
-            // All gates are open except the ignored one: the trigger comes last.
-            (Verdict::Hold, None) => decision
-                .reasons
-                .iter()
-                .any(|reason| is_trigger(reason.code)),
-            (_, _) => false,
-        };
-        if wanted {
-            Ok(Fact::Done)
-        } else {
+        let decision = decide(&situation, &self.policy);
+        if decision.verdict != saga.plan.verdict() {
             let why: Vec<String> = decision.reasons.iter().map(ToString::to_string).collect();
-            Err(EffectError::Failed(why.join("; ")))
+            return Err(EffectError::Failed(why.join("; ")));
         }
+        let body = Body::Decision {
+            decision: Box::new(decision),
+            situation: Box::new(situation),
+        };
+        let written = self.journal.append("controller", body).await;
+        written.map_err(|error| EffectError::Failed(error.to_string()))?;
+        Ok(Fact::Done)
     }
 
     async fn sever(&mut self, saga: &OpenSaga, deadline: MonoTime) -> Outcome {
@@ -325,7 +309,7 @@ impl Steps {
             biased;
             proof = told => proof,
             proof = self.wait_out(saga, severed, &last) => proof,
-            proof = self.override_fence(saga) => proof,
+            proof = self.vouched_for(saga) => proof,
             () = self.clock.sleep(self.clock.now().until(deadline)) => {
                 let [direct, relayed] = heard.each_ref().map(told_of);
                 return Err(EffectError::Refused(format!(
@@ -372,11 +356,10 @@ impl Steps {
     /// Waits until the old primary's lease has certainly expired and its guard has fenced
     /// (invariants.md F3). Never returns if waiting proves nothing.
     async fn wait_out(&self, saga: &OpenSaga, severed: Severed, last: &LastRight) -> FenceProof {
-        // The plan's finding may have changed until the epoch was raised.
-        if !saga.plan.can_wait_out || last.alive == Some(false) {
-            std::future::pending::<()>().await;
-        }
-        let until = waited_out_at(&self.policy.lease, severed.vouched, last.granted);
+        let until = waited_out_at(saga, &self.policy.lease, severed.vouched, last);
+        let Some(until) = until else {
+            return std::future::pending().await;
+        };
         loop {
             let now = self.clock.now();
             if now >= until {
@@ -390,21 +373,13 @@ impl Steps {
         }
     }
 
-    /// A named operator asserts it, once the agent had its chance to confirm (invariants.md F4).
-    async fn override_fence(&self, saga: &OpenSaga) -> FenceProof {
-        let request = saga
-            .plan
-            .request
-            .as_ref()
-            .filter(|request| request.override_fence);
-        let Some(request) = request else {
+    /// A named person vouches, once the agent had its chance to confirm (invariants.md F4).
+    async fn vouched_for(&self, saga: &OpenSaga) -> FenceProof {
+        let Some((after, proof)) = vouched_for(saga, &self.policy.lease) else {
             return std::future::pending().await;
         };
-        self.clock.sleep(self.policy.lease.fence_and_margin()).await;
-        FenceProof::Override {
-            operator: request.operator.clone(),
-            reason: request.reason.clone(),
-        }
+        self.clock.sleep(after).await;
+        proof
     }
 
     async fn freeze(&self, saga: &OpenSaga) -> Outcome {
@@ -414,18 +389,14 @@ impl Steps {
             ));
         };
         let position = *position;
-        let loss = self
-            .control
-            .ask(|answer| Input::Declare(position, answer))
-            .await?;
-        let limit = saga.loss_limit(self.policy.data.max_loss);
-        if let Some(estimate) = loss.estimate.filter(|estimate| *estimate > limit) {
-            return Err(EffectError::Refused(format!(
-                "{}: {estimate} (limit {limit}) would be lost",
-                Code::LossOverLimit
-            )));
+        let asked = |answer| Input::Evidence(position, answer);
+        let evidence = self.control.ask(asked).await?;
+        let loss = evidence.declare();
+        if let Some(over) = loss.over(saga.loss_limit(self.policy.data.max_loss)) {
+            return Err(EffectError::Refused(over.to_string()));
         }
-        Ok(Fact::Declared { loss })
+        let evidence = Some(Box::new(evidence));
+        Ok(Fact::Declared { loss, evidence })
     }
 }
 
@@ -437,16 +408,6 @@ fn note(heard: &Mutex<LastError>, error: &EffectError) {
 fn told_of(heard: &Mutex<LastError>) -> String {
     let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
     heard.tell()
-}
-
-fn is_trigger(code: Code) -> bool {
-    [
-        Code::ActiveSiteFailed,
-        Code::ActiveDatabaseDown,
-        Code::ActiveApiFailed,
-        Code::OperatorRequest,
-    ]
-    .contains(&code)
 }
 
 fn unexpected(came: &Came) -> EffectError {

@@ -11,8 +11,9 @@ use super::exit::Exit;
 use super::output::{Mood, Output, said};
 use crate::adapters::files;
 use crate::engine::chain::{Body, Digest, Entry, read_line};
+use crate::engine::loss::DeclaredLoss;
 use crate::engine::saga::{Command, Ending};
-use crate::engine::step::{DeclaredLoss, Event, Fact};
+use crate::engine::step::{Event, Fact};
 use crate::engine::text::harmless;
 use crate::wire::LogPart;
 
@@ -271,7 +272,7 @@ pub fn fact_line(fact: &Fact) -> String {
         } => {
             format!(": asserted by {operator}: {reason} (F4)")
         }
-        Fact::Declared { loss } => loss_line(loss),
+        Fact::Declared { loss, .. } => loss_line(loss),
         Fact::Promoted {
             timeline,
             position,

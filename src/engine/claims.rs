@@ -56,10 +56,9 @@ impl Claims {
         self.contradicted
     }
 
-    /// Whether a standby at `position` has everything that was confirmed under its name.
-    pub fn covered_by(&self, position: Lsn) -> bool {
-        self.contradicted.is_none_or(|it| it.claimed <= position)
-            && self.highest.is_none_or(|highest| highest <= position)
+    /// How much was confirmed under the standby's name; `None`: nothing.
+    pub fn highest(&self) -> Option<Lsn> {
+        self.highest
     }
 }
 
@@ -76,11 +75,11 @@ mod tests {
     #[test]
     fn a_later_word_of_the_standby_contradicts_and_an_earlier_one_does_not() {
         let mut claims = Claims::default();
-        assert!(claims.covered_by(Lsn(0)), "nothing was confirmed");
+        assert_eq!(claims.highest(), None, "nothing was confirmed");
         claims.claimed(at(1), Lsn(100));
         claims.said(at(0), Lsn(50));
         assert_eq!(claims.contradicted(), None, "it may have come since");
-        assert!(!claims.covered_by(Lsn(50)));
+        assert_eq!(claims.highest(), Some(Lsn(100)));
         claims.said(at(2), Lsn(100));
         claims.claimed(at(3), Lsn(300));
         claims.claimed(at(5), Lsn(500));
@@ -90,7 +89,7 @@ mod tests {
             had: Lsn(100),
         };
         assert_eq!(claims.contradicted(), Some(contradiction));
-        assert!(!claims.covered_by(Lsn(499)) && claims.covered_by(Lsn(500)));
+        assert_eq!(claims.highest(), Some(Lsn(500)));
         claims.said(at(6), Lsn(500));
         assert_eq!(claims.contradicted(), None);
     }

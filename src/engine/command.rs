@@ -1,11 +1,13 @@
 //! Operators' commands, as the decision log stores them.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::instance::Instance;
 use super::situation::Request;
 use super::topology::SiteName;
-use super::units::{Epoch, WallTime};
+use super::units::{Epoch, WallTime, as_millis};
 
 /// An operator's command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,4 +55,35 @@ pub enum Command {
         /// The operator's reason.
         reason: String,
     },
+}
+
+/// The longest that a person may stop automation for.
+const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
+
+impl Command {
+    /// That automation stops from `now` on, unless that is for too long.
+    pub fn hold(reason: String, lasting: Duration, now: WallTime) -> Result<Self, String> {
+        if lasting > LONGEST_HOLD {
+            return Err("a hold lasts 7 days at most, so that none is forgotten".to_owned());
+        }
+        let until = WallTime(now.0.saturating_add(as_millis(lasting)));
+        Ok(Command::Hold { reason, until })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_has_an_end_within_a_week() {
+        let hold = |days: u64| {
+            let lasting = Duration::from_secs(days * 86_400);
+            Command::hold("upgrade".into(), lasting, WallTime(5))
+        };
+        let until = WallTime(5 + 7 * 86_400_000);
+        let reason = "upgrade".into();
+        assert_eq!(hold(7), Ok(Command::Hold { reason, until }));
+        assert!(hold(8).unwrap_err().contains("7 days at most"));
+    }
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::credential;
 use super::detector::{State, Vote, VoteKind};
-use super::gate::{self, Gate, LossEstimate};
+use super::gate::{self, Gate};
+use super::loss::LossEstimate;
 use super::policy::{ApiFailure, Durability, Policy};
 use super::primaries;
 use super::provenance;
@@ -60,6 +61,16 @@ impl fmt::Display for Verdict {
     }
 }
 
+impl Verdict {
+    /// Whether something is done by it. Otherwise everything stays as it is.
+    pub fn acts(&self) -> bool {
+        match self {
+            Verdict::FailOver { .. } | Verdict::SwitchOver { .. } | Verdict::Resume { .. } => true,
+            Verdict::Hold | Verdict::Prepare | Verdict::Escalate => false,
+        }
+    }
+}
+
 /// The answer of the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
@@ -77,6 +88,19 @@ pub struct Decision {
     pub broken_promises: Vec<Reason>,
 }
 
+/// What of a decision must change for it to be written down again: what was measured does all the
+/// time.
+pub type Signature = (Verdict, Vec<(Code, Option<SiteName>)>);
+
+impl Decision {
+    /// Its verdict and the codes of its reasons.
+    pub fn signature(&self) -> Signature {
+        let codes = self.reasons.iter();
+        let codes = codes.map(|reason| (reason.code, reason.site.clone()));
+        (self.verdict.clone(), codes.collect())
+    }
+}
+
 /// Decides. Pure: the same situation under the same policy always leads to the same decision.
 pub fn decide(situation: &Situation, policy: &Policy) -> Decision {
     let gates = gate::failover_gates(situation, policy);
@@ -90,7 +114,7 @@ pub fn decide(situation: &Situation, policy: &Policy) -> Decision {
         verdict,
         reasons,
         gates,
-        loss: LossEstimate::of(situation),
+        loss: situation.loss(),
         broken_promises: window_open(situation, policy).into_iter().collect(),
     }
 }
@@ -104,7 +128,7 @@ fn beside(situation: &Situation, policy: &Policy) -> Vec<Reason> {
         reasons.push(reason.at(&situation.active));
     }
     reasons.extend(provenance::stopped(log));
-    reasons.extend(gate::replaced(situation).filter(|_| situation.plan.is_none()));
+    reasons.extend(gate::replaced(situation).filter(|_| situation.plan_under_way().is_none()));
     reasons
 }
 
@@ -112,7 +136,7 @@ fn judge(situation: &Situation, policy: &Policy, gates: &[Gate]) -> (Verdict, Ve
     if let Some(behind) = &situation.log.behind {
         return (Verdict::Escalate, vec![provenance::behind_by(behind)]);
     }
-    if let Some(plan) = &situation.plan {
+    if let Some(plan) = situation.plan_under_way() {
         let word = format!("plan {} to {}", plan.id, plan.to);
         return if plan.stuck {
             (
@@ -439,6 +463,7 @@ fn well(situation: &Situation, policy: &Policy) -> Trigger {
 
 #[cfg(test)]
 mod tests {
+    use super::super::loss::RecordedLoss;
     use super::super::observation::ReplayPause;
     use super::super::policy::Policy;
     use super::super::situation::samples::{aws, gcp, healthy, seconds};
@@ -494,6 +519,27 @@ mod tests {
             to: gcp(),
             stuck,
             walking,
+            rechecking: false,
+            recorded: None,
+        }
+    }
+
+    /// A plan whose first step judges anew, and what it recorded as lost.
+    fn rechecked(recorded: Option<RecordedLoss>) -> OpenPlan {
+        OpenPlan {
+            rechecking: true,
+            recorded,
+            ..plan(false, true)
+        }
+    }
+
+    fn recorded(ago: u64) -> RecordedLoss {
+        RecordedLoss {
+            loss: LossEstimate {
+                bytes: Some(Bytes(7000)),
+                window: Some(seconds(2)),
+            },
+            ago: seconds(ago),
         }
     }
 
@@ -501,6 +547,7 @@ mod tests {
     fn the_table() {
         use Code::*;
         let lost = || healthy().active_lost();
+        let unseen = || lost().change(|all| all.replication.primary = None);
         let dead = |since| database_dead(healthy(), seconds(since));
         let vote = |count: usize| {
             let from = [Vantage::Controller, Vantage::Agent(gcp())];
@@ -622,6 +669,14 @@ mod tests {
             ("a plan is open and walked", lost().change(|all| all.plan = Some(plan(false, true))), Verdict::Hold, &[PlanOpen]),
             ("a plan is open and nobody walks it",
                 healthy().change(|all| all.plan = Some(plan(false, false))), Verdict::Resume { plan: 12 }, &[PlanOpen]),
+            ("its first step judges anew", lost().change(|all| all.plan = Some(rechecked(None))), fail_over(), &[ActiveSiteFailed]),
+            ("its first step finds all well", healthy().change(|all| all.plan = Some(rechecked(None))), Verdict::Hold, &[Healthy]),
+            ("what it recorded stands for what nobody says any more",
+                unseen().change(|all| all.plan = Some(rechecked(Some(recorded(20))))), fail_over(), &[ActiveSiteFailed]),
+            ("what it recorded was long ago",
+                unseen().change(|all| all.plan = Some(rechecked(Some(recorded(3600))))), Verdict::Hold, &[LossWindowOverLimit, ActiveSiteFailed]),
+            ("it recorded nothing, and nobody says any more",
+                unseen().change(|all| all.plan = Some(rechecked(None))), Verdict::Hold, &[LossUnknown, ActiveSiteFailed]),
             ("a plan is stuck", lost().change(|all| all.plan = Some(plan(true, false))), Verdict::Escalate, &[PlanStuck]),
             ("two primaries",
                 lost().with_site(aws(), |site| site.database.as_mut().unwrap().age = seconds(0))

@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 pub use super::clocks::clock_skew;
 pub use super::condition::Gate;
 use super::condition::{at_most_a_day, gate};
@@ -17,7 +15,6 @@ use super::situation::{AgentFacts, LocalDatabase, Situation};
 use super::skew::LIMIT;
 use super::standby::{promotable, replay_gate, sever_gate};
 use super::topology::TargetKind;
-use super::units::Bytes;
 use super::vantages;
 
 /// Every gate between the current situation and a failover to the passive site.
@@ -232,7 +229,7 @@ fn api_alone_failed(situation: &Situation) -> bool {
 }
 
 fn no_open_plan(situation: &Situation) -> Gate {
-    match &situation.plan {
+    match situation.plan_under_way() {
         None => gate(true, Reason::word(Code::PlanOpen, "none", "none")),
         Some(plan) => {
             let code = if plan.stuck {
@@ -324,7 +321,7 @@ fn loss_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
         .as_ref()
         .and_then(|request| request.accept_data_loss);
     let limit = accepted.unwrap_or(policy.data.max_loss);
-    let loss = LossEstimate::of(situation);
+    let loss = situation.loss();
     let (Some(estimate), Some(covered)) = (loss.bytes, loss.window) else {
         // An operator who names an amount accepts that nothing better is known.
         let reason = Reason::word(Code::LossUnknown, "unknown", "known").at(&situation.passive);
@@ -432,38 +429,5 @@ pub(super) fn database_recovers(situation: &Situation, policy: &Policy) -> Optio
             (within && works).then_some(*since)
         }
         LocalDatabase::Up | LocalDatabase::Waiting { .. } | LocalDatabase::Down { .. } => None,
-    }
-}
-
-/// What a failover would lose, for plan and report: from which position, since when, how much.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LossEstimate {
-    /// An estimate in bytes of WAL; `None` if the active side never reported its position.
-    pub bytes: Option<Bytes>,
-    /// How long ago the window begins: what was acknowledged earlier is safe.
-    #[serde(rename = "window_ms", with = "super::units::millis::option")]
-    pub window: Option<Duration>,
-}
-
-impl LossEstimate {
-    /// What a promotion now would lose.
-    pub fn of(situation: &Situation) -> Self {
-        let contradicted = situation.replication.contradicted;
-        if situation.replication.replaced {
-            return Self {
-                bytes: None,
-                window: None,
-            };
-        }
-        if situation.window.is_closed() && contradicted.is_none() {
-            return Self {
-                bytes: Some(Bytes(0)),
-                window: Some(Duration::ZERO),
-            };
-        }
-        Self {
-            bytes: situation.replication.loss_estimate().max(contradicted),
-            window: situation.replication.covered,
-        }
     }
 }

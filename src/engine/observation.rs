@@ -41,8 +41,18 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// The result with all texts bounded: whoever probes, or receives others' observations, calls
-    /// this first.
+    /// Whether what was looked at answered itself, so that the way there and back is open. That an
+    /// agent reported does not show it: nothing of ours got there.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Finding::Good(Facts::Database(_) | Facts::Api) => true,
+            Finding::Good(Facts::Agent) => false,
+            Finding::Bad(failure) => failure.came_from_database(),
+        }
+    }
+
+    /// The same within the limits of what is kept: whoever looks, or takes in what others saw, calls
+    /// this first of all.
     #[must_use]
     pub fn clipped(mut self) -> Self {
         match &mut self {

@@ -7,7 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::gate::LossEstimate;
+use super::decision::Verdict;
+use super::loss::LossEstimate;
 use super::situation::Request;
 use super::step::{Reversal, Route, Step, Undo};
 use super::units::WallTime;
@@ -112,6 +113,14 @@ pub enum Misshapen {
 }
 
 impl Plan {
+    /// The verdict that leads to such a plan.
+    pub fn verdict(&self) -> Verdict {
+        let to = self.route.to.clone();
+        match self.kind {
+            PlanKind::Failover => Verdict::FailOver { to },
+        }
+    }
+
     /// The index of the pivot, the first step that cannot be taken back; the number of steps where
     /// there is none.
     pub fn pivot(&self) -> usize {

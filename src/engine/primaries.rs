@@ -8,8 +8,9 @@ use super::detector::{State, VoteKind};
 use super::document::human;
 use super::policy::Policy;
 use super::reason::{Code, Reason};
-use super::situation::{Aged, AgentFacts, LocalDatabase, SiteFacts, Situation};
+use super::situation::{AgentFacts, LocalDatabase, SiteFacts, Situation};
 use super::topology::{Role, TargetKind};
+use super::units::Aged;
 
 /// The reason to alert an operator: both databases take writes, and the engine must not choose.
 ///

@@ -98,7 +98,15 @@ pub fn checks(decision: &Decision) -> Vec<Check> {
     all
 }
 
-/// The worst result of all checks.
+/// What blocks, of a decision that nobody asked for: nothing where a failover would go through, and
+/// as the policy promises.
+pub fn obstacles(decision: &Decision) -> Vec<Reason> {
+    let blocking = checks(decision).into_iter();
+    let blocking = blocking.filter(|check| check.state == CheckState::Blocks);
+    blocking.map(|check| check.reason).collect()
+}
+
+/// The worst that any check says.
 pub fn worst(checks: &[Check]) -> CheckState {
     let states = checks.iter().map(|check| check.state);
     states.max().unwrap_or(CheckState::Ok)

@@ -146,7 +146,15 @@ impl GroupState {
         }
     }
 
-    /// From this entry on this instance of a site counts.
+    /// The plan that a person who asks for this site to become active wants tried again: it leads
+    /// there, and is stuck.
+    pub fn stuck_on_the_way_to(&self, to: &SiteName) -> Option<u64> {
+        let stuck = self.open.as_ref().filter(|saga| saga.stuck.is_some());
+        let there = stuck.filter(|saga| saga.plan.route.to == *to);
+        there.map(|saga| saga.id)
+    }
+
+    /// From this entry on an instance of a site counts.
     fn name(&mut self, number: u64, site: &SiteName, instance: Instance) {
         let before = self.instances.insert(site.clone(), instance);
         if *site == self.active && before.is_some_and(|before| before != instance) {
@@ -727,6 +735,8 @@ mod tests {
             )
             .unwrap();
         assert_eq!(log.next(), Next::Wait);
+        assert_eq!(log.0.stuck_on_the_way_to(&gcp()), Some(7));
+        assert_eq!(log.0.stuck_on_the_way_to(&aws()), None, "another plan");
         let request = healthy().asked(gcp()).request.unwrap();
         let command = Command::Promote { request };
         let again = Happening::Commanded {
@@ -734,6 +744,7 @@ mod tests {
             command: &command,
         };
         log.0.apply(10, &at(0), &again).unwrap();
+        assert_eq!(log.0.stuck_on_the_way_to(&gcp()), None, "it goes on");
         assert_eq!(
             log.next(),
             Next::Run {

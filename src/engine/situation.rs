@@ -10,14 +10,15 @@ use super::credential::CertificateFacts;
 use super::detector::{Health, State};
 use super::instance::{Instance, Vouched};
 use super::lease::Enforcer;
-use super::observation::{DatabaseFacts, PositionHistory};
+use super::loss::{LossEstimate, RecordedLoss};
+use super::observation::DatabaseFacts;
 use super::rehearsal::Rehearsal;
-use super::replay::Replay;
+use super::replication::Replication;
 use super::skew::Skew;
 use super::synchrony::{RpoWindow, SyncFacts};
 use super::text::{WORD_LIMIT, clip, clip_to};
 use super::topology::{GroupName, ObserverName, SiteName, TargetKind};
-use super::units::{Bytes, Epoch, Lsn, MonoTime, WallTime, millis};
+use super::units::{Aged, Bytes, Epoch, WallTime, millis};
 
 /// Everything that is known at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +159,12 @@ pub struct OpenPlan {
     pub stuck: bool,
     /// Whether this process is executing it. Otherwise it must be resumed.
     pub walking: bool,
+    /// Whether its first step judges everything anew, as though it were not open.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rechecking: bool,
+    /// What it recorded as lost, for what cannot be seen any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<RecordedLoss>,
 }
 
 /// What is known about one site.
@@ -206,24 +213,7 @@ impl SiteFacts {
     }
 }
 
-/// A fact with its age.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Aged<T> {
-    /// The age of the fact.
-    #[serde(rename = "age_ms", with = "millis")]
-    pub age: Duration,
-    /// The fact.
-    pub fact: T,
-}
-
-impl<T> Aged<T> {
-    /// The fact, if it is not older than `limit`.
-    pub fn within(&self, limit: Duration) -> Option<&T> {
-        (self.age <= limit).then_some(&self.fact)
-    }
-}
-
-/// What an agent reports about its own site.
+/// What an agent reports of its own site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentFacts {
     /// Its database, as the guard that owns it sees it.
@@ -361,108 +351,7 @@ impl ObserverFacts {
     }
 }
 
-/// The state of replication from the active database to the standby.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Replication {
-    /// The newest reading of the primary's position, with its age.
-    pub primary: Option<Aged<Lsn>>,
-    /// The newest position of the standby, with the age of that reading.
-    pub standby: Option<Aged<Lsn>>,
-    /// How far the standby has flushed, as the active side reports: the passive side's own report
-    /// never reduces a loss below that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub confirmed: Option<Lsn>,
-    /// How long ago the latest reading of the primary that the standby covers began: what was
-    /// acknowledged before is safe.
-    #[serde(rename = "covered_ms", with = "millis::option")]
-    pub covered: Option<Duration>,
-    /// How long ago the standby's position was last seen to advance.
-    #[serde(rename = "advanced_ms", with = "millis::option")]
-    pub advanced: Option<Duration>,
-    /// WAL written per second, recently.
-    pub rate: Bytes,
-    /// The standby's replay; `None` if it was never seen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replay: Option<Replay>,
-    /// While commits wait for the standby: what a stream with its name has confirmed and the
-    /// standby, by its own later report, does not have.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub contradicted: Option<Bytes>,
-    /// Whether the active site is another installation than the one that the standby followed: it
-    /// is then unknown what their positions have in common.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub replaced: bool,
-    /// How long a user's commit has been waiting for a standby, as of the last probe.
-    #[serde(default, rename = "commits_wait_ms", with = "millis")]
-    pub commits_wait: Duration,
-}
-
-impl Replication {
-    /// The replication facts as of `now`.
-    pub fn at(
-        now: MonoTime,
-        primary: &PositionHistory,
-        standby: Option<(MonoTime, Lsn)>,
-        advanced: Option<MonoTime>,
-    ) -> Self {
-        let last = primary.last();
-        let confirmed = primary.confirmed();
-        let covered = standby
-            .zip(confirmed)
-            .and_then(|((_, has), confirmed)| primary.covered_by(has.min(confirmed)));
-        Self {
-            primary: last.map(|read| Aged {
-                age: now.since(read.began),
-                fact: read.position,
-            }),
-            standby: standby.map(|(read, position)| Aged {
-                age: now.since(read),
-                fact: position,
-            }),
-            confirmed,
-            covered: covered.map(|reading| now.since(reading.began)),
-            advanced: advanced.map(|moment| now.since(moment)),
-            rate: primary.rate(),
-            replay: None,
-            contradicted: None,
-            replaced: false,
-            commits_wait: Duration::ZERO,
-        }
-    }
-
-    /// How long the standby was seen not to advance, as of its last reading: after that it may have
-    /// advanced unseen, so that time does not count. `None` if it was never read.
-    pub fn quiet(&self) -> Option<Duration> {
-        let unseen = self.standby.as_ref()?.age;
-        Some(self.advanced?.saturating_sub(unseen))
-    }
-
-    /// How far the standby is behind the newest reading of the primary.
-    pub fn lag(&self) -> Option<Bytes> {
-        Some(
-            self.primary
-                .as_ref()?
-                .fact
-                .bytes_since(self.standby.as_ref()?.fact),
-        )
-    }
-
-    /// What a promotion would lose, as an estimate: what the standby lacked at the last reading, by
-    /// its own or the active side's report, whichever is less, plus the write rate over the age of
-    /// that reading.
-    pub fn loss_estimate(&self) -> Option<Bytes> {
-        let has = self.standby.as_ref()?.fact;
-        let has = self.confirmed.map_or(has, |confirmed| has.min(confirmed));
-        let lag = self.primary.as_ref()?.fact.bytes_since(has);
-        let age = self.primary.as_ref()?.age;
-        let since = u128::from(self.rate.0)
-            .saturating_mul(age.as_millis())
-            .checked_div(1000)?;
-        Some(lag.plus(Bytes::of(u64::try_from(since).unwrap_or(u64::MAX))))
-    }
-}
-
-/// An operator's request.
+/// What a person asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// The operator.
@@ -490,6 +379,36 @@ impl Situation {
     pub fn passive_site(&self) -> Option<&SiteFacts> {
         self.sites.get(&self.passive)
     }
+
+    /// The plan that is open and goes its way: not the one whose first step judges anew whether it
+    /// should.
+    pub fn plan_under_way(&self) -> Option<&OpenPlan> {
+        self.plan.as_ref().filter(|plan| !plan.rechecking)
+    }
+
+    /// What a promotion at this moment would lose. After a restart in the middle of a plan nobody
+    /// may be left to say how far the active side was: then what the plan recorded counts.
+    pub fn loss(&self) -> LossEstimate {
+        let recorded = self.plan.as_ref().and_then(|plan| plan.recorded.as_ref());
+        match (self.seen_loss(), recorded) {
+            (seen, Some(recorded)) if !seen.is_known() => recorded.by_now(),
+            (seen, _) => seen,
+        }
+    }
+
+    fn seen_loss(&self) -> LossEstimate {
+        let replication = &self.replication;
+        if replication.replaced {
+            return LossEstimate::UNKNOWN;
+        }
+        if self.window.is_closed() && replication.contradicted.is_none() {
+            return LossEstimate::NOTHING;
+        }
+        LossEstimate {
+            bytes: replication.loss_estimate().max(replication.contradicted),
+            window: replication.covered,
+        }
+    }
 }
 
 /// Builders for tests: the healthy pair, and small changes to it.
@@ -498,7 +417,7 @@ pub(crate) mod samples {
     use super::super::detector::{Vote, VoteKind};
     use super::super::observation::{ReceiverFacts, ReplayPause, ReplayState};
     use super::super::topology::{Role, Vantage};
-    use super::super::units::{SystemId, Timeline};
+    use super::super::units::{Lsn, SystemId, Timeline};
     use super::*;
 
     pub(crate) fn aws() -> SiteName {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::lease::FenceProof;
+use super::loss::{DeclaredLoss, LossEvidence};
 use super::policy::StepLimits;
 use super::text::{WORD_LIMIT, clip, clip_to};
 use super::topology::{SiteName, TargetName};
-use super::units::{Bytes, Epoch, Lsn, Timeline, WallTime, millis};
+use super::units::{Epoch, Lsn, Timeline};
 
 /// What a step does. Whether it is the pivot of a plan, and what becomes of it when it fails, follows
 /// from where it stands in the plan: `plan.rs`.
@@ -158,6 +159,9 @@ pub enum Fact {
     Declared {
         /// The window.
         loss: DeclaredLoss,
+        /// What it follows from; the log of an earlier program does not say so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        evidence: Option<Box<LossEvidence>>,
     },
     /// The standby is primary.
     Promoted {
@@ -219,29 +223,6 @@ impl Fact {
             | Fact::Moved { .. } => {}
         }
     }
-}
-
-/// The window of writes that an unplanned failover may lose, declared before the promotion
-/// (invariants.md I5). No acknowledged write outside it is lost.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeclaredLoss {
-    /// The standby has everything up to here.
-    pub from_lsn: Lsn,
-    /// Everything acknowledged before this moment is safe; `None` if the old primary's position was
-    /// never seen, so that nothing can be said.
-    pub from: Option<WallTime>,
-    /// The old side has acknowledged nothing after this moment.
-    pub until: WallTime,
-    /// The length of the window.
-    #[serde(rename = "window_ms", with = "millis::option")]
-    pub window: Option<Duration>,
-    /// The estimated content of the window, in bytes of WAL.
-    pub estimate: Option<Bytes>,
-    /// The age of the last reading of the old primary's position.
-    #[serde(rename = "knowledge_ms", with = "millis::option")]
-    pub knowledge: Option<Duration>,
-    /// Whether it is certain that nothing is lost: every commit waited for the standby.
-    pub nothing: bool,
 }
 
 /// What happened to a step.

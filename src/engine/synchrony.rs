@@ -13,8 +13,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::claims::Contradiction;
-use super::observation::{PositionHistory, PositionSample};
+use super::observation::{DatabaseFacts, PositionHistory, PositionSample, ReceiverFacts};
 use super::policy::{Data, Durability, OnStall};
+use super::topology::Role;
 use super::units::{Lsn, MonoTime, exact, millis};
 use super::waits::Waits;
 
@@ -107,8 +108,31 @@ pub struct StandbyWord {
     pub contradiction: Option<Contradiction>,
 }
 
-/// What the controller must log about the window after the active site's agent has reported and no
-/// plan is open; `None` if nothing changes.
+impl StandbyWord {
+    /// What follows from the last looks at both databases, each `None` where it is too old: the
+    /// standby says so only where it streams from a primary of the same system and timeline.
+    pub fn of(
+        standby: Option<&DatabaseFacts>,
+        primary: Option<&DatabaseFacts>,
+        contradiction: Option<Contradiction>,
+    ) -> Self {
+        let follows = standby.filter(|standby| {
+            let receiver = standby.receiver.as_ref();
+            let streams = receiver.is_some_and(ReceiverFacts::is_streaming);
+            let same = primary.is_none_or(|primary| {
+                (primary.system_id, primary.timeline) == (standby.system_id, standby.timeline)
+            });
+            streams && same && standby.role == Role::Standby
+        });
+        Self {
+            position: follows.map(|standby| standby.position),
+            contradiction,
+        }
+    }
+}
+
+/// What the controller is to write about the window when the active site's agent has reported and
+/// no plan is open; `None` where nothing changes.
 ///
 /// A plan keeps the window as it is until its promotion opens it: what was declared must stay true.
 pub fn window_change(
@@ -357,6 +381,9 @@ impl Synchrony {
 #[cfg(test)]
 mod tests {
     use super::super::policy::Policy;
+    use super::super::situation::samples::{aws, gcp, healthy};
+    use super::super::topology::SiteName;
+    use super::super::units::{SystemId, Timeline};
     use super::*;
 
     const OPEN: RpoWindow = RpoWindow::Open { entry: 7 };
@@ -380,6 +407,32 @@ mod tests {
             confirmed: None,
             stalled: Duration::from_millis(stalled),
             obstacle: None,
+        }
+    }
+
+    #[test]
+    fn a_standby_speaks_only_for_the_system_that_it_streams_from() {
+        let of = |site: &SiteName, change: fn(&mut DatabaseFacts)| {
+            let changed = healthy().with_database(site.clone(), change);
+            changed.sites[site].database.clone().unwrap().fact
+        };
+        let primary = of(&aws(), |_| ());
+        let standby = of(&gcp(), |_| ());
+        let word = |standby: Option<&DatabaseFacts>, primary: Option<&DatabaseFacts>| {
+            StandbyWord::of(standby, primary, None).position
+        };
+        assert_eq!(word(Some(&standby), Some(&primary)), Some(Lsn(1000)));
+        assert_eq!(word(Some(&standby), None), Some(Lsn(1000)));
+        assert_eq!(word(None, Some(&primary)), None, "not seen lately");
+        let other: [fn(&mut DatabaseFacts); 4] = [
+            |facts| facts.receiver = None,
+            |facts| facts.system_id = SystemId(8),
+            |facts| facts.timeline = Timeline(2),
+            |facts| facts.role = Role::Primary,
+        ];
+        for change in other {
+            let other = of(&gcp(), change);
+            assert_eq!(word(Some(&other), Some(&primary)), None, "{other:?}");
         }
     }
 

@@ -314,8 +314,25 @@ pub fn as_millis(duration: Duration) -> u64 {
         .min(LARGEST_EXACT)
 }
 
-/// Serialises a [`Duration`] as whole milliseconds: the form of the decision log and the wire, in
-/// fields whose names end in `_ms`.
+/// A fact with its age.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aged<T> {
+    /// How old it is.
+    #[serde(rename = "age_ms", with = "millis")]
+    pub age: Duration,
+    /// The fact.
+    pub fact: T,
+}
+
+impl<T> Aged<T> {
+    /// The fact, if it is no older than `limit`.
+    pub fn within(&self, limit: Duration) -> Option<&T> {
+        (self.age <= limit).then_some(&self.fact)
+    }
+}
+
+/// Serialises a [`Duration`] as whole milliseconds: the form of the decision log and the wire,
+/// in fields whose names end in `_ms`.
 pub mod millis {
     use super::{Deserialize, Deserializer, Duration, Serialize, Serializer, as_millis};
 

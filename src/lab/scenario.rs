@@ -18,9 +18,10 @@ use crate::adapters::clock::SystemClock;
 use crate::adapters::files;
 use crate::engine::chain::{Body, Entry, read_line};
 use crate::engine::decision::Verdict;
+use crate::engine::loss::DeclaredLoss;
 use crate::engine::reason::Code;
 use crate::engine::saga::Ending;
-use crate::engine::step::{DeclaredLoss, Event, Fact, Step};
+use crate::engine::step::{Event, Fact, Step};
 use crate::engine::topology::SiteName;
 use crate::engine::units::{Bytes, Lsn, WallTime, as_millis};
 use crate::ports::Clock;
@@ -230,7 +231,7 @@ impl Watch<'_> {
                 ..
             } => match (step, fact) {
                 (Step::Fence, _) => timeline.fenced = at,
-                (Step::Freeze, Fact::Declared { loss }) => self.declared = Some(loss.clone()),
+                (Step::Freeze, Fact::Declared { loss, .. }) => self.declared = Some(loss.clone()),
                 (Step::Promote, _) => timeline.promoted = at,
                 (Step::VerifyWritable, _) => timeline.writable = at,
                 (Step::MoveTraffic { .. }, _) => timeline.traffic_moved = at,

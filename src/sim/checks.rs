@@ -13,10 +13,11 @@ use crate::engine::answer::Answer;
 use crate::engine::chain::{Body, Chain, Digest};
 use crate::engine::decision::decide;
 use crate::engine::lease::FenceProof;
+use crate::engine::loss::DeclaredLoss;
 use crate::engine::policy::Policy;
 use crate::engine::reason::Code;
 use crate::engine::saga::Ending;
-use crate::engine::step::{DeclaredLoss, Event, Fact, Step};
+use crate::engine::step::{Event, Fact, Step};
 use crate::engine::topology::{Role, SiteName};
 use crate::engine::units::Epoch;
 use crate::wire::{Order, What};
@@ -366,7 +367,12 @@ impl Checks {
     fn step_done(&mut self, at: Truth, step: &Step, fact: &Fact, truth: &Truths<'_>) {
         let [active, passive] = truth.machines;
         match (step, fact) {
-            (Step::Freeze, Fact::Declared { loss }) => {
+            (Step::Freeze, Fact::Declared { loss, evidence }) => {
+                let follows = evidence.as_ref().map(|evidence| evidence.declare());
+                if follows.as_ref() != Some(loss) {
+                    let what = "a loss is declared that does not follow from its evidence";
+                    self.violated(Invariant::SameDecision, at, what.to_owned());
+                }
                 self.declared = Some(loss.clone());
                 self.declared_at = at;
             }

@@ -15,9 +15,10 @@ use crate::agent::guard::LEASE_EXPIRED;
 use crate::engine::chain::{Body, Entry, read_line};
 use crate::engine::decision::{Decision, Verdict};
 use crate::engine::lease::FenceProof;
+use crate::engine::loss::DeclaredLoss;
 use crate::engine::policy::Policy;
 use crate::engine::reason::Code;
-use crate::engine::step::{DeclaredLoss, Event, Fact};
+use crate::engine::step::{Event, Fact};
 use crate::engine::units::Bytes;
 
 /// How rows are measured.
@@ -107,7 +108,7 @@ impl Seen {
                 ..
             } => match fact {
                 Fact::Fenced { proof } => self.proof = Some(proof),
-                Fact::Declared { loss } => self.declared = Some(loss),
+                Fact::Declared { loss, .. } => self.declared = Some(loss),
                 Fact::Done
                 | Fact::Epoch { .. }
                 | Fact::Severed { .. }

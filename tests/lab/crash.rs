@@ -158,7 +158,7 @@ fn a_controller_killed_at_every_moment_of_every_step_ends_its_plan_with_one_prom
         assert!(!was_told_to_stop(&told), "{told}");
 
         // What users tell.
-        let [Fact::Declared { loss }] = &facts(&entries, &Step::Freeze)[..] else {
+        let [Fact::Declared { loss, .. }] = &facts(&entries, &Step::Freeze)[..] else {
             panic!("one declaration");
         };
         let report = Report::new(&attempts, &present_numbers(gcp.api).await.unwrap());

@@ -70,7 +70,7 @@ fn a_drill_rests_on_the_agents_word_loses_nothing_undeclared_and_no_byte_of_its_
             ),
             "{fence:?}"
         );
-        let [Fact::Declared { loss }] = &facts(&entries, &Step::Freeze)[..] else {
+        let [Fact::Declared { loss, .. }] = &facts(&entries, &Step::Freeze)[..] else {
             panic!("one declaration");
         };
         let report = Report::new(&attempts, &present_numbers(gcp.api).await.unwrap());

@@ -125,7 +125,7 @@ fn a_second_stream_of_the_standbys_name_opens_the_window_and_what_it_alone_has_i
             })
             .await;
             let declared = facts(&entries(&lab.layout.log()), &Step::Freeze);
-            let [Fact::Declared { loss }] = &declared[..] else {
+            let [Fact::Declared { loss, .. }] = &declared[..] else {
                 panic!("{declared:?}");
             };
             assert!(!loss.nothing, "{loss:?}");

@@ -48,7 +48,7 @@ fn a_standby_signal_planted_beside_a_frozen_agent_disarms_no_guard() {
             ),
             "{fence:?}"
         );
-        let [Fact::Declared { loss }] = &facts(&log, &Step::Freeze)[..] else {
+        let [Fact::Declared { loss, .. }] = &facts(&log, &Step::Freeze)[..] else {
             panic!("one declaration");
         };
         let report = Report::new(&attempts, &present_numbers(gcp.api).await.unwrap());

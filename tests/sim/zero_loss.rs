@@ -42,7 +42,7 @@ fn counted(report: &Report) -> (usize, usize, usize) {
         }
         if let Body::Step {
             event: Event::Done {
-                fact: Fact::Declared { loss },
+                fact: Fact::Declared { loss, .. },
             },
             ..
         } = &entry.body

@@ -5,13 +5,13 @@ use std::time::Duration;
 use super::Brain;
 use crate::engine::claims::Claims;
 use crate::engine::lease::Refusal;
-use crate::engine::observation::{Facts, Finding, Observation, ReceiverFacts};
+use crate::engine::observation::{Facts, Finding, Observation};
 use crate::engine::policy::Durability;
 use crate::engine::saga::GroupState;
 use crate::engine::situation::AgentFacts;
 use crate::engine::skew::Skew;
 use crate::engine::synchrony::{RpoWindow, StandbyWord, WindowChange, window_change};
-use crate::engine::topology::{Role, SiteName, Target, TargetKind, Vantage};
+use crate::engine::topology::{SiteName, Target, TargetKind, Vantage};
 use crate::engine::units::{MonoTime, WallTime};
 use crate::wire::{
     Grant, Heard, ObserverAnswer, ObserverReport, Postmark, Receipt, Report, ReportAnswer, Rhythm,
@@ -46,8 +46,7 @@ impl Brain {
         window_change(group.window, facts, standby, &self.policy.data)
     }
 
-    /// The standby's own report, if it recently said that it streams from a primary of the same
-    /// system and timeline.
+    /// What the standby lately said itself.
     fn word_of_standby(&self, group: &GroupState, now: MonoTime) -> StandbyWord {
         let limit = self.policy.detect.stale_after;
         let of = |site: &SiteName| {
@@ -55,20 +54,7 @@ impl Brain {
             (now.since(*read) <= limit).then_some(facts)
         };
         let (standby, primary) = (of(self.topology.peer(&group.active)), of(&group.active));
-        let follows = standby.filter(|standby| {
-            let streams = standby
-                .receiver
-                .as_ref()
-                .is_some_and(ReceiverFacts::is_streaming);
-            let same = primary.is_none_or(|primary| {
-                (primary.system_id, primary.timeline) == (standby.system_id, standby.timeline)
-            });
-            streams && same && standby.role == Role::Standby
-        });
-        StandbyWord {
-            position: follows.map(|standby| standby.position),
-            contradiction: self.claims.contradicted(),
-        }
+        StandbyWord::of(standby, primary, self.claims.contradicted())
     }
 
     /// Receives an agent's report and answers it: the only place where the write lease is granted.

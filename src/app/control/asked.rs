@@ -1,23 +1,16 @@
 //! Operators' requests to the control loop: promote, hold, release, adopt.
 
-use std::time::Duration;
-
 use tokio::sync::oneshot;
 
 use super::writing::Then;
 use super::{Control, logged};
 use crate::engine::chain::Body;
-use crate::engine::decision::{Verdict, decide};
-use crate::engine::plan::Plan;
+use crate::engine::decision::decide;
 use crate::engine::saga::Command;
 use crate::engine::situation::Request;
-use crate::engine::units::{WallTime, as_millis};
 use crate::wire::{AdoptAsk, AdoptInstanceAsk, HoldAsk, PromoteAnswer, PromoteAsk, ReleaseAsk};
 
-/// The longest hold.
-const LONGEST_HOLD: Duration = Duration::from_secs(7 * 86_400);
-
-/// The most operators' requests that may wait for the log.
+/// How much that people ask for may wait for the log.
 const WAITING: usize = 16;
 
 /// The recipient of the answer: what was done, or why nothing was.
@@ -91,14 +84,9 @@ impl Control {
     }
 
     fn hold(&mut self, operator: &str, ask: HoldAsk, asker: Asker<()>) {
-        if ask.lasting > LONGEST_HOLD {
-            let text = "a hold lasts 7 days at most, so that none is forgotten";
-            return drop(asker.send(Err(text.to_owned())));
-        }
-        let until = self.clock.wall().0.saturating_add(as_millis(ask.lasting));
-        let command = Command::Hold {
-            reason: ask.reason,
-            until: WallTime(until),
+        let command = match Command::hold(ask.reason, ask.lasting, self.clock.wall()) {
+            Ok(command) => command,
+            Err(why) => return drop(asker.send(Err(why))),
         };
         self.command(operator, command, Then::Answer(asker));
     }
@@ -147,10 +135,9 @@ impl Control {
             return drop(asker.send(Err(text)));
         }
         let request = ask.request(operator);
-        let group = self.journal.state();
-        let stuck = group.open.as_ref().filter(|saga| saga.stuck.is_some());
-        if let Some(stuck) = stuck.filter(|stuck| stuck.plan.route.to == ask.to && !ask.dry_run) {
-            let (id, command) = (stuck.id, Command::Promote { request });
+        let stuck = self.journal.state().stuck_on_the_way_to(&ask.to);
+        if let Some(id) = stuck.filter(|_| !ask.dry_run) {
+            let command = Command::Promote { request };
             return self.command(operator, command, Then::Retried(id, asker));
         }
         self.promote_by_request(operator, ask, request, asker);
@@ -166,14 +153,13 @@ impl Control {
         let known_at = self.clock.wall();
         let situation = self.situation(Some(request.clone()));
         let decision = decide(&situation, self.brain.policy());
-        let last = self.brain.last_right();
-        let plan = Plan::failover(&situation, self.brain.topology(), &last, known_at);
+        let plan = self.plan(&situation, known_at);
         let answer = PromoteAnswer {
             steps: plan.steps.iter().map(ToString::to_string).collect(),
             decision,
             plan: None,
         };
-        let passes = matches!(answer.decision.verdict, Verdict::FailOver { .. });
+        let passes = answer.decision.verdict == plan.verdict();
         if !passes || ask.dry_run {
             return drop(asker.send(Ok(answer)));
         }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Control, Signature};
+use super::Control;
 use crate::app::journal::Noise;
-use crate::engine::decision::{Decision, Verdict};
+use crate::engine::decision::{Decision, Signature};
 use crate::engine::rate::Rate;
 use crate::engine::synchrony::WindowChange;
 use crate::engine::units::MonoTime;
@@ -22,13 +22,12 @@ const DECISIONS: Rate = Rate {
 const CLOSE_EVERY: Duration = Duration::from_secs(5);
 
 impl Control {
-    /// Whether to log a decision that differs from the last logged one now. A decision that moves a
-    /// site always is. Somebody who changes the verdict with each report cannot fill the log; a
-    /// skipped decision is logged as soon as the rate allows it, if it still holds.
+    /// Whether a decision that differs from the last one in the log is written down now. What acts
+    /// always is. Somebody who makes the verdict change with each report does not fill the
+    /// log; what is left out is written down as soon as there is room, if it still is so.
     pub(super) fn may_log(&mut self, decision: &Decision, signature: &Signature) -> bool {
-        match decision.verdict {
-            Verdict::FailOver { .. } | Verdict::Resume { .. } => return true,
-            Verdict::Hold | Verdict::Prepare | Verdict::SwitchOver { .. } | Verdict::Escalate => {}
+        if decision.verdict.acts() {
+            return true;
         }
         let may = self.decisions.spend(DECISIONS, self.clock.now());
         if !may && self.left_out.as_ref() != Some(signature) {

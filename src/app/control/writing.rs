@@ -9,10 +9,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::asked::Asker;
-use super::{Asked, Control, Signature};
+use super::{Asked, Control};
 use crate::app::journal::{Journal, JournalError};
 use crate::engine::chain::Body;
-use crate::engine::decision::decide;
+use crate::engine::decision::{Signature, decide};
 use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::SiteName;
 use crate::engine::units::MonoTime;

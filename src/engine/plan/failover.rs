@@ -1,7 +1,6 @@
 //! The unplanned failover: the old primary is fenced, what may be lost is declared, and only then
 //! the standby is promoted.
 
-use super::super::gate::LossEstimate;
 use super::super::lease::LastRight;
 use super::super::situation::Situation;
 use super::super::step::{Route, Step};
@@ -42,7 +41,7 @@ impl Plan {
                 epoch: situation.epoch.next(),
             },
             steps,
-            loss: LossEstimate::of(situation),
+            loss: situation.loss(),
             known_at,
             can_wait_out: situation.can_wait_out
                 && last.alive == Some(true)

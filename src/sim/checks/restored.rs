@@ -48,7 +48,7 @@ impl Checks {
         // A promotion that was begun by a plan that is lost had its proof.
         self.fenced |= done(&Step::Fence).is_some();
         // What a plan that is lost declared still stands for the promotion that it began.
-        if let Some(Fact::Declared { loss }) = done(&Step::Freeze) {
+        if let Some(Fact::Declared { loss, .. }) = done(&Step::Freeze) {
             self.declared.get_or_insert(loss);
         }
         self.open = open.map(|saga| saga.id);

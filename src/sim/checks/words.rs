@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Acknowledged, Checks};
-use crate::engine::step::DeclaredLoss;
+use crate::engine::loss::DeclaredLoss;
 use crate::engine::topology::SiteName;
 use crate::engine::units::{Epoch, WallTime};
 use crate::sim::invariant::Invariant;

@@ -4,8 +4,9 @@ use std::io::{Read, Seek, SeekFrom};
 
 use failover::engine::chain::{Body, Entry, read_line};
 use failover::engine::lease::FenceProof;
+use failover::engine::loss::DeclaredLoss;
 use failover::engine::saga::Ending;
-use failover::engine::step::{DeclaredLoss, Event, Fact, Step};
+use failover::engine::step::{Event, Fact, Step};
 use failover::engine::synchrony::WindowChange;
 use failover::engine::units::WallTime;
 
@@ -69,7 +70,7 @@ fn declared(entries: &[Entry]) -> Option<&DeclaredLoss> {
     entries.iter().rev().find_map(|entry| match &entry.body {
         Body::Step {
             event: Event::Done {
-                fact: Fact::Declared { loss },
+                fact: Fact::Declared { loss, .. },
             },
             ..
         } => Some(loss),

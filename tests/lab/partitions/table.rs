@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::Path;
 
-use failover::engine::step::DeclaredLoss;
+use failover::engine::loss::DeclaredLoss;
 use failover::engine::text::counted;
 use failover::engine::units::WallTime;
 use serde::{Deserialize, Serialize};
