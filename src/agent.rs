@@ -14,5 +14,6 @@ pub mod installation;
 pub mod workloads;
 pub mod keeper;
 pub mod reporter;
+pub mod metrics;
 pub mod api;
 pub mod run;

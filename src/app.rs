@@ -10,5 +10,6 @@ pub mod steps;
 pub mod prober;
 pub mod rehearser;
 pub mod notes;
+pub mod metrics;
 pub mod api;
 pub mod run;

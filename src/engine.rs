@@ -15,6 +15,7 @@
 pub mod text;
 pub mod units;
 pub mod rate;
+pub mod lasting;
 pub mod document;
 pub mod topology;
 pub mod answer;

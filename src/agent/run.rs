@@ -154,6 +154,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
 
     let api = Api {
         group: config.group.clone(),
+        site: config.site.clone(),
         peer_site: config.peer.site.clone(),
         peer,
         controller: controller_key,
@@ -172,9 +173,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         });
     }
     let listener = expecting_peers(listener, &material, &config)?;
-    let router = api::router(api);
     tasks.spawn(async {
-        serve(listener, router, stopping).await;
+        serve(listener, api::router(api), stopping).await;
         ("API", Ok(()))
     });
     tracing::info!(site = %config.site, %instance, listen = %config.listen, "agent runs");
@@ -282,6 +282,7 @@ async fn open_database(
         role,
         local,
         ended: Mutex::default(),
+        astray: Mutex::default(),
         site: config.site.clone(),
         standby: StandbySettings::new(&config.postgres),
         // Both databases have the same roles, because one is a copy of the other.

@@ -1,5 +1,6 @@
 //! What the controller orders of an agent, and what comes of it.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,37 @@ pub enum What {
     StopWorkloads,
     /// Say whether the workloads answer.
     AwaitWorkloads,
+}
+
+impl Order {
+    /// What every line that is logged while it is obeyed carries, whoever logs it. An error's, so
+    /// that no filter that lets a line pass leaves it without.
+    pub fn span(&self) -> tracing::Span {
+        tracing::error_span!(
+            "order",
+            group = %self.group,
+            plan_id = self.plan,
+            epoch = self.epoch.0,
+            step = %self.what,
+        )
+    }
+}
+
+/// As it is sent, which is the name of a plan's step where it is one.
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            What::Fence => "fence",
+            What::Unfence => "unfence",
+            What::Sever => "sever",
+            What::Reconnect => "reconnect",
+            What::Promote => "promote",
+            What::Desist => "desist",
+            What::StartWorkloads => "start-workloads",
+            What::StopWorkloads => "stop-workloads",
+            What::AwaitWorkloads => "await-workloads",
+        })
+    }
 }
 
 /// What came of an order.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::troubles::Trouble;
 use super::{Keeper, News, SQL};
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
@@ -67,16 +68,18 @@ impl Keeper {
         let again = Marking::Due(self.clock.now().plus(MARK_AGAIN));
         match marked {
             Marked::Whole => {
+                self.over(Trouble::EpochNotWritten);
+                self.over(Trouble::GrantsNotMade);
                 self.epoch_written = Some(epoch);
                 self.marking = Marking::Done(epoch);
             }
             Marked::Epoch(error) => {
-                tracing::warn!(epoch = epoch.0, %error, "the grants for our looks are not made yet");
+                self.trouble(Trouble::GrantsNotMade, &error);
                 self.epoch_written = Some(epoch);
                 self.marking = again;
             }
             Marked::Nothing(error) => {
-                tracing::warn!(epoch = epoch.0, %error, "schema and epoch are not written yet");
+                self.trouble(Trouble::EpochNotWritten, &error);
                 self.marking = again;
             }
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument, Span};
 
 use super::{Keeper, News, SQL};
 use crate::engine::synchrony::Synchrony;
@@ -17,6 +18,8 @@ use crate::wire::{Came, Order, OrderAnswer, What};
 #[derive(Debug)]
 pub(super) struct Promoting {
     pub(super) epoch: Epoch,
+    /// That of the order: it begins with a grant that comes later.
+    pub(super) span: Span,
     /// After this the order is void: it is not begun any more.
     until: MonoTime,
     begun: bool,
@@ -252,7 +255,7 @@ impl Keeper {
         let (what, plan) = (order.what, order.plan);
         let started_for_it = self.memory.started_for == Some(plan);
         let sender = self.sender.clone();
-        tokio::spawn(async move {
+        let work = async move {
             let came = match what {
                 What::StartWorkloads => start_workloads(workloads.as_ref(), plan, &sender).await,
                 // Only what was started for this plan is taken back.
@@ -272,7 +275,8 @@ impl Keeper {
                 | What::Desist => Ok(Came::Done),
             };
             drop(answer.send(came));
-        });
+        };
+        tokio::spawn(work.in_current_span());
     }
 
     /// Asks for the right in the plan's epoch; the promotion begins with its grant.
@@ -312,6 +316,7 @@ impl Keeper {
         }
         self.promoting = Some(Promoting {
             epoch: order.epoch,
+            span: Span::current(),
             until,
             begun: false,
             waiting: vec![answer],
@@ -347,10 +352,10 @@ impl Keeper {
         let within = now.until(promoting.until);
         // What is known of waiting commits is about the time as a primary before this one.
         self.synchrony = Synchrony::default();
-        let database = Arc::clone(&self.database);
-        self.beside(async move {
-            News::Promoted(promote_and_mark(database.as_ref(), epoch, within).await)
-        });
+        let (database, span) = (Arc::clone(&self.database), promoting.span.clone());
+        let promotion =
+            async move { News::Promoted(promote_and_mark(database.as_ref(), epoch, within).await) };
+        self.beside(promotion.instrument(span));
     }
 
     /// Keeps that a promotion was begun, or that what became of it is known.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::troubles::Trouble;
 use super::{Keeper, News, SQL};
 use crate::engine::situation::SeverRehearsal;
 use crate::engine::topology::Role;
@@ -119,8 +120,9 @@ impl Keeper {
     pub(super) fn slot_kept(&mut self, kept: Result<(), EffectError>) {
         self.slot.running = false;
         self.slot.next = self.clock.now().plus(NEXT);
-        if let Err(error) = kept {
-            tracing::error!(%error, "the slot that the standby asks for cannot be made");
+        match kept {
+            Ok(()) => self.well(Trouble::SlotNotKept),
+            Err(error) => self.trouble(Trouble::SlotNotKept, &error),
         }
     }
 }
