@@ -15,5 +15,6 @@ pub mod workloads;
 pub mod keeper;
 pub mod reporter;
 pub mod assembly;
+pub mod metrics;
 pub mod api;
 pub mod run;

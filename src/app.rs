@@ -10,5 +10,6 @@ pub mod steps;
 pub mod rehearser;
 pub mod notes;
 pub mod assembly;
+pub mod metrics;
 pub mod api;
 pub mod run;

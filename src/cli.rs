@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 pub mod exit;
 pub mod output;
 pub mod client;
+pub mod log_lines;
 pub mod daemon;
 pub mod status;
 pub mod check;
@@ -165,10 +166,10 @@ fn ran() -> ExitCode {
     };
     let output = Output::new(cli.output, cli.color);
     let ran = match cli.verb {
-        Verb::Run(args) => daemon::run(&args),
-        Verb::Agent(args) => daemon::agent(&args),
-        Verb::Observer(args) => daemon::observer(&args),
-        Verb::Guard(args) => daemon::guard(&args),
+        Verb::Run(args) => daemon::run(&args, &output),
+        Verb::Agent(args) => daemon::agent(&args, &output),
+        Verb::Observer(args) => daemon::observer(&args, &output),
+        Verb::Guard(args) => daemon::guard(&args, &output),
         Verb::Status(args) => status::run(&args, &output),
         Verb::Check(args) => check::run(&args, &output),
         Verb::Promote(args) => operate::promote(&args, &output),

@@ -16,6 +16,7 @@ pub mod text;
 pub mod effect;
 pub mod units;
 pub mod rate;
+pub mod lasting;
 pub mod document;
 pub mod topology;
 pub mod answer;

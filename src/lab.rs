@@ -9,6 +9,7 @@ pub mod site_api;
 pub mod client;
 pub mod layout;
 pub mod standing;
+pub mod error_lines;
 pub mod supervisor;
 pub mod second_agent;
 pub mod scenario;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::chain::LogMark;
 use crate::engine::credential::CredentialFacts;
+use crate::engine::data::Data;
 use crate::engine::decision::Decision;
 use crate::engine::instance::Instance;
 use crate::engine::lease::Refusal;
@@ -276,7 +277,10 @@ pub struct Status {
     pub version: String,
     /// The name of the policy's file and whether it may act.
     pub policy: String,
-    /// The situation of the last decision.
+    /// What the policy asks of the data; `None` from an older controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Data>,
+    /// Everything the last decision rests on.
     pub situation: Situation,
     /// The last decision, gate by gate.
     pub decision: Decision,

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument;
 
 use super::keeper::{News, Shown};
+use super::metrics::{self, Scraped};
+use crate::adapters::exposition::expose;
 use crate::adapters::tls::{Identity, PeerClient, PeerIdentity};
 use crate::engine::topology::{GroupName, SiteName};
 use crate::ports::{Clock, EffectError, Signer, Verifier};
@@ -29,6 +33,8 @@ const LONGEST_RELAY: Duration = Duration::from_secs(60);
 pub struct Api {
     /// Our group.
     pub group: GroupName,
+    /// Our site.
+    pub site: SiteName,
     /// The other site.
     pub peer_site: SiteName,
     /// The peer agent.
@@ -90,6 +96,11 @@ async fn order(
         return Err(denied(&peer, "give orders"));
     }
     let order = of_the_controller(&api, &peer, sealed)?;
+    let span = order.order().span();
+    answer(&api, order).instrument(span).await
+}
+
+async fn answer(api: &Api, order: SignedOrder) -> Result<Json<Sealed>, Denied> {
     let (sender, answer) = oneshot::channel();
     let told = News::Ordered(Box::new(order.clone()), sender);
     let answer = match api.news.send(told).await {
@@ -132,7 +143,9 @@ async fn relay(
     }
     let order = of_the_controller(&api, &peer, order)?;
     let within = within.min(LONGEST_RELAY);
-    let answer = api.peer.post(ORDER_PATH, order.sealed(), within).await;
+    let span = order.order().span();
+    let answer = api.peer.post(ORDER_PATH, order.sealed(), within);
+    let answer = answer.instrument(span).await;
     Ok(Json(answer.map_err(EffectError::from)))
 }
 
@@ -163,9 +176,7 @@ async fn peer(
 /// 200 only if users may write: the site holds the lease, and its database runs as a primary.
 async fn traffic_ready(State(api): State<Api>) -> (StatusCode, String) {
     let shown = api.shown.borrow().clone();
-    let held = shown
-        .right
-        .is_some_and(|until| until.is_none_or(|until| until > api.clock.now()));
+    let held = shown.may_write(api.clock.now());
     if held && shown.primary {
         (StatusCode::OK, format!("ready in epoch {}\n", shown.epoch))
     } else {
@@ -181,20 +192,16 @@ async fn traffic_ready(State(api): State<Api>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(State(api): State<Api>) -> String {
-    let shown = api.shown.borrow().clone();
-    let held = shown
-        .right
-        .is_some_and(|until| until.is_none_or(|until| until > api.clock.now()));
-    let left = shown
-        .right
-        .flatten()
-        .map_or(0, |until| until.since(api.clock.now()).as_millis());
-    format!(
-        "failover_agent_epoch {}\nfailover_agent_holds_right {}\nfailover_agent_right_left_ms {left}\nfailover_agent_primary {}\nfailover_agent_fenced {}\n",
-        shown.epoch,
-        u8::from(held),
-        u8::from(shown.primary),
-        u8::from(shown.facts.fenced.is_some()),
-    )
+/// For Prometheus.
+async fn metrics(State(api): State<Api>) -> Response {
+    let scraped = Scraped {
+        shown: api.shown.borrow().clone(),
+        now: api.clock.now(),
+        wall: api.clock.wall(),
+    };
+    let common = vec![
+        ("group", api.group.to_string()),
+        ("site", api.site.to_string()),
+    ];
+    expose(metrics::FAMILIES, common, &scraped)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{Instrument, Span};
 
 use crate::engine::chain::LogMark;
 use crate::engine::instance::Instance;
@@ -20,7 +21,7 @@ use crate::ports::{
     Workloads,
 };
 use crate::wire::sealed::SignedOrder;
-use crate::wire::{OrderAnswer, PeerAnswer, PeerQuestion, Postmark, ReportAnswer};
+use crate::wire::{OrderAnswer, PeerAnswer, PeerQuestion, Postmark, ReportAnswer, What};
 
 mod durability;
 mod lives;
@@ -30,6 +31,7 @@ mod orders;
 mod peer;
 mod right;
 mod shown;
+mod troubles;
 
 pub use self::shown::Shown;
 
@@ -40,6 +42,7 @@ use self::marking::Marking;
 use self::orders::Promoting;
 use self::rehearsing::{Rehearsing, Slot};
 use self::right::adopt;
+use self::troubles::{Trouble, Troubles};
 use super::recovery::Recovery;
 
 /// The queue's capacity: reports and questions come one at a time, orders a few.
@@ -108,6 +111,8 @@ pub struct Keeper {
     recovery: Option<Recovery>,
     lives: Lives,
     restart_grace: Duration,
+    /// When it asked the controller what that one answered last.
+    answered: Option<MonoTime>,
     peer_answered: Option<MonoTime>,
     /// How far the peer agent's wall clock was from ours at that answer.
     peer_clock: Option<Skew>,
@@ -136,6 +141,7 @@ pub struct Keeper {
     synchronising: bool,
     /// Whether a reconnection of the standby runs beside the keeper.
     reconnecting: bool,
+    troubles: Troubles,
     news: mpsc::Receiver<News>,
     sender: mpsc::Sender<News>,
     shown: watch::Sender<Shown>,
@@ -199,6 +205,7 @@ impl Keeper {
             recovery: None,
             lives: Lives::default(),
             restart_grace: Duration::ZERO,
+            answered: None,
             peer_answered: None,
             peer_clock: None,
             peer_mark: None,
@@ -212,6 +219,7 @@ impl Keeper {
             told: None,
             synchronising: false,
             reconnecting: false,
+            troubles: Troubles::default(),
             news,
             sender: sender.clone(),
             shown: watch::Sender::new(nothing_shown(now)),
@@ -250,10 +258,11 @@ impl Keeper {
     /// Runs something that may block beside the keeper, and sends it the result.
     fn beside(&self, work: impl Future<Output = News> + Send + 'static) {
         let sender = self.sender.clone();
-        tokio::spawn(async move {
-            // The keeper is gone: nobody needs the result.
+        let work = async move {
+            // A keeper that is gone has nobody to tell.
             drop(sender.send(work.await).await);
-        });
+        };
+        tokio::spawn(work.in_current_span());
     }
 
     async fn take(&mut self, news: News) {
@@ -268,9 +277,16 @@ impl Keeper {
                 // The asker is gone and needs no answer.
                 drop(answer.send(self.answer_peer(&question).await));
             }
-            News::Ordered(order, answer) => self.ordered(*order, answer).await,
+            News::Ordered(order, answer) => {
+                let span = order.order().span();
+                self.ordered(*order, answer).instrument(span).await;
+            }
             News::Look => self.look().await,
-            News::Promoted(came) => self.promoted(came).await,
+            News::Promoted(came) => {
+                let promoting = self.promoting.as_ref();
+                let span = promoting.map_or_else(Span::none, |promoting| promoting.span.clone());
+                self.promoted(came).instrument(span).await;
+            }
             News::StartingFor(plan) => {
                 let started_for = Some(plan);
                 self.remember(AgentMemory {
@@ -292,12 +308,13 @@ impl Keeper {
         match self.database.server.look().await {
             Ok(look) => self.look = look,
             Err(error) => {
-                tracing::error!(%error, "the guard does not answer");
+                self.trouble(Trouble::GuardSilent, &error);
                 self.guarded = false;
                 return false;
             }
         }
         self.guarded = true;
+        self.well(Trouble::GuardSilent);
         self.follow_its_lives();
         if !self.look.running() {
             self.synchrony.down();
@@ -352,9 +369,7 @@ impl Keeper {
         {
             // Somebody else promoted or started it.
             let epoch = self.memory.epoch;
-            if let Err(error) = self.fence(epoch, "primary without a lease").await {
-                tracing::error!(%error, "the fence is not proven");
-            }
+            self.fence_and_tell(epoch, "primary without a right").await;
         }
     }
 
@@ -367,10 +382,11 @@ impl Keeper {
         match self.store.save(&memory).await {
             Ok(()) => {
                 self.memory = memory;
+                self.over(Trouble::MemoryUnwritable);
                 true
             }
             Err(error) => {
-                tracing::error!(%error, "the agent's state cannot be written");
+                self.trouble(Trouble::MemoryUnwritable, &error);
                 false
             }
         }
@@ -379,6 +395,13 @@ impl Keeper {
     /// Fences. The record that it is fenced is durable before the database is stopped, so that a
     /// restart in between cannot revive it.
     async fn fence(&mut self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
+        let group = &self.group;
+        let step = What::Fence;
+        let span = tracing::error_span!("fence", %group, epoch = epoch.0, %step, cause);
+        self.fence_now(epoch, cause).instrument(span).await
+    }
+
+    async fn fence_now(&mut self, epoch: Epoch, cause: &str) -> Result<String, EffectError> {
         let fenced = self.memory.fenced.max(Some(epoch));
         self.kept(AgentMemory {
             fenced,
@@ -387,9 +410,17 @@ impl Keeper {
         .await?;
         self.holder = None;
         let said = self.database.server.fence(epoch, cause).await?;
-        tracing::warn!(epoch = epoch.0, cause, %said, "fenced");
+        tracing::warn!(%said, "fenced");
+        self.over(Trouble::FenceUnproven);
         self.refresh().await;
         Ok(said)
+    }
+
+    /// The same where nobody waits for the proof.
+    async fn fence_and_tell(&mut self, epoch: Epoch, cause: &str) {
+        if let Err(error) = self.fence(epoch, cause).await {
+            self.trouble(Trouble::FenceUnproven, &error);
+        }
     }
 }
 
@@ -405,6 +436,7 @@ fn nothing_shown(now: MonoTime) -> Shown {
         right: None,
         right_in: None,
         log: None,
+        answered: None,
         primary: false,
         facts: AgentFacts {
             database: DatabaseState::Up,

@@ -10,11 +10,14 @@ use tokio::sync::watch;
 
 use super::guard::postmaster::user_ids;
 use super::guard_link::{GuardLink, GuardLinkError};
-use super::guard_protocol::{Exit, GuardConfig, GuardStatus, Right, StartAs, StopTimes};
+use super::guard_protocol::{
+    Exit, GuardConfig, GuardStatus, Right, StartAs, StopTimes, boottime_ns,
+};
 use super::standby::StandbySettings;
 use super::{own_files, receiver, recovery};
 use crate::adapters::postgres::{self, Connect, ConnectError};
 use crate::adapters::site_probe::SiteProbe;
+use crate::engine::lasting::Lasting;
 use crate::engine::lease::Enforcer;
 use crate::engine::observation::{Finding, ProbeFailure};
 use crate::engine::policy::FenceStages;
@@ -43,6 +46,8 @@ pub struct GuardedDatabase {
     pub local: watch::Sender<Place>,
     /// How it last ended, as text: its log is read once for that.
     pub ended: Mutex<Option<(Exit, String)>>,
+    /// That there is no way to it.
+    pub astray: Mutex<Lasting>,
     /// The site.
     pub site: SiteName,
     /// The role that controller and agents probe with.
@@ -188,7 +193,15 @@ impl GuardedDatabase {
         }
         match self.role.at(config) {
             Ok(place) => drop(self.local.send_replace(place)),
-            Err(error) => tracing::error!(%error, "no way to the database of the guard"),
+            Err(error) => {
+                let now = MonoTime(Duration::from_nanos(boottime_ns()));
+                let known = self.astray.lock();
+                let mut known = known.unwrap_or_else(PoisonError::into_inner);
+                if let Some(lasting) = known.again(&error.to_string(), now) {
+                    let what = "no way to the database of the guard";
+                    tracing::error!(%error, lasting.times, lasting.ms, "{what}");
+                }
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::keeper::{News, Shown};
 use crate::engine::instance::Instance;
+use crate::engine::lasting::Lasting;
 use crate::engine::situation::{AgentFacts, LocalDatabase};
 use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::MonoTime;
@@ -88,6 +89,7 @@ impl Reporter {
     /// Reports for ever, with what the agent itself saw.
     pub async fn report(&self, mut unsent: Unsent) {
         let mut last = LastError::default();
+        let mut silent = Lasting::default();
         loop {
             let asked = self.clock.now();
             let mut report = self.make(unsent.pack(asked), asked);
@@ -101,6 +103,9 @@ impl Reporter {
             {
                 Ok(answer) => {
                     last = LastError::default();
+                    if let Some(lasting) = silent.well(self.clock.now()) {
+                        tracing::info!(lasting.times, lasting.ms, "the controller answers again");
+                    }
                     again = unsent.answered(answer.receipt, self.clock.now());
                     self.pace.send_if_modified(|pace| {
                         let told = Pace::from(&answer);
@@ -119,7 +124,15 @@ impl Reporter {
                 }
                 Err(error) => {
                     last.note(&error, false);
-                    tracing::warn!(error = last.tell(), "the controller does not answer");
+                    let error = last.tell();
+                    if let Some(lasting) = silent.again(&error, self.clock.now()) {
+                        tracing::warn!(
+                            error,
+                            lasting.times,
+                            lasting.ms,
+                            "the controller does not answer"
+                        );
+                    }
                 }
             }
             if again {
@@ -167,6 +180,7 @@ impl Reporter {
 
     /// Asks the peer agent for ever.
     pub async fn ask_peer(&self) {
+        let mut silent = Lasting::default();
         loop {
             let asked = self.clock.now();
             let question = PeerQuestion {
@@ -182,6 +196,9 @@ impl Reporter {
                 .await
             {
                 Ok(answer) => {
+                    if let Some(lasting) = silent.well(self.clock.now()) {
+                        tracing::info!(lasting.times, lasting.ms, "the other agent answers again");
+                    }
                     if self
                         .news
                         .send(News::PeerAnswered(asked, answer))
@@ -191,7 +208,11 @@ impl Reporter {
                         return;
                     }
                 }
-                Err(error) => tracing::debug!(%error, "the peer agent does not answer"),
+                Err(error) => {
+                    if let Some(lasting) = silent.again(error.text(), self.clock.now()) {
+                        tracing::warn!(%error, lasting.times, lasting.ms, "the other agent does not answer");
+                    }
+                }
             }
             let took = self.clock.now().since(asked);
             self.clock.sleep(every.saturating_sub(took)).await;

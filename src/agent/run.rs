@@ -110,6 +110,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
 
     let api = Api {
         group: config.group.clone(),
+        site: config.site.clone(),
         peer_site: config.peer.site.clone(),
         peer,
         controller: controller_key,
@@ -228,6 +229,7 @@ async fn open_database(
         role,
         local,
         ended: Mutex::default(),
+        astray: Mutex::default(),
         site: config.site.clone(),
         standby: StandbySettings::new(&config.postgres),
         // Both databases have the same roles, because one is a copy of the other.

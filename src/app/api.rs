@@ -1,7 +1,6 @@
 //! The controller's HTTP API: for agents and observers (reports) and operators (the command line),
 //! over mutual TLS; and, in plain HTTP, liveness, readiness and metrics.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,15 +15,14 @@ use tokio::sync::watch;
 
 use super::control::{Asked, Handle, Input};
 use super::journal::{Journal, Noise, View};
+use super::metrics;
+use crate::adapters::exposition::expose;
 use crate::adapters::files;
 use crate::adapters::tls::{Identity, OperatorRole, PeerIdentity};
-use crate::engine::detector::State as Health;
 use crate::engine::rate::{Budgets, Rate};
-use crate::engine::readiness::{self, checks};
-use crate::engine::situation::{ObserverFacts, Situation};
+use crate::engine::readiness;
 use crate::engine::text::{harmless, typed};
-use crate::engine::topology::{GroupName, ObserverName};
-use crate::engine::units::as_millis;
+use crate::engine::topology::GroupName;
 use crate::ports::Clock;
 use crate::wire::{
     LogPart, MESSAGE_LIMIT, OBSERVED_LIMIT, OBSERVED_PATH, ObserverAnswer, ObserverReport,
@@ -79,6 +77,11 @@ impl From<super::control::Ended> for Problem {
     fn from(ended: super::control::Ended) -> Self {
         Problem(StatusCode::SERVICE_UNAVAILABLE, ended.to_string())
     }
+}
+
+fn only_just_started() -> Problem {
+    let text = "the controller has only just started".to_owned();
+    Problem(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 fn unprocessable(text: String) -> Problem {
@@ -262,12 +265,7 @@ async fn status(
 ) -> Answer<Status> {
     person(&api, &peer, Verb::Read)?;
     let status = api.status.borrow().clone();
-    status.map(Json).ok_or_else(|| {
-        Problem(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the controller has only just started".to_owned(),
-        )
-    })
+    status.map(Json).ok_or_else(only_just_started)
 }
 
 /// Every check of what would block a failover now.
@@ -279,12 +277,7 @@ async fn check(
     let status = api.status.borrow().clone();
     status
         .map(|status| Json(Readiness::of(&status)))
-        .ok_or_else(|| {
-            Problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the controller has only just started".to_owned(),
-            )
-        })
+        .ok_or_else(only_just_started)
 }
 
 async fn promote(
@@ -358,129 +351,10 @@ pub fn obstacles(status: &Status) -> Vec<String> {
     blocking.map(|reason| reason.to_string()).collect()
 }
 
-/// The age of each observer's report. Omitted if there was none: an alert on a missing series
-/// catches that.
-fn observer_ages(observers: &BTreeMap<ObserverName, ObserverFacts>) -> Vec<(String, u64)> {
-    let ages = observers.iter().filter_map(|(name, facts)| {
-        let age = as_millis(facts.age?);
-        Some((name.to_string(), age))
-    });
-    ages.collect()
-}
-
-type Labels = BTreeMap<&'static str, String>;
-
-/// Which gates are open, and how many checks are in each state, by code: one code may concern
-/// several sites or targets.
-fn of_checks(status: &Status) -> Vec<(&'static str, Labels, u64)> {
-    let gates = status.decision.gates.iter().map(|gate| {
-        let labels = BTreeMap::from([("code", gate.reason.code.to_string())]);
-        ("gate_open", labels, u64::from(gate.open))
-    });
-    let mut counted: BTreeMap<Labels, u64> = BTreeMap::new();
-    for check in checks(&status.decision) {
-        let (code, state) = (check.reason.code.to_string(), check.state.to_string());
-        let count = counted.entry(BTreeMap::from([("code", code), ("state", state)]));
-        let count = count.or_default();
-        *count = count.saturating_add(1);
-    }
-    let counted = counted.into_iter();
-    let ends = status.situation.certificates.iter().map(|end| {
-        // Escaped as a Prometheus label value.
-        let owner = end.owner.replace('\\', "\\\\").replace('"', "\\\"");
-        let seconds = end.until.0.checked_div(1000).unwrap_or_default();
-        let name = "certificate_not_after_timestamp_seconds";
-        (name, BTreeMap::from([("owner", owner)]), seconds)
-    });
-    gates
-        .chain(ends)
-        .chain(counted.map(|(labels, count)| ("check", labels, count)))
-        .collect()
-}
-
-/// The metrics in Prometheus text format. Labels come from closed sets: sites, observers, kinds,
-/// states, codes.
-async fn metrics(State(api): State<Api>) -> String {
-    use std::fmt::Write;
-
-    let Some(status) = api.status.borrow().clone() else {
-        return String::new();
-    };
-    let mut text = String::new();
-    let situation = &status.situation;
-    let group = &situation.group;
-    let mut gauge = |name: &str, labels: BTreeMap<&str, String>, value: u64| {
-        let labels = labels.iter();
-        let labels: Vec<String> = labels
-            .map(|(name, value)| format!("{name}=\"{value}\""))
-            .collect();
-        // Writing to a String cannot fail.
-        writeln!(
-            text,
-            "failover_{name}{{group=\"{group}\",{}}} {value}",
-            labels.join(",")
-        )
-        .unwrap_or_default();
-    };
-    gauge("epoch", BTreeMap::new(), situation.epoch.0);
-    gauge("log_entries", BTreeMap::new(), status.log.0);
-    gauge(
-        "ready",
-        BTreeMap::new(),
-        u64::from(obstacles(&status).is_empty()),
-    );
-    gauge(
-        "plan_open",
-        BTreeMap::new(),
-        u64::from(status.plan.is_some()),
-    );
-    let plan = status.plan.as_ref();
-    let stuck = plan.is_some_and(|plan| plan.stuck.is_some());
-    gauge("plan_stuck", BTreeMap::new(), u64::from(stuck));
-    if let Some(lag) = situation.replication.lag() {
-        gauge("standby_lag_bytes", BTreeMap::new(), lag.0);
-    }
-    for (name, site) in &situation.sites {
-        gauge(
-            "site_active",
-            BTreeMap::from([("site", name.to_string())]),
-            u64::from(*name == situation.active),
-        );
-        for (kind, health) in &site.health {
-            for state in [
-                Health::Healthy,
-                Health::Suspect,
-                Health::Failed,
-                Health::Unknown,
-            ] {
-                let labels = BTreeMap::from([
-                    ("site", name.to_string()),
-                    ("target", kind.to_string()),
-                    ("state", state.to_string()),
-                ]);
-                gauge("health", labels, u64::from(health.state == state));
-            }
-        }
-    }
-    for (name, age) in observer_ages(&situation.observers) {
-        let labels = BTreeMap::from([("observer", name)]);
-        gauge("observer_report_age_milliseconds", labels, age);
-    }
-    for (name, labels, value) in of_checks(&status) {
-        gauge(name, labels, value);
-    }
-    text + &clocks(situation)
-}
-
-/// How far each site's wall clock is ahead of ours; negative if it is behind.
-fn clocks(situation: &Situation) -> String {
-    let group = &situation.group;
-    let each = situation.sites.iter().filter_map(|(site, facts)| {
-        let ahead = facts.clock?.ahead_ms;
-        let labels = format!("group=\"{group}\",site=\"{site}\"");
-        Some(format!(
-            "failover_clock_skew_milliseconds{{{labels}}} {ahead}\n"
-        ))
-    });
-    each.collect()
+/// For Prometheus. Before anything was decided there is nothing to tell.
+async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
+    let status = api.status.borrow().clone();
+    let status = status.ok_or_else(only_just_started)?;
+    let common = vec![("group", api.group.to_string())];
+    Ok(expose(metrics::FAMILIES, common, &status))
 }

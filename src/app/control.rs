@@ -362,6 +362,7 @@ impl Control {
             at: self.clock.wall(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             policy: self.policy_name.clone(),
+            data: Some(self.brain.policy().data.clone()),
             situation: situation.clone(),
             decision: decision.clone(),
             plan: PlanStatus::of(&group),

@@ -6,16 +6,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::{Instrument, Span};
+
 use super::control::Handle;
 use super::journal::{Journal, JournalError};
 use super::leadership::Leadership;
 use super::steps::Steps;
 use crate::engine::chain::Body;
+use crate::engine::lasting::Lasting;
 use crate::engine::plan::Role;
 use crate::engine::policy::Policy;
 use crate::engine::saga::{Ending, Next, OpenSaga};
 use crate::engine::step::{Event, Fact, Step, Undo};
-use crate::engine::topology::Topology;
+use crate::engine::topology::{GroupName, Topology};
 use crate::engine::units::MonoTime;
 use crate::ports::{Agents, Clock, EffectError, FrontDoor, LastError, Probe, Traffic};
 
@@ -89,6 +92,7 @@ const LAST_WORD: Duration = Duration::from_secs(10);
 /// Executes one plan.
 #[derive(Debug)]
 pub struct Executor {
+    group: GroupName,
     journal: Journal,
     clock: Arc<dyn Clock>,
     policy: Policy,
@@ -121,7 +125,7 @@ impl Executor {
         policy: Policy,
         topology: Topology,
     ) -> Self {
-        let crash = world.crash.clone();
+        let (group, crash) = (topology.group.clone(), world.crash.clone());
         let steps = Steps::new(
             world,
             control,
@@ -131,6 +135,7 @@ impl Executor {
             topology,
         );
         Self {
+            group,
             journal,
             clock,
             policy,
@@ -147,20 +152,43 @@ impl Executor {
                 return Ok(());
             }
             match saga.next() {
-                Next::Run { index, check_first } => self.step(&saga, index, check_first).await?,
-                Next::Undo { index, undo } => self.undo(&saga, index, undo).await?,
-                Next::End(ending) => self.end(&saga, ending).await?,
+                Next::Run { index, check_first } => {
+                    let span = self.span(&saga, Some(index));
+                    let step = self.step(&saga, index, check_first);
+                    step.instrument(span).await?;
+                }
+                Next::Undo { index, undo } => {
+                    let span = self.span(&saga, Some(index));
+                    self.undo(&saga, index, undo).instrument(span).await?;
+                }
+                Next::End(ending) => {
+                    let span = self.span(&saga, None);
+                    self.end(&saga, ending).instrument(span).await?;
+                }
                 Next::Wait => return Ok(()),
             }
         }
         Ok(())
     }
 
+    /// What every line that is logged meanwhile carries, whoever logs it. An error's, so that no
+    /// filter that lets a line pass leaves it without.
+    fn span(&self, saga: &OpenSaga, index: Option<usize>) -> Span {
+        let step = index.and_then(|index| saga.plan.steps.get(index));
+        tracing::error_span!(
+            "plan",
+            group = %self.group,
+            plan_id = saga.id,
+            epoch = saga.plan.route.epoch.0,
+            step = step.map(tracing::field::display),
+        )
+    }
+
     async fn write(&self, saga: &OpenSaga, index: usize, event: Event) -> Result<(), JournalError> {
         let Some(step) = saga.plan.steps.get(index).cloned() else {
             return Ok(());
         };
-        tracing::info!(plan_id = saga.id, %step, event = event.name(), "step");
+        tracing::info!(event = event.name(), "step");
         self.journal
             .append(
                 "controller",
@@ -235,6 +263,7 @@ impl Executor {
         let mut doubt = check_first;
         let mut pause = FIRST_PAUSE;
         let mut last = LastError::default();
+        let mut untold = Lasting::default();
         loop {
             let tried = if check {
                 match self.steps.check(saga, step, deadline).await {
@@ -252,12 +281,14 @@ impl Executor {
                 Ok(fact) => return Attempt::Done(fact),
                 Err(error) => error,
             };
-            tracing::warn!(plan_id = saga.id, %step, %error, "step not done yet");
+            if let Some(lasting) = untold.again(error.text(), self.clock.now()) {
+                tracing::warn!(%error, lasting.times, lasting.ms, "step not done yet");
+            }
             let over = self.clock.now() >= deadline;
             last.note(&error, over);
             match error {
                 EffectError::Refused(_) if !matches!(role, Role::After(_)) => {
-                    return self.failed(saga, (step, role), last.tell(), doubt).await;
+                    return self.failed(saga, role, last.tell(), doubt).await;
                 }
                 EffectError::Unknown(_) | EffectError::Late(_) if over => {
                     return Attempt::Unknown(last.tell());
@@ -265,7 +296,7 @@ impl Executor {
                 EffectError::Failed(_) | EffectError::Refused(_) | EffectError::Conflict(_)
                     if over =>
                 {
-                    return self.failed(saga, (step, role), last.tell(), doubt).await;
+                    return self.failed(saga, role, last.tell(), doubt).await;
                 }
                 EffectError::Unknown(_) | EffectError::Late(_) => (check, doubt) = (true, true),
                 EffectError::Failed(_) | EffectError::Refused(_) | EffectError::Conflict(_) => {}
@@ -278,26 +309,23 @@ impl Executor {
 
     /// A step failed. The pivot only once no earlier attempt can still succeed: what is taken back
     /// then lets the other site take writes.
-    async fn failed(
-        &self,
-        saga: &OpenSaga,
-        (step, role): (&Step, Role),
-        why: String,
-        doubt: bool,
-    ) -> Attempt {
+    async fn failed(&self, saga: &OpenSaga, role: Role, why: String, doubt: bool) -> Attempt {
         if role != Role::Pivot || !doubt {
             return Attempt::Failed(why);
         }
         let deadline = self.clock.now().plus(LAST_WORD);
         let mut pause = FIRST_PAUSE;
         let mut last = LastError::default();
+        let mut untold = Lasting::default();
         loop {
             let error = match self.steps.desist(saga, deadline).await {
                 Ok(None) => return Attempt::Failed(why),
                 Ok(Some(fact)) => return Attempt::Done(fact),
                 Err(error) => error,
             };
-            tracing::warn!(plan_id = saga.id, %step, %error, "it may still come");
+            if let Some(lasting) = untold.again(error.text(), self.clock.now()) {
+                tracing::warn!(%error, lasting.times, lasting.ms, "it may still come");
+            }
             let over = self.clock.now() >= deadline;
             last.note(&error, over);
             if over {
@@ -322,12 +350,15 @@ impl Executor {
         let deadline = self.clock.now().plus(step.limit(&self.policy.steps));
         let mut pause = FIRST_PAUSE;
         let mut last = LastError::default();
+        let mut untold = Lasting::default();
         loop {
             let error = match self.steps.undo(saga, undo, deadline).await {
                 Ok(()) => return self.write(saga, index, Event::Undone).await,
                 Err(error) => error,
             };
-            tracing::warn!(plan_id = saga.id, %step, %error, "step not undone yet");
+            if let Some(lasting) = untold.again(error.text(), self.clock.now()) {
+                tracing::warn!(%error, lasting.times, lasting.ms, "step not taken back yet");
+            }
             let over = self.clock.now() >= deadline;
             last.note(&error, over);
             if over {
@@ -349,16 +380,16 @@ impl Executor {
             "plan {}: {step} could not be undone: {why} (see runbooks/plan-undone.md)",
             saga.id
         );
-        tracing::error!(plan_id = saga.id, %step, %error, "left to clean up");
+        tracing::error!(%error, "left to be tidied up");
         self.journal.note("left-to-tidy-up", text).await?;
         self.write(saga, index, Event::Left { why }).await
     }
 
     async fn end(&self, saga: &OpenSaga, ending: Ending) -> Result<(), JournalError> {
         match &ending {
-            Ending::Done => tracing::info!(plan_id = saga.id, "plan done"),
-            Ending::Undone { why } => tracing::warn!(plan_id = saga.id, %why, "plan undone"),
-            Ending::Stuck { why } => tracing::error!(plan_id = saga.id, %why, "plan stuck"),
+            Ending::Done => tracing::info!("plan done"),
+            Ending::Undone { why } => tracing::warn!(%why, "plan undone"),
+            Ending::Stuck { why } => tracing::error!(%why, "plan stuck"),
         }
         self.journal
             .append(

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::noise::{Told, Unsaid};
 use super::leadership::NotLeading;
 use crate::engine::chain::{Body, Broken, Chain, Digest, Entry, Recent};
+use crate::engine::lasting::Lasting;
 use crate::engine::provenance::LOG_PATIENCE;
 use crate::engine::saga::GroupState;
 use crate::engine::topology::Topology;
@@ -128,6 +129,7 @@ pub struct Writer {
     delay: watch::Sender<Option<Delay>>,
     /// The delay that the last entry ended.
     delayed: Option<Delay>,
+    unwritten: Lasting,
 }
 
 /// The queue's capacity: the control loop and one executor write one entry at a time each.
@@ -167,6 +169,7 @@ impl Journal {
             view: view_sender,
             delay: delay_sender,
             delayed: None,
+            unwritten: Lasting::default(),
         };
         if writer.chain.entries == 0 {
             let topology = writer.topology.clone();
@@ -347,13 +350,19 @@ impl Writer {
         });
         if let Err(cause) = self.store.append(&line).await {
             self.chain = before;
-            tracing::error!(%cause, "an entry is not written");
+            let text = cause.to_string();
+            if let Some(lasting) = self.unwritten.again(&text, self.clock.now()) {
+                tracing::error!(%cause, lasting.times, lasting.ms, "an entry is not written");
+            }
             self.delay.send_modify(|delay| {
                 if let Some(delay) = delay {
                     delay.cause = Some(cause.to_string());
                 }
             });
             return Err(cause.into());
+        }
+        if let Some(lasting) = self.unwritten.over(self.clock.now()) {
+            tracing::info!(lasting.times, lasting.ms, "entries are written again");
         }
         self.delayed = self.delay.send_replace(None);
         Ok(entry.seq)

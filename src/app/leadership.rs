@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::engine::lasting::Lasting;
 use crate::engine::policy::LeaseTimers;
 use crate::engine::units::MonoTime;
 use crate::ports::{Clock, EffectError, LeaseStore};
@@ -65,6 +66,7 @@ pub async fn seek(
     clock: Arc<dyn Clock>,
     timers: LeaseTimers,
 ) -> (Leadership, Keeping) {
+    let mut unknown = Lasting::default();
     loop {
         let asked = clock.now();
         match store.lead(timers.lease_ttl).await {
@@ -83,7 +85,11 @@ pub async fn seek(
                 return (leadership, keeping);
             }
             Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "who leads is not known"),
+            Err(error) => {
+                if let Some(lasting) = unknown.again(&error.to_string(), asked) {
+                    tracing::warn!(%error, lasting.times, lasting.ms, "who leads is not known");
+                }
+            }
         }
         clock.sleep(timers.renew_every).await;
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::control::{Handle, Input};
 use super::executor::World;
+use crate::engine::lasting::Lasting;
 use crate::ports::Clock;
 
 /// How long to wait before reading a silent target again: nothing waits for it if an agent or a
@@ -15,6 +16,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Reads every target until each has answered once. Does not end, as no task of a controller does.
 pub async fn read_notes(world: Arc<World>, clock: Arc<dyn Clock>, control: Handle) {
     for target in &world.traffic {
+        let mut unread = Lasting::default();
         loop {
             match target.read().await {
                 Ok(read) => {
@@ -25,7 +27,10 @@ pub async fn read_notes(world: Arc<World>, clock: Arc<dyn Clock>, control: Handl
                     break;
                 }
                 Err(error) => {
-                    tracing::warn!(target = %target.name(), %error, "traffic target not read yet");
+                    if let Some(lasting) = unread.again(error.text(), clock.now()) {
+                        let (traffic, what) = (target.name(), "traffic target not read yet");
+                        tracing::warn!(%traffic, %error, lasting.times, lasting.ms, "{what}");
+                    }
                     clock.sleep(AGAIN).await;
                 }
             }

@@ -10,6 +10,7 @@ use super::journal::Journal;
 use crate::engine::chain::Body;
 use crate::engine::decision::decide;
 use crate::engine::fencing::{vouched_for, waited_out_at};
+use crate::engine::lasting::Lasting;
 use crate::engine::lease::{FenceProof, LastRight};
 use crate::engine::policy::Policy;
 use crate::engine::saga::OpenSaga;
@@ -329,25 +330,25 @@ impl Steps {
         heard: &Mutex<LastError>,
     ) -> FenceProof {
         let from = &saga.plan.route.from;
+        let mut untold = Lasting::default();
         loop {
             let answer = self
                 .order(saga, from, What::Fence, by, false, deadline)
                 .await;
-            match answer {
+            let error = match answer {
                 Ok(Came::Fenced { said }) => {
                     return FenceProof::Agent {
                         relayed: by == Way::Relayed,
                         said,
                     };
                 }
-                Ok(other) => {
-                    tracing::warn!(?other, "the agent did not answer with a proof");
-                    note(heard, &unexpected(&other));
-                }
-                Err(error) => {
-                    tracing::debug!(%error, ?by, "the order to fence did not come through");
-                    note(heard, &error);
-                }
+                Ok(other) => unexpected(&other),
+                Err(error) => error,
+            };
+            note(heard, &error);
+            if let Some(lasting) = untold.again(error.text(), self.clock.now()) {
+                let what = "no proof of the agent yet";
+                tracing::warn!(%error, ?by, lasting.times, lasting.ms, "{what}");
             }
             self.clock.sleep(Duration::from_millis(200)).await;
         }

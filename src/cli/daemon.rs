@@ -1,17 +1,18 @@
 //! The long-running commands: controller, agent, observer, guard.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
+use tracing_subscriber::EnvFilter;
 
 use super::exit::Exit;
+use super::log_lines::subscriber;
+use super::output::Output;
 use crate::app::executor::{CrashDrill, Moment};
 use crate::engine::step::Step;
-use crate::engine::text::clip_to;
 
 /// `failover run`.
 #[derive(Debug, Args)]
@@ -73,38 +74,13 @@ impl CrashDrill for CrashAt {
     }
 }
 
-/// The longest line that is logged, in bytes.
-const LINE_LIMIT: usize = 8 * 1024;
-
-/// Standard error, with each event on one line, whatever text it contains.
-struct OneLine;
-
-impl Write for OneLine {
-    /// The formatter hands over a whole event at once.
-    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
-        let text = String::from_utf8_lossy(event);
-        let mut line = text.strip_suffix('\n').unwrap_or(&text).to_owned();
-        clip_to(&mut line, LINE_LIMIT);
-        line.push('\n');
-        std::io::stderr().lock().write_all(line.as_bytes())?;
-        Ok(event.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stderr().flush()
-    }
-}
-
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("FAILOVER_LOG")
-        .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
+/// Logs to standard error, in the form that was asked for.
+fn log_to_stderr(output: &Output) {
+    let filter = EnvFilter::try_from_env("FAILOVER_LOG");
+    let filter = filter.unwrap_or_else(|_unset| EnvFilter::new("info"));
+    let lines = subscriber(output.is_json(), filter, std::io::stderr);
     // A second call, in a test, leaves the first in place.
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| OneLine)
-        .with_ansi(false)
-        .try_init()
-        .unwrap_or_default();
+    tracing::subscriber::set_global_default(lines).unwrap_or_default();
 }
 
 /// A runtime for a command that waits for many things at once.
@@ -116,8 +92,8 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// Runs the controller.
-pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
-    log_to_stderr();
+pub fn run(args: &RunArgs, output: &Output) -> anyhow::Result<Exit> {
+    log_to_stderr(output);
     let crash = args
         .crash_at
         .clone()
@@ -127,22 +103,22 @@ pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
 }
 
 /// Runs the agent.
-pub fn agent(args: &AgentArgs) -> anyhow::Result<Exit> {
-    log_to_stderr();
+pub fn agent(args: &AgentArgs, output: &Output) -> anyhow::Result<Exit> {
+    log_to_stderr(output);
     runtime()?.block_on(crate::agent::run::run(&args.config))?;
     Ok(Exit::Done)
 }
 
 /// Runs an extra observer.
-pub fn observer(args: &ObserverArgs) -> anyhow::Result<Exit> {
-    log_to_stderr();
+pub fn observer(args: &ObserverArgs, output: &Output) -> anyhow::Result<Exit> {
+    log_to_stderr(output);
     runtime()?.block_on(crate::observer::run::run(&args.config))?;
     Ok(Exit::Done)
 }
 
 /// Runs the guard.
-pub fn guard(args: &GuardArgs) -> anyhow::Result<Exit> {
-    log_to_stderr();
+pub fn guard(args: &GuardArgs, output: &Output) -> anyhow::Result<Exit> {
+    log_to_stderr(output);
     crate::agent::guard::run(&args.config)?;
     Ok(Exit::Done)
 }

@@ -241,8 +241,16 @@ async fn play(
         }
     });
     let played = Box::pin(played).await;
+    let expected = lab.expected_errors.clone();
     lab.end().await?;
-    played
+    let mut report = played?;
+    let unexpected = expected.unexpected_in(dir)?;
+    report.passed &= unexpected.is_empty();
+    let problems = unexpected.into_iter();
+    report
+        .problems
+        .extend(problems.map(|line| format!("an error that the fault does not explain: {line}")));
+    Ok(report)
 }
 
 /// Makes this process the reaper of everything that it starts.

@@ -11,8 +11,11 @@ use super::exit::Exit;
 use super::output::Output;
 use crate::adapters::certificates::Authority;
 use crate::adapters::clock::SystemClock;
+use crate::adapters::exposition::table;
 use crate::adapters::keys::SigningKey;
 use crate::adapters::tls::Identity;
+use crate::agent::metrics as agent;
+use crate::app::metrics as controller;
 use crate::config::schema::schema;
 use crate::engine::policy::Policy;
 use crate::engine::topology::{GroupName, ObserverName, SiteName};
@@ -125,6 +128,8 @@ pub enum GenerateVerb {
     },
     /// The table of reasons, as in `docs/reasons.md`
     Reasons,
+    /// The tables of metrics, as in `docs/metrics.md`
+    Metrics,
 }
 
 /// A file with a schema.
@@ -165,6 +170,26 @@ pub fn generate(verb: &GenerateVerb, output: &Output) -> anyhow::Result<Exit> {
             output.json(&schema(title, &keys))?;
         }
         GenerateVerb::Reasons => output.text(crate::engine::reason::table().trim_end()),
+        GenerateVerb::Metrics => output.text(metrics_page().trim_end()),
     }
     Ok(Exit::Done)
+}
+
+/// `docs/metrics.md`: every metric of controller and agent.
+pub fn metrics_page() -> String {
+    const HEAD: &str = "# Metrics
+
+Controller and agent each answer `/metrics` at their `listen_plain`, in the OpenMetrics text format: \
+Prometheus scrapes it as it is. Times are in seconds, moments in seconds since 1970 (UTC), amounts of data in \
+bytes. `+Inf` stands for \"never\" and \"not known, and perhaps any number\", so that an alert on \"more than\" \
+fires; `NaN` for \"not known\" where no alert should. Yes and no are 1 and 0, and of a set of states each has \
+its series. No label holds a plan's number, an address or what a person wrote. These are all of them: \
+`failover generate metrics` prints this page, and a test keeps it in step with what is served.
+";
+    let controller = table(controller::FAMILIES, controller::COMMON);
+    let agent = table(agent::FAMILIES, agent::COMMON);
+    format!(
+        "{HEAD}\n## The controller\n\nEach is read from the document that `failover status --output json` \
+        shows; the last column says where in it.\n\n{controller}\n## The agent\n\n{agent}"
+    )
 }

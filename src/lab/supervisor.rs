@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::error_lines::ExpectedErrors;
 use super::layout::{Layout, SERVICE, SiteLayout, ZONE};
 use super::name_server::NameServer;
 use super::processes::{Processes, Seen, Who};
@@ -46,6 +47,8 @@ pub struct Supervisor {
     _name_server: NameServer,
     /// The way to the controller, as an operator.
     pub controller: PeerClient,
+    /// What is done to it is known to have our programs log these.
+    pub expected_errors: ExpectedErrors,
     clock: Arc<dyn Clock>,
 }
 
@@ -78,6 +81,7 @@ impl Supervisor {
             processes,
             _name_server: name_server,
             controller,
+            expected_errors: ExpectedErrors::default(),
             clock,
         };
         lab.start_missing()?;
@@ -325,6 +329,11 @@ impl Supervisor {
         let ended = self.processes.reap().into_iter();
         let mut controllers = ended.filter(|(name, _)| name == "controller");
         Ok(controllers.next().map(|(_, status)| status))
+    }
+
+    /// Says that what is done to the lab has our programs log an error with this text.
+    pub fn expects_error(&mut self, text: impl Into<String>) {
+        self.expected_errors.add(text);
     }
 
     /// Ends every process, in order where they let us, and leaves none behind.

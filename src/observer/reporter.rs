@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::engine::lasting::Lasting;
 use crate::engine::topology::{GroupName, ObserverName};
 use crate::ports::{Clock, ObserverLink};
 use crate::wire::unsent::Unsent;
@@ -39,6 +40,7 @@ impl Reporter {
     /// Reports for ever. A controller that rejects us may be told of us later, so that this goes
     /// on too.
     pub async fn report(&self, mut unsent: Unsent) {
+        let mut refused = Lasting::default();
         loop {
             let began = self.clock.now();
             let report = ObserverReport {
@@ -53,14 +55,27 @@ impl Reporter {
             let within = every.saturating_mul(2).min(LONGEST_REPORT);
             match self.link.report(&report, within).await {
                 Ok(told) => {
-                    again = unsent.answered(told.receipt, self.clock.now());
+                    let now = self.clock.now();
+                    again = unsent.answered(told.receipt, now);
+                    if let Some(lasting) = refused.well(now) {
+                        tracing::info!(
+                            lasting.times,
+                            lasting.ms,
+                            "the controller takes reports again"
+                        );
+                    }
                     self.rhythm.send_if_modified(|rhythm| {
                         let changed = *rhythm != told.rhythm;
                         *rhythm = told.rhythm;
                         changed
                     });
                 }
-                Err(error) => tracing::warn!(%error, "the controller does not take the report"),
+                Err(error) => {
+                    if let Some(lasting) = refused.again(&error.to_string(), self.clock.now()) {
+                        let what = "the controller does not take the report";
+                        tracing::warn!(%error, lasting.times, lasting.ms, "{what}");
+                    }
+                }
             }
             if again {
                 continue;

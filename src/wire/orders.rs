@@ -1,5 +1,6 @@
 //! The controller's orders to an agent, and their outcomes.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -77,7 +78,38 @@ pub enum What {
     AwaitWorkloads,
 }
 
-/// The outcome of an order.
+impl Order {
+    /// What every line that is logged while it is obeyed carries, whoever logs it. An error's, so
+    /// that no filter that lets a line pass leaves it without.
+    pub fn span(&self) -> tracing::Span {
+        tracing::error_span!(
+            "order",
+            group = %self.group,
+            plan_id = self.plan,
+            epoch = self.epoch.0,
+            step = %self.what,
+        )
+    }
+}
+
+/// As it is sent, which is the name of a plan's step where it is one.
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            What::Fence => "fence",
+            What::Unfence => "unfence",
+            What::Sever => "sever",
+            What::Reconnect => "reconnect",
+            What::Promote => "promote",
+            What::Desist => "desist",
+            What::StartWorkloads => "start-workloads",
+            What::StopWorkloads => "stop-workloads",
+            What::AwaitWorkloads => "await-workloads",
+        })
+    }
+}
+
+/// What came of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "came")]
 pub enum Came {

@@ -127,7 +127,7 @@ fn may_know(part: &str) -> &'static [&'static str] {
 
 /// The files of `app`, `agent` and `observer` that may name adapters: the composition roots, and what stands at
 /// the border of the process. Everything else gets ports.
-const ROOTS: [(&str, &str); 13] = [
+const ROOTS: [(&str, &str); 15] = [
     ("app/run.rs", "makes the adapters and hands them in"),
     (
         "app/config.rs",
@@ -138,6 +138,11 @@ const ROOTS: [(&str, &str); 13] = [
         "app/api.rs",
         "takes the peer's identity from its certificate, and reads the log's file",
     ),
+    (
+        "app/metrics.rs",
+        "lists what is shown to Prometheus, in the form of the adapter",
+    ),
+    ("agent/metrics.rs", "the same, of the agent"),
     ("agent/run.rs", "makes the adapters and hands them in"),
     (
         "agent/config.rs",
@@ -311,7 +316,7 @@ const LONG_FILES: &[(&str, usize)] = &[("engine/document.rs", 629)];
 
 /// Functions over the limit. A number may only fall; a function that is short enough leaves the
 /// list.
-const LONG_FUNCTIONS: &[(&str, usize)] = &[("app/api.rs metrics", 71)];
+const LONG_FUNCTIONS: &[(&str, usize)] = &[];
 
 /// The functions of a file and how many lines each has, signature and braces included. rustfmt
 /// puts a function's end below its beginning.

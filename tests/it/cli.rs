@@ -417,7 +417,7 @@ fn status(group: &GroupState, wrong: impl FnOnce(&mut Earth)) -> String {
     failover::cli::status::shown(&status_of(group, wrong), &printer)
 }
 
-fn status_of(group: &GroupState, wrong: impl FnOnce(&mut Earth)) -> Status {
+pub(crate) fn status_of(group: &GroupState, wrong: impl FnOnce(&mut Earth)) -> Status {
     let (mut brain, now) = brain(wrong);
     let walking = group.open.is_some();
     let situation = brain.situation(group, walking, None, now, AT);
@@ -427,6 +427,7 @@ fn status_of(group: &GroupState, wrong: impl FnOnce(&mut Earth)) -> Status {
         at: AT,
         version: "0.1.0".to_owned(),
         policy: "fast.toml".to_owned(),
+        data: Some(policy().data),
         situation,
         decision,
         plan: PlanStatus::of(group),
@@ -457,7 +458,7 @@ fn the_checks_before_a_failover() {
 }
 
 /// A group whose plan has done its first steps, and of whose next step this is told.
-fn walking(done: usize, events: &[Event]) -> GroupState {
+pub(crate) fn walking(done: usize, events: &[Event]) -> GroupState {
     let (situation, last) = well();
     let plan = Plan::failover(&situation, &topology(), &last, WallTime(0));
     let mut group = GroupState::new(&topology());

@@ -17,6 +17,7 @@ use failover::wire::PromoteAsk;
 use self::stage::{Earth, Fault, Stage, aws, gcp};
 
 mod forward;
+mod lines;
 mod told;
 pub(crate) mod stage;
 

@@ -28,6 +28,8 @@ use failover::wire::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::logged;
+
 /// How long a guard takes that takes its time.
 const SLOW: Duration = Duration::from_millis(300);
 
@@ -121,6 +123,7 @@ impl Server for Database {
 #[async_trait]
 impl Succession for Database {
     async fn sever(&self, _within: Duration) -> Result<(Lsn, bool), EffectError> {
+        tracing::info!("severing");
         self.severed.store(true, Ordering::SeqCst);
         Ok((Lsn(9), true))
     }
@@ -654,6 +657,15 @@ async fn active(
     (news, shown, keeping)
 }
 
+/// What is shown of a primary with a right.
+pub(crate) async fn shown_of_a_primary() -> Shown {
+    let (_news, mut shown, keeping) = active(&Arc::new(Database::default())).await;
+    let holds = shown.wait_for(|shown| shown.answered.is_some() && shown.primary);
+    let shown = holds.await.unwrap().clone();
+    keeping.abort();
+    shown
+}
+
 /// An order as the controller gives it to the other site.
 fn to_the_peer(what: What, epoch: u64) -> Order {
     Order {
@@ -749,6 +761,54 @@ async fn a_promotion_that_was_ordered_ends_the_right_of_the_other_as_well() {
 }
 
 /// The other agent asks in an epoch.
+/// An agent that is ordered to sever, to promote and to fence; and one that the other agent tells of a
+/// later plan.
+async fn obeys() {
+    let (keeper, news, _shown) = Keeper::begin(parts(&standby(), &Arc::default()))
+        .await
+        .unwrap();
+    let keeping = tokio::spawn(keeper.run());
+    order(&news, What::Sever, 2).await.await.unwrap().unwrap();
+    let promoted = order(&news, What::Promote, 2).await;
+    let grant = News::Answered(SystemClock.now(), Box::new(granted(2)));
+    news.send(grant).await.unwrap();
+    promoted.await.unwrap().unwrap();
+    superseded(&news, Some(sealed(to_the_peer(What::Sever, 3))), 3).await;
+    taken_in(&news).await;
+    order(&news, What::Fence, 4).await.await.unwrap().unwrap();
+    keeping.abort();
+}
+
+#[test]
+fn every_line_of_an_order_says_of_which_group_plan_step_and_epoch_it_is() {
+    let run = || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(obeys());
+    };
+    let lines = logged::json(run);
+    let found = |message: &str, step: &str, epoch: u64| {
+        lines.iter().any(|line| {
+            line["message"] == message
+                && (&line["group"], &line["plan_id"]) == (&"shop".into(), &7.into())
+                && (&line["step"], &line["epoch"]) == (&step.into(), &epoch.into())
+        })
+    };
+    for (message, step, epoch) in [
+        ("severing", "sever", 2),
+        ("promoting", "promote", 2),
+        ("promotion", "promote", 2),
+        ("superseded", "sever", 3),
+        ("fenced", "fence", 3),
+        ("fenced", "fence", 4),
+    ] {
+        assert!(found(message, step, epoch), "{message} {epoch}: {lines:?}");
+    }
+    let text = logged::text(run);
+    let span = "order{group=shop plan_id=7 epoch=4 step=fence}:fence{group=shop epoch=4 step=fence";
+    assert!(text.iter().any(|line| line.contains(span)), "{text:?}");
+}
+
 async fn asked(news: &mpsc::Sender<News>, epoch: u64) -> PeerAnswer {
     let (sender, answer) = oneshot::channel();
     let question = PeerQuestion {

@@ -219,6 +219,7 @@ pub(crate) fn agent_api(
         pending: Vec::new(),
     };
     let shown = Shown {
+        answered: None,
         epoch: Epoch(1),
         asks: true,
         right: None,
@@ -231,6 +232,7 @@ pub(crate) fn agent_api(
     };
     let api = agent::api::Api {
         group: "shop".parse().unwrap(),
+        site: "aws".parse().unwrap(),
         peer_site: site,
         peer: PeerClient::new(material, peer).unwrap(),
         controller: Arc::new(key),

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use failover::adapters::certificates::Authority;
@@ -20,6 +21,7 @@ use failover::engine::reason::Code;
 use failover::engine::situation::{AgentFacts, LocalDatabase};
 use failover::engine::topology::TargetKind;
 use failover::engine::units::Epoch;
+use failover::lab::error_lines::ExpectedErrors;
 use failover::ports::Clock;
 use failover::wire::{Heard, Postmark, REPORT_PATH, Receipt, Report, ReportAnswer, Status};
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,6 +38,7 @@ pub(crate) struct House {
     authority: Authority,
     pub(crate) listen: SocketAddr,
     pub(crate) databases: [SocketAddr; 2],
+    expected_errors: Mutex<ExpectedErrors>,
 }
 
 /// A running controller, killed with the test.
@@ -63,7 +66,27 @@ pub(crate) fn agent(name: &str) -> Identity {
     }
 }
 
+impl Drop for House {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let expected = self.expected_errors.lock().unwrap();
+        let unexpected = expected.unexpected_in(self.dir.path()).unwrap();
+        let lines = unexpected.join("\n");
+        assert!(
+            unexpected.is_empty(),
+            "errors that nobody announced:\n{lines}"
+        );
+    }
+}
+
 impl House {
+    /// Says that what the test does has our programs log an error with this text.
+    pub(crate) fn expects_error(&self, text: &str) {
+        self.expected_errors.lock().unwrap().add(text);
+    }
+
     /// With databases where nobody is.
     pub(crate) fn new() -> Self {
         Self::with([socket(), socket()], "watch")
@@ -78,6 +101,7 @@ impl House {
             authority,
             listen: socket(),
             databases,
+            expected_errors: Mutex::default(),
         };
         house.issue(&Identity::Controller);
         let file = |name| house.file(name);
@@ -144,12 +168,13 @@ impl House {
 
     /// Starts the controller, and waits until it shows its status.
     pub(crate) async fn start(&self) -> Running {
-        let log = File::create(self.file("said")).unwrap();
+        let log = self.file("controller.log");
+        let log = File::options().create(true).append(true).open(log).unwrap();
         let child = self.command("failover.toml").stderr(log).spawn().unwrap();
         let mut running = Running(child);
         let operator = self.operator();
         until("the controller runs", async || {
-            let said = std::fs::read_to_string(self.file("said")).unwrap();
+            let said = std::fs::read_to_string(self.file("controller.log")).unwrap();
             assert!(running.0.try_wait().unwrap().is_none(), "{said}");
             operator.get::<Status>("/v1/status", CALL).await.is_ok()
         })

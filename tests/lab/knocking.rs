@@ -170,7 +170,8 @@ fn hundreds_of_mute_handshakes_a_second_cost_no_grant_no_write_and_no_slow_clien
         let (mut held, mut looks) = (0, 0);
         while SystemClock.now().since(began) < LASTING {
             let metrics = page(aws.agent_plain, "/metrics").await;
-            held += usize::from(metrics.contains("failover_agent_holds_right 1"));
+            let holds = r#"failover_agent_holds_right{group="shop",site="aws"} 1"#;
+            held += usize::from(metrics.contains(holds));
             looks += 1;
             lab.look().unwrap();
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -112,7 +112,7 @@ async fn a_log_that_was_moved_cut_replaced_or_written_by_others_is_not_written_a
             ended.is_some()
         })
         .await;
-        let told = std::fs::read_to_string(house.file("said")).unwrap();
+        let told = std::fs::read_to_string(house.file("controller.log")).unwrap();
         assert!(!ended.unwrap().success(), "{done}: {told}");
         assert!(told.contains(said), "{done}: {told}");
         assert!(told.contains("runbooks/log-changed.md"), "{done}: {told}");

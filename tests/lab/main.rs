@@ -23,6 +23,7 @@ mod recovering;
 mod route53;
 mod parts;
 mod stage;
+mod scrape;
 mod check;
 mod crash;
 mod drill;

@@ -90,7 +90,7 @@ fn start_paris(house: &House) -> Running {
         .unwrap();
     }
     std::fs::write(house.file("observer.toml"), text).unwrap();
-    let log = File::create(house.file("observer.said")).unwrap();
+    let log = File::create(house.file("observer.log")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_failover"));
     command.args(["observer", "--config"]);
     let child = command.arg(house.file("observer.toml")).stderr(log).spawn();
@@ -119,7 +119,9 @@ async fn an_observer_has_its_vote_and_one_that_falls_silent_is_missed() {
     let paris = "paris".parse().unwrap();
     assert_eq!(status.situation.observers[&paris].age, None);
     assert!(shown(&house).contains("observer paris: never reported"));
-    assert!(!page(plain, "/metrics").await.contains("observer=\"paris\""));
+    let series = "failover_observer_report_age_seconds{group=\"shop\",observer=\"paris\"} ";
+    let never = format!("{series}inf\n");
+    assert!(page(plain, "/metrics").await.contains(&never));
 
     let observing = start_paris(&house);
     let status = house
@@ -144,8 +146,10 @@ async fn an_observer_has_its_vote_and_one_that_falls_silent_is_missed() {
 
     assert!(shown(&house).contains("observer paris: last report "));
     let metrics = page(plain, "/metrics").await;
-    let series = "failover_observer_report_age_milliseconds{group=\"shop\",observer=\"paris\"} ";
-    assert!(metrics.contains(series), "{metrics}");
+    assert!(
+        metrics.contains(series) && !metrics.contains(&never),
+        "{metrics}"
+    );
 
     drop(observing);
     house

@@ -411,7 +411,7 @@ async fn a_reason_that_would_forge_a_line_is_refused_and_an_old_one_is_shown_har
         "{json}"
     );
     until("its trace is one line for each event", async || {
-        let said = std::fs::read_to_string(house.file("said")).unwrap();
+        let said = std::fs::read_to_string(house.file("controller.log")).unwrap();
         !said.is_empty() && said.lines().all(|line| line.starts_with("20"))
     })
     .await;

@@ -19,6 +19,7 @@ mod log;
 mod over;
 mod rows;
 mod table;
+mod told;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -37,8 +38,13 @@ const OWNER: &str = "PARTITION_NETWORK";
 /// reaps its descendants, and is in one namespace.
 #[test]
 fn no_partition_breaks_a_promise() {
+    in_a_network("partitions::no_partition_breaks_a_promise", walk);
+}
+
+/// Runs a test in a network of its own.
+fn in_a_network(test: &str, run: impl FnOnce(Namespaces)) {
     if let Ok(owner) = std::env::var(OWNER) {
-        return walk(Namespaces::of(owner.parse().unwrap()));
+        return run(Namespaces::of(owner.parse().unwrap()));
     }
     let network = Network::create().unwrap();
     let program = std::env::current_exe().unwrap();
@@ -47,8 +53,7 @@ fn no_partition_breaks_a_promise() {
     let done = inside
         .args(["--mount", "--propagation=private"])
         .arg(program)
-        .args(["--exact", "partitions::no_partition_breaks_a_promise"])
-        .args(["--nocapture"])
+        .args(["--exact", test, "--nocapture"])
         .env(OWNER, std::process::id().to_string())
         .stdout(Stdio::piped())
         .spawn()

@@ -93,6 +93,7 @@ pub(crate) fn on_a_lab_of(
         runtime.block_on(within).unwrap();
     }));
     let said = logs(dir.path());
+    let expected = lab.expected_errors.clone();
     runtime.block_on(lab.end()).unwrap();
     // Whoever looks into it needs what the processes said, and the cause where a record that was
     // cut in the middle still shows it: at the end.
@@ -100,6 +101,12 @@ pub(crate) fn on_a_lab_of(
         eprintln!("{said}\n{}", cause_of(&*cause));
         resume_unwind(cause);
     }
+    let unexpected = expected.unexpected_in(dir.path()).unwrap();
+    let lines = unexpected.join("\n");
+    assert!(
+        unexpected.is_empty(),
+        "errors that nobody announced:\n{lines}"
+    );
 }
 
 /// What a panic said.

@@ -14,6 +14,7 @@ use failover::engine::saga::Ending;
 use failover::engine::situation::{AgentFacts, LocalDatabase};
 use failover::engine::topology::TargetKind;
 use failover::engine::units::Epoch;
+use failover::lab::error_lines::ExpectedErrors;
 use failover::lab::standing::Standing;
 use failover::wire::Status;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -217,6 +218,9 @@ fn a_person_looks_at_a_lab_holds_it_breaks_it_releases_it_heals_it_and_takes_it_
     person.ends(&format!("log verify {kept} --head {head}"), 0);
     person.ends(&format!("log verify {kept} --head {}", "0".repeat(64)), 1);
     assert!(person.ends("log show", 0).contains("promote"));
+
+    let unexpected = ExpectedErrors::default().unexpected_in(&lab).unwrap();
+    assert!(unexpected.is_empty(), "{}", unexpected.join("\n"));
 
     // Gone.
     assert!(person.processes().len() > 5, "{:?}", person.processes());

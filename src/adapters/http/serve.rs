@@ -24,7 +24,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::admission::{Admission, Room, Ticket};
 use super::patient::Patient;
-use crate::engine::rate::{Budget, Rate};
+use crate::engine::lasting::Lasting;
 use crate::engine::units::MonoTime;
 
 /// Connections served at once: two sites, a handful of people and scrapers, times twenty; a quarter
@@ -35,12 +35,6 @@ const PLAIN_ROOM: Room = Room {
     handshakes: 0,
     handshakes_each: 0,
     handshakes_known: 0,
-};
-
-/// How often it is told that there is no room.
-const TOLD: Rate = Rate {
-    burst: 3,
-    every: Duration::from_secs(10),
 };
 
 /// How long a client may take for a header, and leave a connection idle. Longer than the 5 s for
@@ -67,7 +61,7 @@ const HEADER_LIMIT: usize = 32 * 1024;
 pub async fn serve_plain(listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>) {
     let admission = Admission::new(PLAIN_ROOM, []);
     let began = Instant::now();
-    let mut told = Budget::default();
+    let mut turned_away = Lasting::default();
     serve_with(
         listener,
         router,
@@ -75,8 +69,10 @@ pub async fn serve_plain(listener: TcpListener, router: Router, shutdown: watch:
         move |stream, address| match admission.admit(address.ip()) {
             Ok(ticket) => Some(std::future::ready(Some((stream, address, ticket)))),
             Err(full) => {
-                if told.spend(TOLD, MonoTime(began.elapsed())) {
-                    tracing::warn!(peer_addr = %address, %full, "connection closed");
+                let now = MonoTime(began.elapsed());
+                if let Some(lasting) = turned_away.again(&full.to_string(), now) {
+                    let what = "connection closed";
+                    tracing::warn!(peer_addr = %address, %full, lasting.times, lasting.ms, "{what}");
                 }
                 None
             }
@@ -101,6 +97,8 @@ pub(crate) async fn serve_with<Establish, Established, Io, Who>(
     Who: Clone + Send + Sync + 'static,
 {
     let mut tasks = JoinSet::new();
+    let began = Instant::now();
+    let mut unaccepted = Lasting::default();
     loop {
         let (stream, address) = tokio::select! {
             () = asked_to_stop(&mut shutdown) => break,
@@ -108,7 +106,11 @@ pub(crate) async fn serve_with<Establish, Established, Io, Who>(
             accepted = listener.accept() => match accepted {
                 Ok(connection) => connection,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    let now = MonoTime(began.elapsed());
+                    if let Some(lasting) = unaccepted.again(&error.to_string(), now) {
+                        let what = "cannot accept a connection";
+                        tracing::warn!(%error, lasting.times, lasting.ms, "{what}");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

@@ -17,7 +17,7 @@ use tokio_rustls::server::TlsStream;
 use super::super::http::{Admission, Patient, Room, Ticket, serve_with};
 use super::standing::Standing;
 use super::{Identity, TlsError, TlsMaterial};
-use crate::engine::rate::{Budget, Rate};
+use crate::engine::lasting::Lasting;
 use crate::engine::units::MonoTime;
 
 /// Connections at once: two sites, a handful of people and observers, times twenty. A handshake
@@ -29,12 +29,6 @@ const ROOM: Room = Room {
     handshakes: 192,
     handshakes_each: 64,
     handshakes_known: 64,
-};
-
-/// How often rejections are traced, each.
-const TRACED: Rate = Rate {
-    burst: 10,
-    every: Duration::from_secs(5),
 };
 
 /// How long a handshake may take: some round trips around the world.
@@ -114,10 +108,10 @@ pub async fn serve(listener: TlsListener, router: Router, shutdown: watch::Recei
     } = listener;
     let admission = Admission::new(ROOM, expected);
     let began = Instant::now();
-    let traced = Arc::new(Mutex::new(Budget::default()));
+    let turned_away = Arc::new(Mutex::new(Lasting::default()));
     serve_with(listener, router, shutdown, move |stream, address| {
         let (ticket, mut crowded_out) = admission.greet(address.ip());
-        let traced = Arc::clone(&traced);
+        let turned_away = Arc::clone(&turned_away);
         let config = Arc::clone(&config);
         let material = material.clone();
         let rejected = rejected.clone();
@@ -131,9 +125,11 @@ pub async fn serve(listener: TlsListener, router: Router, shutdown: watch::Recei
                 Err(rejection) => rejection,
             };
             let now = MonoTime(began.elapsed());
-            let trace = |mut budget: MutexGuard<'_, Budget>| budget.spend(TRACED, now);
-            if trace(traced.lock().unwrap_or_else(PoisonError::into_inner)) {
-                tracing::warn!(peer_addr = %address, error, "connection rejected");
+            let again = |mut known: MutexGuard<'_, Lasting>| known.again(&error, now);
+            let known = turned_away.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(lasting) = again(known) {
+                let what = "connection rejected";
+                tracing::warn!(peer_addr = %address, error, lasting.times, lasting.ms, "{what}");
             }
             if let Some(rejected) = rejected {
                 // A full channel already holds more rejections than anybody reads.

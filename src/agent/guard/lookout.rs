@@ -18,7 +18,9 @@ use super::postmaster::{self, Habitat, Processes};
 use super::standing::files_say;
 use super::{GuardConfig, IDLE_TICK, TICK};
 use crate::agent::guard_protocol::boottime_ns;
+use crate::engine::lasting::Lasting;
 use crate::engine::topology::Role;
+use crate::engine::units::MonoTime;
 
 /// The time between two checks of all processes and of the port. A server started by hand writes
 /// its pid file before it accepts connections, and that file is read at each tick.
@@ -76,6 +78,8 @@ impl Lookout {
             listener: None,
             whole_at_ns: None,
             without_signal_from_ns: None,
+            unread: Lasting::default(),
+            not_put_back: Lasting::default(),
         };
         thread::Builder::new()
             .name("lookout".to_owned())
@@ -126,6 +130,8 @@ struct Watch {
     listener: Option<String>,
     whole_at_ns: Option<u64>,
     without_signal_from_ns: Option<u64>,
+    unread: Lasting,
+    not_put_back: Lasting,
 }
 
 impl Watch {
@@ -138,13 +144,21 @@ impl Watch {
             match wanted.recv_timeout(tick) {
                 Ok(first) if self.without_signal_from_ns.take().is_some() => {
                     match postmaster::put_back_signal(first) {
-                        Ok(()) => tracing::warn!("`standby.signal` was missing, and is restored"),
-                        Err(cause) => tracing::error!(%cause, "cannot restore `standby.signal`"),
+                        Ok(()) => tracing::warn!("`standby.signal` was gone, and is put back"),
+                        Err(cause) => self.tell_not_put_back(&cause),
                     }
                 }
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+        }
+    }
+
+    fn tell_not_put_back(&mut self, cause: &io::Error) {
+        let now = MonoTime(Duration::from_nanos(boottime_ns()));
+        if let Some(lasting) = self.not_put_back.again(&cause.to_string(), now) {
+            let what = "cannot put `standby.signal` back";
+            tracing::error!(%cause, lasting.times, lasting.ms, "{what}");
         }
     }
 
@@ -161,7 +175,12 @@ impl Watch {
             self.whole_at_ns = Some(at_ns);
             match self.habitat.strangers(|| self.own()) {
                 Ok(strangers) => self.strangers = strangers,
-                Err(cause) => tracing::warn!(%cause, "`/proc` cannot be read"),
+                Err(cause) => {
+                    let now = MonoTime(Duration::from_nanos(at_ns));
+                    if let Some(lasting) = self.unread.again(&cause.to_string(), now) {
+                        tracing::warn!(%cause, lasting.times, lasting.ms, "`/proc` cannot be read");
+                    }
+                }
             }
             // What is found in the data folder explains what listens.
             let explained = !self.strangers.is_empty();

@@ -1,6 +1,7 @@
 //! Keeps the standby synchronous if the controller requires it. The rules are the engine's
 //! (`engine/synchrony.rs`); here each step runs beside the keeper, because SQL may block.
 
+use super::troubles::Trouble;
 use super::{Keeper, News, SQL};
 use crate::engine::synchrony::{RpoWindow, SyncFacts, SyncLook, SyncMove};
 use crate::engine::topology::Role;
@@ -58,14 +59,18 @@ impl Keeper {
             }
             Step::Waits(Ok(from)) => {
                 tracing::info!(%from, "commits wait for the standby");
+                self.over(Trouble::CommitsDoNotWait);
                 self.synchrony.waits_from(from);
             }
             Step::Waits(Err(error)) => {
-                tracing::warn!(%error, "commits do not wait yet");
+                self.trouble(Trouble::CommitsDoNotWait, &error);
                 self.synchrony.refused(error.to_string());
             }
-            Step::GoesOn(Ok(())) => tracing::warn!("commits go on without the standby"),
-            Step::GoesOn(Err(error)) => tracing::error!(%error, "commits may still wait"),
+            Step::GoesOn(Ok(())) => {
+                tracing::warn!("commits go on without the standby");
+                self.over(Trouble::CommitsMayWait);
+            }
+            Step::GoesOn(Err(error)) => self.trouble(Trouble::CommitsMayWait, &error),
         }
     }
 

@@ -203,7 +203,7 @@ impl Keeper {
                 return;
             }
             if let Err(error) = self.database.server.unfence(epoch).await {
-                tracing::error!(%error, "the fence cannot be lifted");
+                self.did_not_start(&format!("the fence cannot be lifted: {error}"));
                 return;
             }
             self.look.fenced = None;

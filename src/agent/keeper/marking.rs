@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::troubles::Trouble;
 use super::{Keeper, News, SQL};
 use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
@@ -66,16 +67,18 @@ impl Keeper {
         let again = Marking::Due(self.clock.now().plus(MARK_AGAIN));
         match marked {
             Marked::Whole => {
+                self.over(Trouble::EpochNotWritten);
+                self.over(Trouble::GrantsNotMade);
                 self.epoch_written = Some(epoch);
                 self.marking = Marking::Done(epoch);
             }
             Marked::Epoch(error) => {
-                tracing::warn!(epoch = epoch.0, %error, "the grants for our probes are not in place yet");
+                self.trouble(Trouble::GrantsNotMade, &error);
                 self.epoch_written = Some(epoch);
                 self.marking = again;
             }
             Marked::Nothing(error) => {
-                tracing::warn!(epoch = epoch.0, %error, "schema and epoch are not written yet");
+                self.trouble(Trouble::EpochNotWritten, &error);
                 self.marking = again;
             }
         }

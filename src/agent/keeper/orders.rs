@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument, Span};
 
 use super::{Keeper, News, SQL};
 use crate::engine::synchrony::Synchrony;
@@ -15,7 +16,9 @@ use crate::wire::{Came, Order, OrderAnswer, What};
 #[derive(Debug)]
 pub(super) struct Promoting {
     pub(super) epoch: Epoch,
-    /// When the order expires: after that it is not begun any more.
+    /// That of the order: it begins with a grant that comes later.
+    pub(super) span: Span,
+    /// After this the order is void: it is not begun any more.
     until: MonoTime,
     begun: bool,
     waiting: Vec<oneshot::Sender<OrderAnswer>>,
@@ -254,7 +257,7 @@ impl Keeper {
         let (what, plan) = (order.what, order.plan);
         let started_for_it = self.memory.started_for == Some(plan);
         let sender = self.sender.clone();
-        tokio::spawn(async move {
+        let work = async move {
             let came = match what {
                 What::StartWorkloads => start_workloads(workloads.as_ref(), plan, &sender).await,
                 // Only what was started for this plan is stopped.
@@ -274,7 +277,8 @@ impl Keeper {
                 | What::Desist => Ok(Came::Done),
             };
             drop(answer.send(came));
-        });
+        };
+        tokio::spawn(work.in_current_span());
     }
 
     /// Requests the lease in the plan's epoch; the promotion begins with its grant.
@@ -314,6 +318,7 @@ impl Keeper {
         }
         self.promoting = Some(Promoting {
             epoch: order.epoch,
+            span: Span::current(),
             until,
             begun: false,
             waiting: vec![answer],
@@ -349,10 +354,10 @@ impl Keeper {
         let within = now.until(promoting.until);
         // What is known about waiting commits is from an earlier time as a primary.
         self.synchrony = Synchrony::default();
-        let database = self.database.clone();
-        self.beside(
-            async move { News::Promoted(promote_and_mark(&database, epoch, within).await) },
-        );
+        let (database, span) = (self.database.clone(), promoting.span.clone());
+        let promotion =
+            async move { News::Promoted(promote_and_mark(&database, epoch, within).await) };
+        self.beside(promotion.instrument(span));
     }
 
     /// Stores that a promotion was begun, or that its outcome is known.

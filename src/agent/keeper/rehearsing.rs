@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::troubles::Trouble;
 use super::{Keeper, News, SQL};
 use crate::engine::situation::SeverRehearsal;
 use crate::engine::topology::Role;
@@ -118,8 +119,9 @@ impl Keeper {
     pub(super) fn slot_kept(&mut self, kept: Result<(), EffectError>) {
         self.slot.running = false;
         self.slot.next = self.clock.now().plus(NEXT);
-        if let Err(error) = kept {
-            tracing::error!(%error, "the slot that the standby needs cannot be created");
+        match kept {
+            Ok(()) => self.well(Trouble::SlotNotKept),
+            Err(error) => self.trouble(Trouble::SlotNotKept, &error),
         }
     }
 }

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
+use tracing::Instrument;
+
 use super::durability::Told;
+use super::troubles::Trouble;
 use super::{Keeper, News, SQL};
 use crate::engine::lease::Holder;
 use crate::engine::policy::FenceStages;
@@ -11,7 +14,7 @@ use crate::engine::topology::Role;
 use crate::engine::units::{Epoch, MonoTime};
 use crate::ports::{AgentMemory, EffectError, LocalLook, LocalRight};
 use crate::wire::sealed::SignedOrder;
-use crate::wire::{PeerAnswer, ReportAnswer, What};
+use crate::wire::{Order, PeerAnswer, ReportAnswer, What};
 
 /// The stages of a fence before any policy was received: those of `standard.toml`.
 const STAGES_UNTIL_TOLD: FenceStages = FenceStages {
@@ -44,13 +47,14 @@ impl Keeper {
     pub(super) async fn push_right(&mut self) {
         let Some(holder) = &self.holder else { return };
         let right = self.right_of(holder);
-        if let Err(error) = self.database.server.hold_right(&right).await {
-            // Not pushed: the guard will fence, and then says so.
-            tracing::warn!(%error, "the guard's deadline was not pushed");
+        match self.database.server.hold_right(&right).await {
+            Ok(()) => self.well(Trouble::DeadlineNotPushed),
+            Err(error) => self.trouble(Trouble::DeadlineNotPushed, &error),
         }
     }
 
     pub(super) async fn answered(&mut self, asked: MonoTime, answer: ReportAnswer) {
+        self.answered = Some(asked);
         self.restart_grace = answer.restart_grace;
         self.told = Some(Told(answer.window));
         self.slot.name.clone_from(&answer.standby_slot);
@@ -113,7 +117,11 @@ impl Keeper {
         self.reconnecting = false;
         match came {
             Ok(()) if self.memory.severed == Some(severed) => {
-                tracing::info!(epoch = severed.0, "the plan was undone: reconnected");
+                self.over(Trouble::NotReconnected);
+                tracing::info!(
+                    epoch = severed.0,
+                    "the plan was taken back: connected again"
+                );
                 self.remember(AgentMemory {
                     severed: None,
                     ..self.memory.clone()
@@ -121,7 +129,7 @@ impl Keeper {
                 .await;
             }
             Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "the standby is not reconnected yet"),
+            Err(error) => self.trouble(Trouble::NotReconnected, &error),
         }
     }
 
@@ -137,9 +145,10 @@ impl Keeper {
     /// production only with the controller's order. But it no longer vouches for the lease either.
     pub(super) async fn told_superseded(&mut self, answer: &PeerAnswer) {
         match self.shown_order(answer) {
-            Ok(epoch) => {
+            Ok(order) => {
                 self.disbelieved = None;
-                self.superseded(epoch).await;
+                let span = order.span();
+                self.superseded(order.epoch).instrument(span).await;
             }
             Err(why) => {
                 if self.disbelieved.as_ref() != Some(&why) {
@@ -150,9 +159,9 @@ impl Keeper {
         }
     }
 
-    /// The epoch of the controller's order that the peer agent shows, if it was for that agent and
-    /// ends our lease.
-    fn shown_order(&self, answer: &PeerAnswer) -> Result<Epoch, String> {
+    /// The controller's order that the other agent shows: one that was for that agent, and makes an
+    /// end of our right.
+    fn shown_order(&self, answer: &PeerAnswer) -> Result<Order, String> {
         let sealed = answer.order.clone();
         let sealed = sealed.ok_or("it shows no order of the controller")?;
         let signed = SignedOrder::open(sealed, self.controller.as_ref());
@@ -171,7 +180,7 @@ impl Keeper {
                 "the order is of epoch {epoch}, this site is in {ours}"
             ));
         }
-        Ok(order.epoch)
+        Ok(order.clone())
     }
 
     /// Another site holds the lease in a later epoch, or is about to.
@@ -180,9 +189,7 @@ impl Keeper {
             return;
         }
         tracing::warn!(epoch = epoch.0, "superseded");
-        if let Err(error) = self.fence(epoch, "superseded").await {
-            tracing::error!(%error, "the fence is not proven");
-        }
+        self.fence_and_tell(epoch, "superseded").await;
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Shown {
     pub right_in: Option<Epoch>,
     /// The end of the controller's log when it last heard of it.
     pub log: Option<LogMark>,
+    /// When it asked the controller what that one answered last.
+    pub answered: Option<MonoTime>,
     /// Whether the database runs as a primary.
     pub primary: bool,
     /// The report's facts. Ages in them count from `at`.
@@ -31,12 +33,15 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// Whether its lease in the highest epoch that it knows has not expired since it was granted.
+    /// Whether the site has the right to take writes.
+    pub fn may_write(&self, now: MonoTime) -> bool {
+        self.right
+            .is_some_and(|until| until.is_none_or(|until| until > now))
+    }
+
+    /// Whether the right in the highest epoch that it knows has not ended since it was granted.
     pub fn holds(&self, now: MonoTime) -> bool {
-        let runs = self
-            .right
-            .is_some_and(|until| until.is_none_or(|until| until > now));
-        runs && self.right_in == Some(self.epoch)
+        self.may_write(now) && self.right_in == Some(self.epoch)
     }
 }
 
@@ -87,6 +92,7 @@ impl Keeper {
             right: self.holder.as_ref().map(Holder::deadline),
             right_in: self.holder.as_ref().map(Holder::epoch),
             log: self.log,
+            answered: self.answered,
             primary: primary && self.look.running(),
             facts,
             peer_mark: self.peer_mark,

@@ -528,6 +528,7 @@ impl Stage {
     }
 
     fn fate(&self, call: &str) -> Option<Fault> {
+        tracing::info!(call, "asked");
         self.calls.lock().unwrap().push(call.to_owned());
         if let Some(error) = self.always.lock().unwrap().get(call) {
             return Some(Fault::Instead(error.clone()));

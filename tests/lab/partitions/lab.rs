@@ -476,7 +476,9 @@ impl Lab {
     pub(super) async fn end(self, keep: bool) {
         self.network.mend_all().unwrap();
         drop((self.user, self.stubborn));
+        let expected = self.supervisor.expected_errors.clone();
         self.supervisor.end().await.unwrap();
+        let unexpected = expected.unexpected_in(self.dir.path()).unwrap();
         if let Some(disk) = self.disk.filter(|_| keep) {
             disk.keep();
         }
@@ -484,5 +486,10 @@ impl Lab {
             let kept = self.dir.keep();
             eprintln!("kept in {}", kept.display());
         }
+        let lines = unexpected.join("\n");
+        assert!(
+            unexpected.is_empty(),
+            "errors that nobody announced:\n{lines}"
+        );
     }
 }
