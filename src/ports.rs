@@ -7,7 +7,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::answer::Answer;
 use crate::engine::chain::LogMark;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::instance::Instance;
@@ -15,13 +14,17 @@ use crate::engine::observation::Finding;
 use crate::engine::policy::{FenceStages, LeaseTimers};
 use crate::engine::situation::SeverRehearsal;
 use crate::engine::synchrony::{ClosedWindow, SyncLook};
-use crate::engine::topology::{Role, SiteName, Target, TargetName};
+use crate::engine::topology::{Role, SiteName, Target};
 use crate::engine::units::{Epoch, Lsn, MonoTime, Timeline, WallTime};
 use crate::wire::sealed::{Author, SealError, Sealed, Signature};
 use crate::wire::{
     ObserverAnswer, ObserverReport, Order, OrderAnswer, PeerAnswer, PeerQuestion, Report,
     ReportAnswer,
 };
+
+mod traffic;
+
+pub use traffic::{Confirmation, OutsideFault, OutsideView, Still, Traffic, Versioned};
 
 /// The two clocks. `MonoTime` judges limits, `WallTime` is for people and logs; neither can be
 /// had in any other way.
@@ -109,74 +112,6 @@ impl LastError {
             (None, None) => "nothing came of it".to_owned(),
         }
     }
-}
-
-/// Whether a change may still be made, asked once more just before the wire: a process that stood
-/// still since it decided must not go on as if no time had passed (invariants.md I9, I10).
-pub type Still<'s> = &'s (dyn Fn() -> Result<(), EffectError> + Send + Sync);
-
-/// Something that decides which site users reach: a DNS zone, a load balancer.
-///
-/// A change is read, and applied by compare-and-swap against exactly what was read, if it still may
-/// be.
-#[async_trait]
-pub trait Traffic: Send + Sync + fmt::Debug {
-    /// The name in the configuration.
-    fn name(&self) -> &TargetName;
-
-    /// Reads what is there now, from the system that would be written to.
-    async fn read(&self) -> Result<Versioned, EffectError>;
-
-    /// Replaces `from` with `to`; fails with `Conflict` when `from` is no longer what is there.
-    /// Returns when the system says that the change is made (for Route 53: `INSYNC`).
-    /// `note` goes into the change where the system keeps one (a plan id). `still` is asked last
-    /// of all before the change is sent: its error is the answer, and nothing was sent.
-    async fn apply(
-        &self,
-        from: &Versioned,
-        to: &Answer,
-        note: &str,
-        still: Still<'_>,
-    ) -> Result<(), EffectError>;
-
-    /// Has the system say whether it would let us replace what was read, without changing anything.
-    /// `Refused` where it would not; a yes also where the system has no way to tell.
-    async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError>;
-
-    /// Asks every place that users' resolvers ask, on its own, what it answers now. One view for
-    /// each place; a place that shows nothing, or not ours, is an `Err` in its row.
-    async fn verify_outside(&self) -> Vec<OutsideView>;
-}
-
-/// An answer with what is needed to replace exactly it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Versioned {
-    /// What is there.
-    pub answer: Answer,
-    /// The target's own form of what is there, opaque to everybody else.
-    pub token: String,
-}
-
-/// What one outside place answers for a traffic target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutsideView {
-    /// Which place: a name server's address, say.
-    pub place: String,
-    /// What it answers, or why that is not to be had.
-    pub answer: Result<Answer, OutsideFault>,
-}
-
-/// Why a place outside does not show what it should.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind", content = "text")]
-pub enum OutsideFault {
-    /// It gives no answer that anybody would follow: unknown, not wrong. Whoever asks there goes
-    /// on to the next place.
-    #[error("{0}")]
-    Unseen(String),
-    /// It answers, and leads its askers astray.
-    #[error("{0}")]
-    Wrong(String),
 }
 
 /// Looks at targets: one look, one finding. Never errs: what went wrong is the finding.

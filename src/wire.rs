@@ -69,7 +69,7 @@ impl SentObservation {
     }
 
     /// What it is to a process that received it at `received`: as old as the sender said, not
-    /// counting the way, which was short (see [`Receipt`]). Evidence of a failure so never looks
+    /// counting the way, which was short (see [`Intake`]). Evidence of a failure so never looks
     /// older than it is.
     pub fn unpack(self, vantage: Vantage, received: MonoTime) -> Observation {
         Observation {
@@ -107,7 +107,7 @@ pub struct Heard {
 
 /// What the controller says of a report itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Receipt {
+pub struct Intake {
     /// For the next report.
     pub postmark: Postmark,
     /// Whether what the report says was taken in. Not where it may have been under way for longer
@@ -160,7 +160,8 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportAnswer {
     /// What it says of the report itself.
-    pub receipt: Receipt,
+    #[serde(rename = "receipt")]
+    pub intake: Intake,
     /// The present epoch.
     pub epoch: Epoch,
     /// The site that may hold the right in it; `None` in the middle of a plan.
@@ -212,7 +213,8 @@ pub struct ObserverReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObserverAnswer {
     /// What it says of the report itself.
-    pub receipt: Receipt,
+    #[serde(rename = "receipt")]
+    pub intake: Intake,
     /// How to go on looking. Reports come as often as looks.
     pub rhythm: Rhythm,
 }

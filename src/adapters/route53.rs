@@ -25,15 +25,20 @@ pub use records::{Kind, Settings, SiteRecord};
 use self::records::{Held, Layout};
 use super::dns::{self, Lookup, LookupError};
 use crate::engine::answer::Answer;
+use crate::engine::receipt::Receipt;
 use crate::engine::topology::TargetName;
 use crate::engine::units::as_millis;
 use crate::ports::{
-    Clock, EffectError, LastError, OutsideFault, OutsideView, Still, Traffic, Versioned,
+    Clock, Confirmation, EffectError, OutsideFault, OutsideView, Still, Traffic, Versioned,
 };
 
 /// How often each name server is asked. Weighted answers are drawn at random: with two sites on
 /// evenly, 4 questions miss one of them in 1 of 8 views; with one site on, none may differ.
 const SAMPLES: usize = 4;
+
+/// The name of a change's id in a receipt. Route 53 calls it `INSYNC` once every name server of the
+/// zone has it, usually within 60 s.
+const CHANGE: &str = "change";
 
 /// The longest comment of a change that Route 53 takes, in characters.
 const COMMENT_LIMIT: usize = 256;
@@ -76,52 +81,6 @@ impl Route53 {
             .map_err(|cause| self.refused(&cause))
     }
 
-    /// What became of a batch whose answer was lost: the records themselves tell. Should the
-    /// batch take effect even after that, the next one no longer matches and is a `Conflict`.
-    async fn resolve(&self, text: &str, old: &Held, new: &Held) -> Result<(), EffectError> {
-        match self.held().await {
-            Ok(now) if now == *new => Ok(()),
-            Ok(now) if now == *old => Err(EffectError::Failed(format!(
-                "{text}; read again: nothing changed"
-            ))),
-            Ok(_third) => Err(EffectError::Conflict(format!(
-                "{text}; read again: neither what was there nor what was to be there"
-            ))),
-            Err(error) => Err(EffectError::Unknown(format!(
-                "{text}; and it cannot be read again: {error}"
-            ))),
-        }
-    }
-
-    /// Waits until every name server of the zone has the change.
-    async fn in_sync(&self, change: &str) -> Result<(), EffectError> {
-        let settings = self.layout.settings();
-        let began = self.clock.now();
-        let mut last = LastError::default();
-        loop {
-            match self.api.is_in_sync(change).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => last.say("PENDING", false),
-                Err(EffectError::Refused(text)) => {
-                    return Err(EffectError::Unknown(format!(
-                        "`{}`: change `{change}` is accepted, but cannot be followed: {text}",
-                        settings.name
-                    )));
-                }
-                Err(error) => last.note(&error, false),
-            }
-            if self.clock.now().since(began) >= settings.in_sync_within {
-                return Err(EffectError::Unknown(format!(
-                    "`{}`: change `{change}` is accepted, but not `INSYNC` after {}: {}",
-                    settings.name,
-                    humantime::format_duration(settings.in_sync_within),
-                    last.tell()
-                )));
-            }
-            self.clock.sleep(settings.poll_every).await;
-        }
-    }
-
     fn refused(&self, cause: &str) -> EffectError {
         EffectError::Refused(format!("`{}`: {cause}", self.layout.settings().name))
     }
@@ -147,7 +106,7 @@ impl Traffic for Route53 {
         to: &Answer,
         note: &str,
         still: Still<'_>,
-    ) -> Result<(), EffectError> {
+    ) -> Result<Receipt, EffectError> {
         let old: Held = serde_json::from_str(&from.token)
             .map_err(|cause| self.refused(&format!("the token is not of this target: {cause}")))?;
         let new = self
@@ -157,15 +116,21 @@ impl Traffic for Route53 {
         let comment: String = note.chars().take(COMMENT_LIMIT).collect();
         let zone_id = &self.layout.settings().zone_id;
         still()?;
-        let sent = self
+        let change = self
             .api
             .swap(zone_id, old.records(), new.records(), &comment)
-            .await;
-        match sent {
-            Ok(change) => self.in_sync(&change).await,
-            Err(EffectError::Unknown(text)) => self.resolve(&text, &old, &new).await,
-            Err(error) => Err(error),
-        }
+            .await?;
+        Ok(Receipt::replacing(old.shown(), new.shown()).named(CHANGE, change))
+    }
+
+    async fn confirm(&self, receipt: &Receipt) -> Result<Confirmation, EffectError> {
+        let change = receipt.ids.get(CHANGE);
+        let change = change.ok_or_else(|| self.refused("the receipt has no change id"))?;
+        Ok(if self.api.is_in_sync(change).await? {
+            Confirmation::Made
+        } else {
+            Confirmation::Pending
+        })
     }
 
     /// Route 53 has no dry run. But it says who may not write before it looks at what is written, and
@@ -238,10 +203,3 @@ async fn sample(
     };
     Ok((records, notes))
 }
-
-/// How long Route 53 may take until all of its servers have a change. Its documentation says usually
-/// within 60 s; more than twice that is not worth waiting out in an emergency.
-pub const IN_SYNC_WITHIN: Duration = Duration::from_mins(2);
-/// How often to ask whether they have it: well below the limit of 10 calls a second that all
-/// users of the account share.
-pub const POLL_EVERY: Duration = Duration::from_secs(2);

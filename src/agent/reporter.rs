@@ -101,7 +101,7 @@ impl Reporter {
             {
                 Ok(answer) => {
                     last = LastError::default();
-                    again = unsent.answered(answer.receipt, self.clock.now());
+                    again = unsent.answered(answer.intake, self.clock.now());
                     self.pace.send_if_modified(|pace| {
                         let told = Pace::from(&answer);
                         let changed = *pace != told;

@@ -422,8 +422,6 @@ async fn make_route53(
             .collect(),
         name_servers: record.name_servers.clone(),
         dns_timeout: target.timeout,
-        in_sync_within: route53::IN_SYNC_WITHIN,
-        poll_every: route53::POLL_EVERY,
     };
     Ok(Route53::new(settings, api, Arc::clone(clock))?)
 }

@@ -1,6 +1,7 @@
 //! What each step does, how it is checked, and how it is taken back. Every effect is safe to
 //! repeat; when and how often is the executor's business.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,9 +13,10 @@ use crate::engine::gate::LossEstimate;
 use crate::engine::lease::{FenceProof, LastRight, waited_out_at};
 use crate::engine::policy::Policy;
 use crate::engine::reason::Code;
+use crate::engine::receipt::Receipt;
 use crate::engine::saga::OpenSaga;
 use crate::engine::step::{Fact, Step};
-use crate::engine::topology::{SiteName, Topology};
+use crate::engine::topology::{SiteName, TargetName, Topology};
 use crate::engine::units::MonoTime;
 use crate::ports::{Clock, EffectError, LastError, Way};
 use crate::wire::{Came, Order, OrderAnswer, What};
@@ -36,6 +38,8 @@ pub struct Steps {
     topology: Topology,
     /// What this process had confirmed of the sever.
     severed: Option<Severed>,
+    /// What the traffic targets answered to the writes of this process.
+    receipts: BTreeMap<TargetName, Receipt>,
 }
 
 /// What is known of a sever, on this process's clock.
@@ -74,6 +78,7 @@ impl Steps {
             policy,
             topology,
             severed: None,
+            receipts: BTreeMap::new(),
         }
     }
 
@@ -96,7 +101,7 @@ impl Steps {
             Step::Promote => self.promote(saga, deadline).await,
             Step::VerifyWritable => self.verify_writable(saga).await,
             Step::AwaitWorkloads => self.simple(saga, to, What::AwaitWorkloads, deadline).await,
-            Step::MoveTraffic { target } => self.move_traffic(saga, target).await,
+            Step::MoveTraffic { target } => self.move_traffic(saga, target, deadline).await,
             Step::VerifyOutside => self.verify_outside(saga, deadline).await,
             Step::Settle => Ok(Fact::Done),
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lease::FenceProof;
 use super::policy::StepLimits;
+use super::receipt::Receipt;
 use super::text::{WORD_LIMIT, clip, clip_to};
 use super::topology::{SiteName, TargetName};
 use super::units::{Bytes, Epoch, Lsn, Timeline, WallTime, millis};
@@ -155,6 +156,10 @@ pub enum Fact {
     Moved {
         /// Whether it already answered so.
         already: bool,
+        /// What its system answered to the write; `None` where that was lost, or nothing was
+        /// written.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        receipt: Option<Receipt>,
     },
     /// A traffic target is out of reach, and others wait: they go first, and it is moved before
     /// the result is looked at.
@@ -169,6 +174,12 @@ pub enum Fact {
         /// Places that showed nothing, and why.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         unseen: BTreeMap<String, String>,
+        /// What was written only now, by target, and what its system answered.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        receipts: BTreeMap<TargetName, Receipt>,
+        /// What the system of each target said meanwhile of the change: evidence, not a condition.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        confirmed: BTreeMap<TargetName, String>,
     },
 }
 
@@ -179,7 +190,18 @@ impl Fact {
                 proof: FenceProof::Agent { said, .. },
             } => clip(said),
             Fact::NotMoved { why } => clip(why),
-            Fact::Seen { places, unseen } => {
+            Fact::Moved {
+                receipt: Some(receipt),
+                ..
+            } => receipt.clip(),
+            Fact::Seen {
+                places,
+                unseen,
+                receipts,
+                confirmed,
+            } => {
+                receipts.values_mut().for_each(Receipt::clip);
+                confirmed.values_mut().for_each(clip);
                 for places in [places, unseen] {
                     let kept = std::mem::take(places).into_iter().take(PLACES_KEPT);
                     *places = kept
@@ -199,7 +221,7 @@ impl Fact {
             | Fact::Severed { .. }
             | Fact::Declared { .. }
             | Fact::Promoted { .. }
-            | Fact::Moved { .. } => {}
+            | Fact::Moved { receipt: None, .. } => {}
         }
     }
 }

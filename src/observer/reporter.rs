@@ -53,7 +53,7 @@ impl Reporter {
             let within = every.saturating_mul(2).min(LONGEST_REPORT);
             match self.link.report(&report, within).await {
                 Ok(told) => {
-                    again = unsent.answered(told.receipt, self.clock.now());
+                    again = unsent.answered(told.intake, self.clock.now());
                     self.rhythm.send_if_modified(|rhythm| {
                         let changed = *rhythm != told.rhythm;
                         *rhythm = told.rhythm;

@@ -21,6 +21,7 @@ mod synchronous;
 mod rfc2136;
 mod recovering;
 mod route53;
+mod traffic;
 mod parts;
 mod stage;
 mod check;

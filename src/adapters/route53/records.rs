@@ -60,11 +60,6 @@ pub struct Settings {
     pub name_servers: Vec<SocketAddr>,
     /// How long a name server may take for an answer.
     pub dns_timeout: Duration,
-    /// How long a change may take to reach all name servers of the zone; see
-    /// [`super::IN_SYNC_WITHIN`].
-    pub in_sync_within: Duration,
-    /// How often to ask whether it has; see [`super::POLL_EVERY`].
-    pub poll_every: Duration,
 }
 
 /// One record set as Route 53 keeps it: all that an exact `DELETE` must repeat.
@@ -92,6 +87,11 @@ impl Held {
     /// Every record, in a stable order.
     pub(super) fn records(&self) -> impl Iterator<Item = &Stored> {
         self.sites.values().chain(&self.note)
+    }
+
+    /// The records in words, for a receipt.
+    pub(super) fn shown(&self) -> Vec<String> {
+        self.records().map(Stored::whole).collect()
     }
 }
 
@@ -410,6 +410,19 @@ impl Stored {
             Some(identifier) => format!("`{values}` (set identifier `{identifier}`)"),
             None => format!("`{values}` (a simple record)"),
         }
+    }
+
+    /// All of it in words.
+    fn whole(&self) -> String {
+        let Self { name, kind, .. } = self;
+        let weight = self.weight.map(|weight| format!(" weight {weight}"));
+        let identifier = self.set_identifier.as_ref().map(|of| format!(" {of}"));
+        let values = self.values.join(", ");
+        format!(
+            "{name} {kind}{}{} {values}",
+            identifier.unwrap_or_default(),
+            weight.unwrap_or_default()
+        )
     }
 }
 

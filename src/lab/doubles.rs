@@ -1,0 +1,4 @@
+//! What stands in for services that cannot be had on one machine: small servers of ours that keep
+//! the rules of the real ones, as far as a failover depends on them.
+
+pub mod shares;
