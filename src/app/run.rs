@@ -331,8 +331,8 @@ fn make_front(
     // The one that is named for it may be lost with a site; the others of the zone say the same.
     let mut name_servers: Vec<SocketAddr> = front.name_server.into_iter().collect();
     if let Some(host) = front.url.host().filter(|_| front.name_server.is_some()) {
-        let others = config.traffic.iter().filter(|target| target.serves(host));
-        for server in others.flat_map(TrafficConfig::name_servers) {
+        let others = config.traffic.iter();
+        for server in others.flat_map(|target| target.name_servers_of(host)) {
             if !name_servers.contains(server) {
                 name_servers.push(*server);
             }
@@ -373,10 +373,10 @@ fn make_rfc2136(
     let settings = rfc2136::Settings {
         name: target.name.clone(),
         server: update.server,
-        authoritative: update.authoritative.clone(),
-        zone: target.zone.clone(),
-        record: target.record.clone(),
-        ttl_seconds: target.ttl_seconds,
+        authoritative: update.record.name_servers.clone(),
+        zone: update.record.zone.clone(),
+        record: update.record.record.clone(),
+        ttl_seconds: update.record.ttl_seconds,
         key: TsigKey {
             name: update.tsig_name.clone(),
             secret,
@@ -390,10 +390,10 @@ fn make_rfc2136(
 
 async fn make_route53(
     target: &TrafficConfig,
-    record: &super::config::Route53Config,
+    zone: &super::config::Route53Config,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<Route53> {
-    let endpoint = record.endpoint.as_ref().map(ToString::to_string);
+    let endpoint = zone.endpoint.as_ref().map(ToString::to_string);
     let api = route53::Api::connect(
         route53::Access::Default,
         endpoint.as_deref(),
@@ -406,21 +406,21 @@ async fn make_route53(
     };
     let settings = route53::Settings {
         name: target.name.clone(),
-        zone_id: record.zone_id.clone(),
-        zone: target.zone.clone(),
-        record: target.record.clone(),
-        kind: match record.record_type {
+        zone_id: zone.zone_id.clone(),
+        zone: zone.record.zone.clone(),
+        record: zone.record.record.clone(),
+        kind: match zone.record_type {
             super::config::RecordType::A => route53::Kind::A,
             super::config::RecordType::Aaaa => route53::Kind::Aaaa,
             super::config::RecordType::Cname => route53::Kind::Cname,
         },
-        ttl_seconds: target.ttl_seconds,
-        sites: record
+        ttl_seconds: zone.record.ttl_seconds,
+        sites: zone
             .records
             .iter()
             .map(|(name, each)| (name.clone(), site(each)))
             .collect(),
-        name_servers: record.name_servers.clone(),
+        name_servers: zone.record.name_servers.clone(),
         dns_timeout: target.timeout,
     };
     Ok(Route53::new(settings, api, Arc::clone(clock))?)

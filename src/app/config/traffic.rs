@@ -23,49 +23,41 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub struct TrafficConfig {
     /// Its name; no two targets share one.
     pub name: TargetName,
+    /// How long one answer may take: 100 ms to 30 s.
+    pub timeout: Duration,
+    /// What it is, and what belongs to that.
+    pub kind: TrafficKind,
+}
+
+/// What decides where users go.
+#[derive(Debug, Clone)]
+pub enum TrafficKind {
+    /// A zone on a name server that takes dynamic updates.
+    Rfc2136(Rfc2136Config),
+    /// A zone in Amazon Route 53. Credentials come from the standard AWS environment.
+    Route53(Route53Config),
+}
+
+/// The record of a target that is a DNS zone.
+#[derive(Debug, Clone)]
+pub struct RecordConfig {
     /// The DNS zone.
     pub zone: String,
     /// The record in it.
     pub record: String,
     /// How long resolvers may keep an answer, in seconds: 1 s to 1 d.
     pub ttl_seconds: u32,
-    /// How long one answer may take: 100 ms to 30 s.
-    pub timeout: Duration,
-    /// Where the zone is.
-    pub kind: TrafficKind,
-}
-
-impl TrafficConfig {
-    /// Whether the zone holds this name.
-    pub fn serves(&self, host: &str) -> bool {
-        is_below(host, &self.zone)
-    }
-
-    /// The name servers that users' resolvers ask.
-    pub fn name_servers(&self) -> &[SocketAddr] {
-        match &self.kind {
-            TrafficKind::Rfc2136(update) => &update.authoritative,
-            TrafficKind::Route53(zone) => &zone.name_servers,
-        }
-    }
-}
-
-/// Where a zone is, and what belongs to that.
-#[derive(Debug, Clone)]
-pub enum TrafficKind {
-    /// On a name server that takes dynamic updates.
-    Rfc2136(Rfc2136Config),
-    /// In Amazon Route 53. Credentials come from the standard AWS environment.
-    Route53(Route53Config),
+    /// Every name server that users' resolvers ask. At least one.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// A zone on a name server that takes dynamic updates, signed with HMAC-SHA256.
 #[derive(Debug, Clone)]
 pub struct Rfc2136Config {
+    /// The record.
+    pub record: RecordConfig,
     /// The zone's primary.
     pub server: SocketAddr,
-    /// Every name server that users' resolvers ask. At least one.
-    pub authoritative: Vec<SocketAddr>,
     /// The name of the key, as the server knows it.
     pub tsig_name: String,
     /// Its secret: see [`read_tsig_secret`].
@@ -77,14 +69,14 @@ pub struct Rfc2136Config {
 /// A hosted zone with one weighted record for each site.
 #[derive(Debug, Clone)]
 pub struct Route53Config {
+    /// The record.
+    pub record: RecordConfig,
     /// The id of the hosted zone.
     pub zone_id: String,
     /// The type of the weighted records.
     pub record_type: RecordType,
     /// Replaces the service's address.
     pub endpoint: Option<Uri>,
-    /// The zone's name servers, each asked after a move. At least one.
-    pub name_servers: Vec<SocketAddr>,
     /// The record of each site.
     pub records: BTreeMap<SiteName, Route53Record>,
 }
@@ -109,6 +101,30 @@ pub enum RecordType {
     Cname,
 }
 
+impl TrafficConfig {
+    /// The record, where it is one.
+    pub fn record(&self) -> Option<&RecordConfig> {
+        match &self.kind {
+            TrafficKind::Rfc2136(update) => Some(&update.record),
+            TrafficKind::Route53(zone) => Some(&zone.record),
+        }
+    }
+
+    /// The name servers that users' resolvers ask for this name; none where it is not in the zone.
+    pub fn name_servers_of(&self, host: &str) -> &[SocketAddr] {
+        let record = self.record();
+        let serves = record.filter(|record| is_below(host, &record.zone));
+        serves.map_or(&[], |record| &record.name_servers)
+    }
+}
+
+impl RecordConfig {
+    /// How long resolvers may keep an answer.
+    pub fn ttl(&self) -> Duration {
+        Duration::from_secs(self.ttl_seconds.into())
+    }
+}
+
 /// Reads a TSIG secret: one line of base64 in a file that only its owner may read.
 pub fn read_tsig_secret(path: &Path) -> Result<Vec<u8>, AccessError> {
     let text = read_text_secret(path)?;
@@ -125,6 +141,8 @@ enum Kind {
     Rfc2136,
     Route53,
 }
+
+const KINDS: [(&str, Kind); 2] = [("rfc2136", Kind::Rfc2136), ("route53", Kind::Route53)];
 
 /// All targets. `sites` are the names that a table for each site uses.
 pub(super) fn build(
@@ -149,13 +167,7 @@ pub(super) fn build(
 
 fn build_target(at: &Section<'_>, files: Files<'_>, sites: &[String]) -> Option<TrafficConfig> {
     let name = at.parsed("name", "dns");
-    let kind = at.choice(
-        "kind",
-        &[("rfc2136", Kind::Rfc2136), ("route53", Kind::Route53)],
-    );
-    let zone = at.text("zone", "example.com.");
-    let record = at.text("record", "shop.example.com.");
-    let ttl = at.duration("ttl", Duration::from_secs(1)..=DAY);
+    let kind = at.choice("kind", &KINDS);
     let limits = Duration::from_millis(100)..=Duration::from_secs(30);
     let timeout = at.duration_or("timeout", limits, TIMEOUT);
     let rfc2136 = at.where_chosen(kind == Some(Kind::Rfc2136), |at| {
@@ -164,30 +176,35 @@ fn build_target(at: &Section<'_>, files: Files<'_>, sites: &[String]) -> Option<
     let route53 = at.where_chosen(kind == Some(Kind::Route53), |at| {
         build_route53(at, sites).map(TrafficKind::Route53)
     });
-    let (zone, record) = (zone?, record?);
-    if !is_below(&record, &zone) {
-        at.problem(
-            "record",
-            format!(
-                "`{}` is \"{record}\", which is not in zone \"{zone}\"",
-                at.path_of("record")
-            ),
-        );
-    }
-    let ttl = ttl?;
-    if ttl.subsec_nanos() != 0 {
-        at.problem(
-            "ttl",
-            format!("`{}` is not in whole seconds", at.path_of("ttl")),
-        );
-    }
     Some(TrafficConfig {
         name: name?,
-        zone,
-        record,
-        ttl_seconds: u32::try_from(ttl.as_secs()).ok()?,
         timeout,
         kind: rfc2136.or(route53)?,
+    })
+}
+
+/// The keys of a target that is a DNS zone. `name_servers` is the key that lists those.
+fn build_record(at: &Section<'_>, name_servers: &str) -> Option<RecordConfig> {
+    let zone = at.text("zone", "example.com.");
+    let record = at.text("record", "shop.example.com.");
+    let ttl = at.duration("ttl", Duration::from_secs(1)..=DAY);
+    let name_servers = at.filled_list::<Socket>(name_servers, "192.0.2.53:53");
+    if let (Some(record), Some(zone)) = (&record, &zone)
+        && !is_below(record, zone)
+    {
+        let key = at.path_of("record");
+        let text = format!("`{key}` is \"{record}\", which is not in zone \"{zone}\"");
+        at.problem("record", text);
+    }
+    if ttl.is_some_and(|ttl| ttl.subsec_nanos() != 0) {
+        let key = at.path_of("ttl");
+        at.problem("ttl", format!("`{key}` is not in whole seconds"));
+    }
+    Some(RecordConfig {
+        zone: zone?,
+        record: record?,
+        ttl_seconds: u32::try_from(ttl?.as_secs()).ok()?,
+        name_servers: sockets(name_servers?),
     })
 }
 
@@ -199,8 +216,8 @@ fn is_below(record: &str, zone: &str) -> bool {
 }
 
 fn build_rfc2136(at: &Section<'_>, files: Files<'_>, sites: &[String]) -> Option<Rfc2136Config> {
+    let record = build_record(at, "authoritative");
     let server = at.parsed::<Socket>("server", "10.0.3.53:53");
-    let authoritative = at.filled_list::<Socket>("authoritative", "10.0.3.53:53");
     let tsig_name = at.text("tsig_name", "failover.example.com.");
     let secret = at.text("tsig_secret_file", "tsig.secret");
     let tsig_secret_file = files.path(at, "tsig_secret_file", secret, |path| {
@@ -219,24 +236,28 @@ fn build_rfc2136(at: &Section<'_>, files: Files<'_>, sites: &[String]) -> Option
         ));
     }
     Some(Rfc2136Config {
+        record: record?,
         server: server?.0,
-        authoritative: sockets(authoritative?),
         tsig_name: tsig_name?,
         tsig_secret_file: tsig_secret_file?,
         addresses,
     })
 }
 
-fn build_route53(at: &Section<'_>, sites: &[String]) -> Option<Route53Config> {
-    let zone_id = at.text("zone_id", "Z0123456789ABCDEFGHIJ");
+fn build_record_type(at: &Section<'_>) -> Option<RecordType> {
     let types = [
         ("A", RecordType::A),
         ("AAAA", RecordType::Aaaa),
         ("CNAME", RecordType::Cname),
     ];
-    let record_type = at.choice("record_type", &types);
+    at.choice("record_type", &types)
+}
+
+fn build_route53(at: &Section<'_>, sites: &[String]) -> Option<Route53Config> {
+    let record = build_record(at, "name_servers");
+    let zone_id = at.text("zone_id", "Z0123456789ABCDEFGHIJ");
+    let record_type = build_record_type(at);
     let endpoint = at.optional_parsed::<Url>("endpoint", "http://127.0.0.1:4566");
-    let name_servers = at.filled_list::<Socket>("name_servers", "192.0.2.53:53");
     let values = at.section("values");
     let identifiers = at.optional_section("identifiers");
     let records = of_each(sites, |site| {
@@ -249,10 +270,10 @@ fn build_route53(at: &Section<'_>, sites: &[String]) -> Option<Route53Config> {
         })
     });
     Some(Route53Config {
+        record: record?,
         zone_id: zone_id?,
         record_type: record_type?,
         endpoint: endpoint.map(|url| url.0),
-        name_servers: sockets(name_servers?),
         records: records?,
     })
 }

@@ -136,6 +136,7 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
             "zone = \"example.org.\"",
             "which is not in zone \"example.org.\"",
         ),
+        ("ttl = \"60s\"", "# ttl", "`traffic[].ttl` is missing"),
         (
             "ttl = \"60s\"",
             "ttl = \"1500ms\"",
