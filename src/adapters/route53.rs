@@ -11,30 +11,21 @@
 mod records;
 mod api;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hickory_proto::rr::RData;
 
 pub use api::{Access, Api};
-pub use records::{Kind, Settings, SiteRecord};
+pub use records::{Settings, SiteRecord};
 
 use self::records::{Held, Layout};
-use super::dns::{self, Lookup, LookupError};
 use crate::engine::answer::Answer;
 use crate::engine::receipt::Receipt;
 use crate::engine::topology::TargetName;
 use crate::engine::units::as_millis;
-use crate::ports::{
-    Clock, Confirmation, EffectError, OutsideFault, OutsideView, Still, Traffic, Versioned,
-};
-
-/// How often each name server is asked. Weighted answers are drawn at random: with two sites on
-/// evenly, 4 questions miss one of them in 1 of 8 views; with one site on, none may differ.
-const SAMPLES: usize = 4;
+use crate::ports::{Clock, Confirmation, EffectError, OutsideView, Still, Traffic, Versioned};
 
 /// The name of a change's id in a receipt. Route 53 calls it `INSYNC` once every name server of the
 /// zone has it, usually within 60 s.
@@ -70,11 +61,10 @@ impl Route53 {
     }
 
     async fn held(&self) -> Result<Held, EffectError> {
-        let settings = self.layout.settings();
-        let kind = settings.kind.wire();
-        let places = self.api.list(&settings.zone_id, &settings.record, kind);
-        let note = self.layout.note_text();
-        let notes = self.api.list(&settings.zone_id, &note, "TXT");
+        let (zone_id, note) = (self.layout.zone_id(), self.layout.note_text());
+        let (record, kind) = self.layout.record();
+        let places = self.api.list(zone_id, &record, kind);
+        let notes = self.api.list(zone_id, &note, "TXT");
         let (places, notes) = tokio::try_join!(places, notes)?;
         self.layout
             .adopt(places, notes)
@@ -82,14 +72,14 @@ impl Route53 {
     }
 
     fn refused(&self, cause: &str) -> EffectError {
-        EffectError::Refused(format!("`{}`: {cause}", self.layout.settings().name))
+        EffectError::Refused(format!("`{}`: {cause}", self.layout.name()))
     }
 }
 
 #[async_trait]
 impl Traffic for Route53 {
     fn name(&self) -> &TargetName {
-        &self.layout.settings().name
+        self.layout.name()
     }
 
     async fn read(&self) -> Result<Versioned, EffectError> {
@@ -114,7 +104,7 @@ impl Traffic for Route53 {
             .content(to, &old)
             .map_err(|cause| self.refused(&cause))?;
         let comment: String = note.chars().take(COMMENT_LIMIT).collect();
-        let zone_id = &self.layout.settings().zone_id;
+        let zone_id = self.layout.zone_id();
         still()?;
         let change = self
             .api
@@ -142,7 +132,7 @@ impl Traffic for Route53 {
             return Ok(());
         }
         let absent = self.layout.absent();
-        let zone_id = &self.layout.settings().zone_id;
+        let zone_id = self.layout.zone_id();
         let sent = self
             .api
             .swap(zone_id, [&absent].into_iter(), [].into_iter(), "rehearsal")
@@ -157,49 +147,6 @@ impl Traffic for Route53 {
     }
 
     async fn verify_outside(&self) -> Vec<OutsideView> {
-        let settings = self.layout.settings();
-        let lookup = |name, kind| Lookup {
-            name,
-            kind,
-            timeout: settings.dns_timeout,
-        };
-        let record = lookup(self.layout.record().clone(), settings.kind.dns());
-        let note = lookup(
-            self.layout.note().clone(),
-            hickory_proto::rr::RecordType::TXT,
-        );
-        let seen = dns::at_each(&settings.name_servers, |server| {
-            let (record, note) = (record.clone(), note.clone());
-            async move { sample(server, &record, &note).await }
-        })
-        .await;
-        seen.into_iter()
-            .map(|(server, found)| OutsideView {
-                place: server.to_string(),
-                answer: found
-                    .map_err(OutsideFault::from)
-                    .and_then(|(records, notes)| {
-                        let seen = self.layout.seen(&records, &notes);
-                        seen.map_err(OutsideFault::Wrong)
-                    }),
-            })
-            .collect()
+        self.layout.weighted.verify_outside().await
     }
-}
-
-/// All that one server answers to several questions for the record, and to one for the note.
-async fn sample(
-    server: SocketAddr,
-    record: &Lookup,
-    note: &Lookup,
-) -> Result<(Vec<RData>, Vec<RData>), LookupError> {
-    let mut records = Vec::new();
-    for _ in 0..SAMPLES {
-        records.extend(record.ask(server).await?);
-    }
-    let notes = match note.ask(server).await {
-        Err(LookupError::NxDomain) => Vec::new(),
-        found => found?,
-    };
-    Ok((records, notes))
 }

@@ -19,8 +19,8 @@ use crate::engine::topology::{GroupName, ObserverName, SiteName, Topology};
 mod traffic;
 
 pub use traffic::{
-    RecordConfig, RecordType, Rfc2136Config, Route53Config, Route53Record, TrafficConfig,
-    TrafficKind, read_tsig_secret,
+    CloudDnsConfig, GoogleAccess, GoogleBackendConfig, RecordConfig, RecordType, Rfc2136Config,
+    Route53Config, Route53Record, TrafficConfig, TrafficKind, read_tsig_secret,
 };
 
 /// How many vantage points are left when a site is lost, without extra observers: the controller

@@ -41,6 +41,8 @@ use crate::engine::units::MonoTime;
 use crate::ports::{Clock, Credentials, FrontDoor, Probe, Traffic};
 use crate::wire::Rhythm;
 
+mod google;
+
 /// How many observations and rejected connections may wait to be taken in.
 const WAITING: usize = 256;
 
@@ -357,6 +359,13 @@ async fn make_traffic(
         targets.push(match &target.kind {
             TrafficKind::Rfc2136(update) => Arc::new(make_rfc2136(target, update, clock, book)?),
             TrafficKind::Route53(api) => Arc::new(make_route53(target, api, clock).await?),
+            TrafficKind::CloudDns(zone) => {
+                Arc::new(google::make_cloud_dns(target, zone, clock, book).await?)
+            }
+            TrafficKind::GoogleBackend(service) => {
+                let http = prober(config.probe_ca.as_deref(), clock, book)?;
+                Arc::new(google::make_backend(target, service, http, (clock, book)).await?)
+            }
         });
     }
     Ok(targets)
@@ -407,21 +416,12 @@ async fn make_route53(
     let settings = route53::Settings {
         name: target.name.clone(),
         zone_id: zone.zone_id.clone(),
-        zone: zone.record.zone.clone(),
-        record: zone.record.record.clone(),
-        kind: match zone.record_type {
-            super::config::RecordType::A => route53::Kind::A,
-            super::config::RecordType::Aaaa => route53::Kind::Aaaa,
-            super::config::RecordType::Cname => route53::Kind::Cname,
-        },
-        ttl_seconds: zone.record.ttl_seconds,
+        place: google::place(&zone.record, zone.record_type, target.timeout),
         sites: zone
             .records
             .iter()
             .map(|(name, each)| (name.clone(), site(each)))
             .collect(),
-        name_servers: zone.record.name_servers.clone(),
-        dns_timeout: target.timeout,
     };
     Ok(Route53::new(settings, api, Arc::clone(clock))?)
 }

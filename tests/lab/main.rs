@@ -22,6 +22,7 @@ mod rfc2136;
 mod recovering;
 mod route53;
 mod traffic;
+mod google;
 mod parts;
 mod stage;
 mod check;

@@ -13,7 +13,8 @@ use aws_sdk_route53::types::{
     Change, ChangeAction, ChangeBatch, ResourceRecord, ResourceRecordSet, RrType,
 };
 use failover::adapters::rfc2136::{Rfc2136, TsigKey};
-use failover::adapters::route53::{Access, Api, Kind, Route53, Settings, SiteRecord};
+use failover::adapters::route53::{Access, Api, Route53, Settings, SiteRecord};
+use failover::adapters::weighted::{Kind, Place};
 use failover::engine::answer::Answer;
 use failover::engine::receipt::Receipt;
 use failover::engine::topology::SiteName;
@@ -40,13 +41,15 @@ pub(crate) fn settings(zone_id: &str) -> Settings {
     Settings {
         name: "dns".parse().unwrap(),
         zone_id: zone_id.into(),
-        zone: "shop.test".into(),
-        record: RECORD.into(),
-        kind: Kind::A,
-        ttl_seconds: 60,
+        place: Place {
+            zone: "shop.test".into(),
+            record: RECORD.into(),
+            kind: Kind::A,
+            ttl_seconds: 60,
+            name_servers: Vec::new(),
+            timeout: Duration::from_secs(2),
+        },
         sites: [(site("aws"), record(AWS)), (site("gcp"), record(GCP))].into(),
-        name_servers: Vec::new(),
-        dns_timeout: Duration::from_secs(2),
     }
 }
 
@@ -206,7 +209,7 @@ async fn settings_that_cannot_work_are_refused() {
             (|s: &mut Settings| s.record = "app.other.test".into()) as fn(&mut Settings),
             "not in zone",
         ),
-        (|s| s.kind = Kind::Aaaa, "not one value"),
+        (|s| s.place.kind = Kind::Aaaa, "not one value"),
         (
             |s| s.sites.values_mut().for_each(|r| r.value = AWS.into()),
             "two sites",
@@ -433,11 +436,9 @@ async fn each_name_server_is_asked_and_every_site_that_it_answers_is_on() {
     let zone = server.settings("zone".parse().unwrap(), RECORD, addresses.into());
     let zone = Rfc2136::new(zone, Arc::new(MachineClock::default())).unwrap();
     let dead: SocketAddr = (ip, free_port(ip).unwrap()).into();
-    let with_servers = Settings {
-        name_servers: vec![server.address(), dead],
-        dns_timeout: Duration::from_millis(500),
-        ..settings("Z1")
-    };
+    let mut with_servers = settings("Z1");
+    with_servers.place.name_servers = vec![server.address(), dead];
+    with_servers.place.timeout = Duration::from_millis(500);
     let target = target("http://127.0.0.1:9", with_servers).await;
     for to in [answer(0, 100, 1), answer(100, 100, 2)] {
         let from = zone.read().await.unwrap();

@@ -1,7 +1,9 @@
 //! The contract of the port `Traffic`, held against every kind of target, each on its own system or
 //! a double of it. What only one kind does is tested beside it.
 
+pub(crate) mod backend_rig;
 mod clauses;
+pub(crate) mod cloud_dns_rig;
 mod rfc2136_rig;
 mod route53_rig;
 pub(crate) mod wire;
@@ -74,3 +76,5 @@ macro_rules! contract {
 
 contract!(rfc2136, super::rfc2136_rig::Rfc2136Rig);
 contract!(route53, super::route53_rig::Route53Rig);
+contract!(cloud_dns, super::cloud_dns_rig::CloudDnsRig);
+contract!(google_backend, super::backend_rig::BackendRig);

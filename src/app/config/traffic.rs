@@ -6,10 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::http::Uri;
+use axum::http::{HeaderName, Uri};
 use data_encoding::BASE64;
 
 use super::repeated;
+use crate::adapters::gcp::check_key_file;
 use crate::config::{AccessError, Files, Ip, Socket, Url, read_text_secret};
 use crate::engine::document::Section;
 use crate::engine::topology::{SiteName, TargetName};
@@ -36,6 +37,10 @@ pub enum TrafficKind {
     Rfc2136(Rfc2136Config),
     /// A zone in Amazon Route 53. Credentials come from the standard AWS environment.
     Route53(Route53Config),
+    /// A zone in Google Cloud DNS.
+    CloudDns(CloudDnsConfig),
+    /// A backend service behind a Google global external application load balancer.
+    GoogleBackend(GoogleBackendConfig),
 }
 
 /// The record of a target that is a DNS zone.
@@ -90,6 +95,49 @@ pub struct Route53Record {
     pub identifier: Option<String>,
 }
 
+/// A managed zone with one weighted record set, of which each item leads to one site.
+#[derive(Debug, Clone)]
+pub struct CloudDnsConfig {
+    /// The record.
+    pub record: RecordConfig,
+    /// Whose right is used, and where.
+    pub access: GoogleAccess,
+    /// The zone's name in the project.
+    pub managed_zone: String,
+    /// The type of the record set.
+    pub record_type: RecordType,
+    /// The address or name of each site.
+    pub values: BTreeMap<SiteName, String>,
+}
+
+/// A backend service whose backends are the sites'.
+#[derive(Debug, Clone)]
+pub struct GoogleBackendConfig {
+    /// Whose right is used, and where.
+    pub access: GoogleAccess,
+    /// Its name in the project.
+    pub backend_service: String,
+    /// The groups of each site, by the ends of their URLs; at least one each.
+    pub groups: BTreeMap<SiteName, Vec<String>>,
+    /// A page of the service that names the site which answers.
+    pub url: Uri,
+    /// The response header that does so, in lower case.
+    pub site_header: String,
+    /// Where the load balancer takes requests. At least one.
+    pub edges: Vec<SocketAddr>,
+}
+
+/// The way to Google.
+#[derive(Debug, Clone)]
+pub struct GoogleAccess {
+    /// The project.
+    pub project: String,
+    /// A service account's key; `None`: what the machine has.
+    pub key_file: Option<PathBuf>,
+    /// Replaces Google's address, without any credentials: for a double.
+    pub endpoint: Option<Uri>,
+}
+
 /// The type of a weighted record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordType {
@@ -107,6 +155,8 @@ impl TrafficConfig {
         match &self.kind {
             TrafficKind::Rfc2136(update) => Some(&update.record),
             TrafficKind::Route53(zone) => Some(&zone.record),
+            TrafficKind::CloudDns(zone) => Some(&zone.record),
+            TrafficKind::GoogleBackend(_) => None,
         }
     }
 
@@ -140,9 +190,16 @@ pub fn read_tsig_secret(path: &Path) -> Result<Vec<u8>, AccessError> {
 enum Kind {
     Rfc2136,
     Route53,
+    CloudDns,
+    GoogleBackend,
 }
 
-const KINDS: [(&str, Kind); 2] = [("rfc2136", Kind::Rfc2136), ("route53", Kind::Route53)];
+const KINDS: [(&str, Kind); 4] = [
+    ("rfc2136", Kind::Rfc2136),
+    ("route53", Kind::Route53),
+    ("cloud-dns", Kind::CloudDns),
+    ("google-backend", Kind::GoogleBackend),
+];
 
 /// All targets. `sites` are the names that a table for each site uses.
 pub(super) fn build(
@@ -176,10 +233,16 @@ fn build_target(at: &Section<'_>, files: Files<'_>, sites: &[String]) -> Option<
     let route53 = at.where_chosen(kind == Some(Kind::Route53), |at| {
         build_route53(at, sites).map(TrafficKind::Route53)
     });
+    let cloud_dns = at.where_chosen(kind == Some(Kind::CloudDns), |at| {
+        build_cloud_dns(at, files, sites).map(TrafficKind::CloudDns)
+    });
+    let backend = at.where_chosen(kind == Some(Kind::GoogleBackend), |at| {
+        build_google_backend(at, files, sites).map(TrafficKind::GoogleBackend)
+    });
     Some(TrafficConfig {
         name: name?,
         timeout,
-        kind: rfc2136.or(route53)?,
+        kind: rfc2136.or(route53).or(cloud_dns).or(backend)?,
     })
 }
 
@@ -275,6 +338,58 @@ fn build_route53(at: &Section<'_>, sites: &[String]) -> Option<Route53Config> {
         record_type: record_type?,
         endpoint: endpoint.map(|url| url.0),
         records: records?,
+    })
+}
+
+fn build_google_access(at: &Section<'_>, files: Files<'_>) -> Option<GoogleAccess> {
+    let project = at.text("project", "shop-project");
+    let key = at.optional_text("key_file", "google-key.json");
+    let key_file = files.path(at, "key_file", key, check_key_file);
+    let endpoint = at.optional_parsed::<Url>("endpoint", "http://127.0.0.1:4566");
+    Some(GoogleAccess {
+        project: project?,
+        key_file,
+        endpoint: endpoint.map(|url| url.0),
+    })
+}
+
+fn build_cloud_dns(at: &Section<'_>, files: Files<'_>, sites: &[String]) -> Option<CloudDnsConfig> {
+    let record = build_record(at, "name_servers");
+    let access = build_google_access(at, files);
+    let managed_zone = at.text("managed_zone", "shop-zone");
+    let record_type = build_record_type(at);
+    let table = at.section("values");
+    let values = of_each(sites, |site| table.text(site, "192.0.2.20"));
+    Some(CloudDnsConfig {
+        record: record?,
+        access: access?,
+        managed_zone: managed_zone?,
+        record_type: record_type?,
+        values: values?,
+    })
+}
+
+fn build_google_backend(
+    at: &Section<'_>,
+    files: Files<'_>,
+    sites: &[String],
+) -> Option<GoogleBackendConfig> {
+    let access = build_google_access(at, files);
+    let backend_service = at.text("backend_service", "shop-backends");
+    let table = at.section("groups");
+    let groups = of_each(sites, |site| {
+        table.filled_list::<String>(site, "zones/europe-west3-a/networkEndpointGroups/shop")
+    });
+    let url = at.parsed::<Url>("url", "https://shop.example.com/healthz");
+    let header = at.parsed::<HeaderName>("site_header", "x-failover-site");
+    let edges = at.filled_list::<Socket>("edges", "198.51.100.80:443");
+    Some(GoogleBackendConfig {
+        access: access?,
+        backend_service: backend_service?,
+        groups: groups?,
+        url: url?.0,
+        site_header: header?.as_str().to_owned(),
+        edges: sockets(edges?),
     })
 }
 

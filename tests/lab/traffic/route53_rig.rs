@@ -42,7 +42,7 @@ impl Rig for Route53Rig {
         };
         let api = Api::connect(access, Some(&wire.endpoint()), Duration::from_secs(2)).await;
         let mut settings = settings(&zone);
-        settings.name_servers = vec![users.address()];
+        settings.place.name_servers = vec![users.address()];
         let target = Route53::new(settings, api, Arc::new(MachineClock::default())).unwrap();
         Self {
             target,
