@@ -16,4 +16,6 @@ pub mod agents;
 pub mod site_probe;
 pub mod front;
 pub mod rfc2136;
+pub mod weighted;
 pub mod route53;
+pub mod gcp;

@@ -52,6 +52,7 @@ pub mod gate;
 pub mod decision;
 pub mod rearm;
 pub mod readiness;
+pub mod receipt;
 pub mod step;
 pub mod plan;
 pub mod command;

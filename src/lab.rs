@@ -4,6 +4,7 @@
 pub mod network;
 pub mod pair;
 pub mod name_server;
+pub mod doubles;
 pub mod processes;
 pub mod site_api;
 pub mod client;

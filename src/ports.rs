@@ -6,12 +6,10 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 
-use crate::engine::answer::Answer;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::observation::Finding;
-use crate::engine::topology::{SiteName, Target, TargetName};
+use crate::engine::topology::{SiteName, Target};
 use crate::engine::units::{MonoTime, WallTime};
 use crate::wire::{ObserverAnswer, ObserverReport, Order, OrderAnswer};
 
@@ -19,11 +17,13 @@ pub use crate::engine::effect::{EffectError, LastError};
 pub use crate::wire::sealed::{Signer, Verifier};
 
 mod site;
+mod traffic;
 
 pub use self::site::{
     AgentLinks, AgentMemory, AgentStore, Ledger, LocalDatabase, LocalLook, LocalRight, Server,
     Succession, Synchronous, Workloads,
 };
+pub use self::traffic::{Confirmation, OutsideFault, OutsideView, Still, Traffic, Versioned};
 
 /// The two clocks. `MonoTime` is for limits, `WallTime` for people and logs; there is no other way
 /// to get either.
@@ -37,74 +37,6 @@ pub trait Clock: Send + Sync + fmt::Debug {
     async fn sleep(&self, wait: Duration);
 }
 
-/// Whether a change may still be made, asked once more just before the wire: a process that stood
-/// still since it decided must not go on as if no time had passed (invariants.md I9, I10).
-pub type Still<'s> = &'s (dyn Fn() -> Result<(), EffectError> + Send + Sync);
-
-/// Something that directs users to a site: a DNS zone, a load balancer.
-///
-/// A change is read, and then applied by compare-and-swap against exactly what was read, if it is
-/// still allowed.
-#[async_trait]
-pub trait Traffic: Send + Sync + fmt::Debug {
-    /// The name in the configuration.
-    fn name(&self) -> &TargetName;
-
-    /// Reads the current answer, from the system that would be written to.
-    async fn read(&self) -> Result<Versioned, EffectError>;
-
-    /// Replaces `from` with `to`; fails with `Conflict` if `from` is not current any more. Returns
-    /// once the system confirms the change (for Route 53: `INSYNC`). `note` is stored with the
-    /// change if the system supports that (a plan id). `still` is called last, just before the
-    /// change is sent: if it fails, its error is returned and nothing was sent.
-    async fn apply(
-        &self,
-        from: &Versioned,
-        to: &Answer,
-        note: &str,
-        still: Still<'_>,
-    ) -> Result<(), EffectError>;
-
-    /// Makes the system say whether we could replace what was read, without changing anything.
-    /// `Refused` if not; success also if the system cannot tell.
-    async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError>;
-
-    /// Asks every name server that users' resolvers ask, separately, for its current answer. One
-    /// view for each; a name server without a valid answer of ours is an `Err` in its view.
-    async fn verify_outside(&self) -> Vec<OutsideView>;
-}
-
-/// An answer, with what is needed to replace exactly it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Versioned {
-    /// The current answer.
-    pub answer: Answer,
-    /// The target's own representation of it, opaque to others.
-    pub token: String,
-}
-
-/// One name server's answer for a traffic target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutsideView {
-    /// The name server's address.
-    pub place: String,
-    /// Its answer, or why there is none.
-    pub answer: Result<Answer, OutsideFault>,
-}
-
-/// Why a place outside does not show the expected answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind", content = "text")]
-pub enum OutsideFault {
-    /// It gives no usable answer: unknown, not wrong. Clients that ask it try the next one.
-    #[error("{0}")]
-    Unseen(String),
-    /// It answers, and leads clients to the wrong place.
-    #[error("{0}")]
-    Wrong(String),
-}
-
-/// Probes targets: one probe, one finding. Never fails: an error is a finding.
 #[async_trait]
 pub trait Probe: Send + Sync + fmt::Debug {
     /// Probes a target, within a time limit.

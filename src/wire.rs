@@ -69,9 +69,9 @@ impl SentObservation {
         }
     }
 
-    /// The observation for a process that received it at `received`: as old as the sender said, not
-    /// counting its transit, which was short (see [`Receipt`]). So evidence of a failure never
-    /// looks older than it is.
+    /// What it is to a process that received it at `received`: as old as the sender said, not
+    /// counting the way, which was short (see [`Intake`]). Evidence of a failure so never looks
+    /// older than it is.
     pub fn unpack(self, vantage: Vantage, received: MonoTime) -> Observation {
         Observation {
             target: self.target,
@@ -108,8 +108,8 @@ pub struct Heard {
 
 /// The controller's answer to a report as such.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Receipt {
-    /// The mark for the next report.
+pub struct Intake {
+    /// For the next report.
     pub postmark: Postmark,
     /// Whether the report was believed. Not if it may have been in transit for longer than a probe
     /// may take, as the first one always may.
@@ -160,9 +160,10 @@ pub struct Report {
 /// The controller's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportAnswer {
-    /// The answer to the report as such.
-    pub receipt: Receipt,
-    /// The current epoch.
+    /// What it says of the report itself.
+    #[serde(rename = "receipt")]
+    pub intake: Intake,
+    /// The present epoch.
     pub epoch: Epoch,
     /// The site that may hold the lease in it; `None` during a plan.
     pub holder: Option<SiteName>,
@@ -212,9 +213,10 @@ pub struct ObserverReport {
 /// The controller's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObserverAnswer {
-    /// The answer to the report as such.
-    pub receipt: Receipt,
-    /// How to go on probing. Reports come as often as probes.
+    /// What it says of the report itself.
+    #[serde(rename = "receipt")]
+    pub intake: Intake,
+    /// How to go on looking. Reports come as often as looks.
     pub rhythm: Rhythm,
 }
 

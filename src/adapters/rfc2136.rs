@@ -16,15 +16,19 @@ use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::TXT;
 use hickory_proto::rr::rdata::tsig::TsigAlgorithm;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, TSigner};
-use serde::{Deserialize, Serialize};
 
 use super::dns::{self, ExchangeError, Lookup, LookupError};
 use crate::engine::answer::Answer;
+use crate::engine::receipt::Receipt;
 use crate::engine::topology::{SiteName, TargetName};
-use crate::ports::{Clock, EffectError, OutsideFault, OutsideView, Still, Traffic, Versioned};
+use crate::ports::{
+    Clock, Confirmation, EffectError, OutsideFault, OutsideView, Still, Traffic, Versioned,
+};
 
+mod held;
 mod secret;
 
+use held::Held;
 use secret::{SecretFile, bad_signature};
 
 /// How far the two clocks may be apart, in seconds: the value that RFC 8945 recommends.
@@ -107,13 +111,6 @@ pub struct Rfc2136 {
     clock: Arc<dyn Clock>,
     /// Where the key's secret is, if it may change; `settings.key` has it otherwise.
     secret: Option<SecretFile>,
-}
-
-/// What the zone holds: the token of [`Versioned`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Held {
-    addresses: BTreeSet<IpAddr>,
-    note: Option<String>,
 }
 
 impl Rfc2136 {
@@ -369,50 +366,6 @@ impl Rfc2136 {
     }
 }
 
-impl Held {
-    fn records(&self, kind: RecordType) -> Vec<RData> {
-        if kind == RecordType::TXT {
-            let text = |note: &String| RData::TXT(TXT::new(vec![note.clone()]));
-            return self.note.iter().map(text).collect();
-        }
-        let data = self.addresses.iter().map(|address| match address {
-            IpAddr::V4(v4) => RData::A((*v4).into()),
-            IpAddr::V6(v6) => RData::AAAA((*v6).into()),
-        });
-        data.filter(|data| data.record_type() == kind).collect()
-    }
-
-    /// From what a server answered to the three questions.
-    fn gather(answers: [Result<Vec<RData>, LookupError>; 3]) -> Result<Self, OutsideFault> {
-        let mut held = Self {
-            addresses: BTreeSet::new(),
-            note: None,
-        };
-        for answer in answers {
-            let found = match answer {
-                Err(LookupError::NxDomain) => Vec::new(),
-                other => other?,
-            };
-            for data in found {
-                if let RData::A(v4) = &data {
-                    held.addresses.insert(v4.0.into());
-                } else if let RData::AAAA(v6) = &data {
-                    held.addresses.insert(v6.0.into());
-                } else if let RData::TXT(text) = &data
-                    && text.txt_data.len() == 1
-                    && held.note.is_none()
-                {
-                    held.note = Some(text.to_string());
-                } else {
-                    let text = format!("`{data}` is not a record of ours: remove it first");
-                    return Err(OutsideFault::Wrong(text));
-                }
-            }
-        }
-        Ok(held)
-    }
-}
-
 #[async_trait]
 impl Traffic for Rfc2136 {
     fn name(&self) -> &TargetName {
@@ -458,11 +411,42 @@ impl Traffic for Rfc2136 {
         to: &Answer,
         _note: &str,
         still: Still<'_>,
-    ) -> Result<(), EffectError> {
+    ) -> Result<Receipt, EffectError> {
         let old: Held = serde_json::from_str(&from.token)
             .map_err(|cause| self.refused(format!("the token is for another target: {cause}")))?;
         let new = self.content(to)?;
-        self.send(self.update(&old, &new), still).await
+        self.send(self.update(&old, &new), still).await?;
+        let shown = |held: &Held| held.shown(&self.record, &self.note);
+        let receipt = Receipt::replacing(shown(&old), shown(&new));
+        // The update's answer does not name the zone's new serial, and a receipt without one still
+        // is one.
+        let soa = self.lookup(&self.zone, RecordType::SOA);
+        Ok(match serial(soa.ask_tcp(self.settings.server).await) {
+            Some(serial) => receipt.named(SERIAL, serial.to_string()),
+            None => receipt,
+        })
+    }
+
+    /// Every name server that resolvers ask has the zone of that serial, or a later one.
+    async fn confirm(&self, receipt: &Receipt) -> Result<Confirmation, EffectError> {
+        let written = receipt
+            .ids
+            .get(SERIAL)
+            .and_then(|serial| serial.parse().ok());
+        let written: u32 = written
+            .ok_or_else(|| self.refused("the receipt has no serial of the zone".to_owned()))?;
+        let soa = self.lookup(&self.zone, RecordType::SOA);
+        let seen = dns::at_each(&self.settings.authoritative, |server| {
+            let soa = soa.clone();
+            async move { serial(soa.ask(server).await) }
+        })
+        .await;
+        let has = |serial: Option<u32>| serial.is_some_and(|serial| !is_before(serial, written));
+        Ok(if seen.into_iter().all(|(_, serial)| has(serial)) {
+            Confirmation::Made
+        } else {
+            Confirmation::Pending
+        })
     }
 
     async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError> {
@@ -491,5 +475,33 @@ impl Traffic for Rfc2136 {
                     .and_then(|held| self.answer(&held).map_err(OutsideFault::Wrong)),
             })
             .collect()
+    }
+}
+
+/// The name of the zone's serial in a receipt.
+const SERIAL: &str = "serial";
+
+/// The serial in an answer to the question for the zone's SOA record.
+fn serial(answer: Result<Vec<RData>, LookupError>) -> Option<u32> {
+    let RData::SOA(soa) = answer.ok()?.into_iter().next()? else {
+        return None;
+    };
+    Some(soa.serial)
+}
+
+/// Whether one serial comes before another: they go round (RFC 1982, 3.2).
+fn is_before(serial: u32, other: u32) -> bool {
+    let ahead = other.wrapping_sub(serial);
+    ahead != 0 && ahead < 1 << 31
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_before;
+
+    #[test]
+    fn serials_go_round() {
+        assert!(is_before(1, 2) && !is_before(2, 1) && !is_before(2, 2));
+        assert!(is_before(u32::MAX, 0) && !is_before(0, u32::MAX));
     }
 }

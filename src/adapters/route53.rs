@@ -11,29 +11,25 @@
 mod records;
 mod api;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hickory_proto::rr::RData;
 
 pub use api::{Access, Api};
-pub use records::{Kind, Settings, SiteRecord};
+pub use records::{Settings, SiteRecord};
 
 use self::records::{Held, Layout};
-use super::dns::{self, Lookup, LookupError};
 use crate::engine::answer::Answer;
+use crate::engine::receipt::Receipt;
 use crate::engine::topology::TargetName;
 use crate::engine::units::as_millis;
-use crate::ports::{
-    Clock, EffectError, LastError, OutsideFault, OutsideView, Still, Traffic, Versioned,
-};
+use crate::ports::{Clock, Confirmation, EffectError, OutsideView, Still, Traffic, Versioned};
 
-/// How often each name server is asked. Weighted answers are drawn at random: with two sites on
-/// evenly, 4 questions miss one of them in 1 of 8 views; with one site on, none may differ.
-const SAMPLES: usize = 4;
+/// The name of a change's id in a receipt. Route 53 calls it `INSYNC` once every name server of the
+/// zone has it, usually within 60 s.
+const CHANGE: &str = "change";
 
 /// The longest comment of a change that Route 53 takes, in characters.
 const COMMENT_LIMIT: usize = 256;
@@ -65,72 +61,25 @@ impl Route53 {
     }
 
     async fn held(&self) -> Result<Held, EffectError> {
-        let settings = self.layout.settings();
-        let kind = settings.kind.wire();
-        let places = self.api.list(&settings.zone_id, &settings.record, kind);
-        let note = self.layout.note_text();
-        let notes = self.api.list(&settings.zone_id, &note, "TXT");
+        let (zone_id, note) = (self.layout.zone_id(), self.layout.note_text());
+        let (record, kind) = self.layout.record();
+        let places = self.api.list(zone_id, &record, kind);
+        let notes = self.api.list(zone_id, &note, "TXT");
         let (places, notes) = tokio::try_join!(places, notes)?;
         self.layout
             .adopt(places, notes)
             .map_err(|cause| self.refused(&cause))
     }
 
-    /// What became of a batch whose answer was lost: the records themselves tell. Should the
-    /// batch take effect even after that, the next one no longer matches and is a `Conflict`.
-    async fn resolve(&self, text: &str, old: &Held, new: &Held) -> Result<(), EffectError> {
-        match self.held().await {
-            Ok(now) if now == *new => Ok(()),
-            Ok(now) if now == *old => Err(EffectError::Failed(format!(
-                "{text}; read again: nothing changed"
-            ))),
-            Ok(_third) => Err(EffectError::Conflict(format!(
-                "{text}; read again: neither the old nor the new state"
-            ))),
-            Err(error) => Err(EffectError::Unknown(format!(
-                "{text}; and it cannot be read again: {error}"
-            ))),
-        }
-    }
-
-    /// Waits until every name server of the zone has the change.
-    async fn in_sync(&self, change: &str) -> Result<(), EffectError> {
-        let settings = self.layout.settings();
-        let began = self.clock.now();
-        let mut last = LastError::default();
-        loop {
-            match self.api.is_in_sync(change).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => last.say("PENDING", false),
-                Err(EffectError::Refused(text)) => {
-                    return Err(EffectError::Unknown(format!(
-                        "`{}`: change `{change}` is accepted, but cannot be followed: {text}",
-                        settings.name
-                    )));
-                }
-                Err(error) => last.note(&error, false),
-            }
-            if self.clock.now().since(began) >= settings.in_sync_within {
-                return Err(EffectError::Unknown(format!(
-                    "`{}`: change `{change}` is accepted, but not `INSYNC` after {}: {}",
-                    settings.name,
-                    humantime::format_duration(settings.in_sync_within),
-                    last.tell()
-                )));
-            }
-            self.clock.sleep(settings.poll_every).await;
-        }
-    }
-
     fn refused(&self, cause: &str) -> EffectError {
-        EffectError::Refused(format!("`{}`: {cause}", self.layout.settings().name))
+        EffectError::Refused(format!("`{}`: {cause}", self.layout.name()))
     }
 }
 
 #[async_trait]
 impl Traffic for Route53 {
     fn name(&self) -> &TargetName {
-        &self.layout.settings().name
+        self.layout.name()
     }
 
     async fn read(&self) -> Result<Versioned, EffectError> {
@@ -147,7 +96,7 @@ impl Traffic for Route53 {
         to: &Answer,
         note: &str,
         still: Still<'_>,
-    ) -> Result<(), EffectError> {
+    ) -> Result<Receipt, EffectError> {
         let old: Held = serde_json::from_str(&from.token)
             .map_err(|cause| self.refused(&format!("the token is for another target: {cause}")))?;
         let new = self
@@ -155,17 +104,23 @@ impl Traffic for Route53 {
             .content(to, &old)
             .map_err(|cause| self.refused(&cause))?;
         let comment: String = note.chars().take(COMMENT_LIMIT).collect();
-        let zone_id = &self.layout.settings().zone_id;
+        let zone_id = self.layout.zone_id();
         still()?;
-        let sent = self
+        let change = self
             .api
             .swap(zone_id, old.records(), new.records(), &comment)
-            .await;
-        match sent {
-            Ok(change) => self.in_sync(&change).await,
-            Err(EffectError::Unknown(text)) => self.resolve(&text, &old, &new).await,
-            Err(error) => Err(error),
-        }
+            .await?;
+        Ok(Receipt::replacing(old.shown(), new.shown()).named(CHANGE, change))
+    }
+
+    async fn confirm(&self, receipt: &Receipt) -> Result<Confirmation, EffectError> {
+        let change = receipt.ids.get(CHANGE);
+        let change = change.ok_or_else(|| self.refused("the receipt has no change id"))?;
+        Ok(if self.api.is_in_sync(change).await? {
+            Confirmation::Made
+        } else {
+            Confirmation::Pending
+        })
     }
 
     /// Route 53 has no dry run. But it says who may not write before it looks at what is written, and
@@ -177,7 +132,7 @@ impl Traffic for Route53 {
             return Ok(());
         }
         let absent = self.layout.absent();
-        let zone_id = &self.layout.settings().zone_id;
+        let zone_id = self.layout.zone_id();
         let sent = self
             .api
             .swap(zone_id, [&absent].into_iter(), [].into_iter(), "rehearsal")
@@ -192,56 +147,6 @@ impl Traffic for Route53 {
     }
 
     async fn verify_outside(&self) -> Vec<OutsideView> {
-        let settings = self.layout.settings();
-        let lookup = |name, kind| Lookup {
-            name,
-            kind,
-            timeout: settings.dns_timeout,
-        };
-        let record = lookup(self.layout.record().clone(), settings.kind.dns());
-        let note = lookup(
-            self.layout.note().clone(),
-            hickory_proto::rr::RecordType::TXT,
-        );
-        let seen = dns::at_each(&settings.name_servers, |server| {
-            let (record, note) = (record.clone(), note.clone());
-            async move { sample(server, &record, &note).await }
-        })
-        .await;
-        seen.into_iter()
-            .map(|(server, found)| OutsideView {
-                place: server.to_string(),
-                answer: found
-                    .map_err(OutsideFault::from)
-                    .and_then(|(records, notes)| {
-                        let seen = self.layout.seen(&records, &notes);
-                        seen.map_err(OutsideFault::Wrong)
-                    }),
-            })
-            .collect()
+        self.layout.weighted.verify_outside().await
     }
 }
-
-/// All that one server answers to several questions for the record, and to one for the note.
-async fn sample(
-    server: SocketAddr,
-    record: &Lookup,
-    note: &Lookup,
-) -> Result<(Vec<RData>, Vec<RData>), LookupError> {
-    let mut records = Vec::new();
-    for _ in 0..SAMPLES {
-        records.extend(record.ask(server).await?);
-    }
-    let notes = match note.ask(server).await {
-        Err(LookupError::NxDomain) => Vec::new(),
-        found => found?,
-    };
-    Ok((records, notes))
-}
-
-/// How long Route 53 may take until all of its servers have a change. Its documentation says usually
-/// within 60 s; more than twice that is not worth waiting out in an emergency.
-pub const IN_SYNC_WITHIN: Duration = Duration::from_mins(2);
-/// How often to ask whether they have it: well below the limit of 10 calls a second that all
-/// users of the account share.
-pub const POLL_EVERY: Duration = Duration::from_secs(2);

@@ -106,7 +106,7 @@ impl Reporter {
                     if let Some(lasting) = silent.well(self.clock.now()) {
                         tracing::info!(lasting.times, lasting.ms, "the controller answers again");
                     }
-                    again = unsent.answered(answer.receipt, self.clock.now());
+                    again = unsent.answered(answer.intake, self.clock.now());
                     self.pace.send_if_modified(|pace| {
                         let told = Pace::from(&answer);
                         let changed = *pace != told;

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use axum::http::{HeaderName, Uri};
 
@@ -20,8 +19,8 @@ use crate::engine::topology::{GroupName, ObserverName, SiteName, Topology};
 mod traffic;
 
 pub use traffic::{
-    RecordType, Rfc2136Config, Route53Config, Route53Record, TrafficConfig, TrafficKind,
-    read_tsig_secret,
+    CloudDnsConfig, GoogleAccess, GoogleBackendConfig, RecordConfig, RecordType, Rfc2136Config,
+    Route53Config, Route53Record, TrafficConfig, TrafficKind, read_tsig_secret,
 };
 
 /// How many vantage points are left when a site is lost, without extra observers: the controller
@@ -310,8 +309,8 @@ fn check_quorum(at: &Section<'_>, observers: usize, policy: &Policy) {
 fn check_against_policy(root: &Section<'_>, config: &Config, policy: &Policy) {
     let verify = policy.steps.verify;
     for target in &config.traffic {
-        let ttl = Duration::from_secs(target.ttl_seconds.into());
-        if ttl >= verify {
+        let ttl = target.record().map(RecordConfig::ttl);
+        if let Some(ttl) = ttl.filter(|ttl| *ttl >= verify) {
             root.problem("traffic", format!(
                 "`ttl` of `{}` is {}, but the policy's `steps.verify` is {}: a move could not be seen from outside in time",
                 target.name, human(ttl), human(verify)

@@ -36,6 +36,8 @@ use crate::engine::topology::{Topology, Vantage};
 use crate::ports::{Clock, Credentials, FrontDoor, Traffic};
 use crate::tasks::{a_life, named, until_stopped};
 
+mod google;
+
 /// How many rejected connections may wait to be told of.
 const WAITING: usize = 256;
 
@@ -244,8 +246,8 @@ fn make_front(
     // answer.
     let mut name_servers: Vec<SocketAddr> = front.name_server.into_iter().collect();
     if let Some(host) = front.url.host().filter(|_| front.name_server.is_some()) {
-        let others = config.traffic.iter().filter(|target| target.serves(host));
-        for server in others.flat_map(TrafficConfig::name_servers) {
+        let others = config.traffic.iter();
+        for server in others.flat_map(|target| target.name_servers_of(host)) {
             if !name_servers.contains(server) {
                 name_servers.push(*server);
             }
@@ -270,6 +272,13 @@ async fn make_traffic(
         targets.push(match &target.kind {
             TrafficKind::Rfc2136(update) => Arc::new(make_rfc2136(target, update, clock, book)?),
             TrafficKind::Route53(api) => Arc::new(make_route53(target, api, clock).await?),
+            TrafficKind::CloudDns(zone) => {
+                Arc::new(google::make_cloud_dns(target, zone, clock, book).await?)
+            }
+            TrafficKind::GoogleBackend(service) => {
+                let http = HttpProber::believing(config.probe_ca.as_deref(), clock, book)?;
+                Arc::new(google::make_backend(target, service, http, (clock, book)).await?)
+            }
         });
     }
     Ok(targets)
@@ -286,10 +295,10 @@ fn make_rfc2136(
     let settings = rfc2136::Settings {
         name: target.name.clone(),
         server: update.server,
-        authoritative: update.authoritative.clone(),
-        zone: target.zone.clone(),
-        record: target.record.clone(),
-        ttl_seconds: target.ttl_seconds,
+        authoritative: update.record.name_servers.clone(),
+        zone: update.record.zone.clone(),
+        record: update.record.record.clone(),
+        ttl_seconds: update.record.ttl_seconds,
         key: TsigKey {
             name: update.tsig_name.clone(),
             secret,
@@ -303,10 +312,10 @@ fn make_rfc2136(
 
 async fn make_route53(
     target: &TrafficConfig,
-    record: &super::config::Route53Config,
+    zone: &super::config::Route53Config,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<Route53> {
-    let endpoint = record.endpoint.as_ref().map(ToString::to_string);
+    let endpoint = zone.endpoint.as_ref().map(ToString::to_string);
     let api = route53::Api::connect(
         route53::Access::Default,
         endpoint.as_deref(),
@@ -319,24 +328,13 @@ async fn make_route53(
     };
     let settings = route53::Settings {
         name: target.name.clone(),
-        zone_id: record.zone_id.clone(),
-        zone: target.zone.clone(),
-        record: target.record.clone(),
-        kind: match record.record_type {
-            super::config::RecordType::A => route53::Kind::A,
-            super::config::RecordType::Aaaa => route53::Kind::Aaaa,
-            super::config::RecordType::Cname => route53::Kind::Cname,
-        },
-        ttl_seconds: target.ttl_seconds,
-        sites: record
+        zone_id: zone.zone_id.clone(),
+        place: google::place(&zone.record, zone.record_type, target.timeout),
+        sites: zone
             .records
             .iter()
             .map(|(name, each)| (name.clone(), site(each)))
             .collect(),
-        name_servers: record.name_servers.clone(),
-        dns_timeout: target.timeout,
-        in_sync_within: route53::IN_SYNC_WITHIN,
-        poll_every: route53::POLL_EVERY,
     };
     Ok(Route53::new(settings, api, Arc::clone(clock))?)
 }

@@ -1,6 +1,7 @@
 //! What each step does, how it is checked, and how it is undone. Every effect is safe to repeat;
 //! the executor decides when and how often.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +14,10 @@ use crate::engine::fencing::{vouched_for, waited_out_at};
 use crate::engine::lasting::Lasting;
 use crate::engine::lease::{FenceProof, LastRight};
 use crate::engine::policy::Policy;
+use crate::engine::receipt::Receipt;
 use crate::engine::saga::OpenSaga;
 use crate::engine::step::{Fact, Step, Undo};
-use crate::engine::topology::{SiteName, Topology};
+use crate::engine::topology::{SiteName, TargetName, Topology};
 use crate::engine::units::MonoTime;
 use crate::ports::{Clock, EffectError, LastError, Way};
 use crate::wire::{Came, Order, OrderAnswer, What};
@@ -37,6 +39,8 @@ pub struct Steps {
     topology: Topology,
     /// The confirmation of the sever, as this process got it.
     severed: Option<Severed>,
+    /// What the traffic targets answered to the writes of this process.
+    receipts: BTreeMap<TargetName, Receipt>,
 }
 
 /// What is known about a sever, on this process's clock.
@@ -75,6 +79,7 @@ impl Steps {
             policy,
             topology,
             severed: None,
+            receipts: BTreeMap::new(),
         }
     }
 
@@ -97,7 +102,7 @@ impl Steps {
             Step::Promote => self.promote(saga, deadline).await,
             Step::VerifyWritable => self.verify_writable(saga).await,
             Step::AwaitWorkloads => self.simple(saga, to, What::AwaitWorkloads, deadline).await,
-            Step::MoveTraffic { target } => self.move_traffic(saga, target).await,
+            Step::MoveTraffic { target } => self.move_traffic(saga, target, deadline).await,
             Step::VerifyOutside => self.verify_outside(saga, deadline).await,
             Step::Settle => Ok(Fact::Done),
         }

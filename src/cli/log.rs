@@ -12,6 +12,7 @@ use super::output::{Mood, Output, said};
 use crate::adapters::files;
 use crate::engine::chain::{Body, Digest, Entry, read_line};
 use crate::engine::loss::DeclaredLoss;
+use crate::engine::receipt::Receipt;
 use crate::engine::saga::{Command, Ending};
 use crate::engine::step::{Event, Fact};
 use crate::engine::text::harmless;
@@ -229,7 +230,21 @@ fn loss_line(loss: &DeclaredLoss) -> String {
     )
 }
 
-/// A step's fact, after a colon; empty if there is nothing to add.
+/// By which names the other side knows the change, with a colon before them.
+fn ids_line(receipt: &Receipt) -> String {
+    let ids: Vec<String> = receipt
+        .ids
+        .iter()
+        .map(|(of, id)| format!("{of} {id}"))
+        .collect();
+    if ids.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", ids.join(", "))
+    }
+}
+
+/// What a step brought, with a colon before it; empty where that says nothing more.
 pub fn fact_line(fact: &Fact) -> String {
     use crate::engine::lease::FenceProof;
 
@@ -281,16 +296,33 @@ pub fn fact_line(fact: &Fact) -> String {
             let already = if *already { ", as it already was" } else { "" };
             format!(": timeline {timeline} from {position}{already}")
         }
-        Fact::Moved { already } => if *already { ": it already was" } else { "" }.to_owned(),
+        Fact::Moved { already, receipt } => {
+            let already = if *already { ": it already was" } else { "" };
+            format!(
+                "{already}{}",
+                receipt.as_ref().map_or_else(String::new, ids_line)
+            )
+        }
         Fact::NotMoved { why } => format!(": not yet, the others go first: {why}"),
-        Fact::Seen { places, unseen } => {
+        Fact::Seen {
+            places,
+            unseen,
+            receipts,
+            confirmed,
+        } => {
             let seen = places
                 .iter()
                 .map(|(place, site)| format!("{place} leads to {site}"));
             let unseen = unseen
                 .iter()
                 .map(|(place, why)| format!("{place} shows nothing ({why})"));
-            let all: Vec<String> = seen.chain(unseen).collect();
+            let moved = receipts
+                .iter()
+                .map(|(target, receipt)| format!("{target} moved{}", ids_line(receipt)));
+            let confirmed = confirmed
+                .iter()
+                .map(|(target, said)| format!("the system of {target} says: {said}"));
+            let all: Vec<String> = seen.chain(unseen).chain(moved).chain(confirmed).collect();
             format!(": {}", all.join("; "))
         }
     }

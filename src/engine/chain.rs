@@ -644,6 +644,25 @@ mod tests {
                             .map(|n| (format!("{n}") + &"\n".repeat(5000), "\n".repeat(5000)))
                             .collect(),
                         unseen: std::collections::BTreeMap::new(),
+                        receipts: std::collections::BTreeMap::new(),
+                        confirmed: [("dns".parse().unwrap(), long())].into(),
+                    },
+                },
+            },
+            Body::Step {
+                plan: 7,
+                index: 0,
+                step: Step::VerifyOutside,
+                event: Event::Done {
+                    fact: super::super::step::Fact::Moved {
+                        already: false,
+                        receipt: Some(
+                            super::super::receipt::Receipt::replacing(
+                                vec![long(); 200],
+                                vec![long(); 200],
+                            )
+                            .named("change", long()),
+                        ),
                     },
                 },
             },

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::lease::FenceProof;
 use super::loss::{DeclaredLoss, LossEvidence};
 use super::policy::StepLimits;
+use super::receipt::Receipt;
 use super::text::{WORD_LIMIT, clip, clip_to};
 use super::topology::{SiteName, TargetName};
 use super::units::{Epoch, Lsn, Timeline};
@@ -176,6 +177,10 @@ pub enum Fact {
     Moved {
         /// Whether it already led to the new site.
         already: bool,
+        /// What its system answered to the write; `None` where that was lost, or nothing was
+        /// written.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        receipt: Option<Receipt>,
     },
     /// A traffic target is unreachable while others still wait: they go first, and it is moved
     /// before the result is verified.
@@ -190,6 +195,12 @@ pub enum Fact {
         /// Places that showed nothing, and why.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         unseen: BTreeMap<String, String>,
+        /// What was written only now, by target, and what its system answered.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        receipts: BTreeMap<TargetName, Receipt>,
+        /// What the system of each target said meanwhile of the change: evidence, not a condition.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        confirmed: BTreeMap<TargetName, String>,
     },
 }
 
@@ -200,7 +211,18 @@ impl Fact {
                 proof: FenceProof::Agent { said, .. },
             } => clip(said),
             Fact::NotMoved { why } => clip(why),
-            Fact::Seen { places, unseen } => {
+            Fact::Moved {
+                receipt: Some(receipt),
+                ..
+            } => receipt.clip(),
+            Fact::Seen {
+                places,
+                unseen,
+                receipts,
+                confirmed,
+            } => {
+                receipts.values_mut().for_each(Receipt::clip);
+                confirmed.values_mut().for_each(clip);
                 for places in [places, unseen] {
                     let kept = std::mem::take(places).into_iter().take(PLACES_KEPT);
                     *places = kept
@@ -220,7 +242,7 @@ impl Fact {
             | Fact::Severed { .. }
             | Fact::Declared { .. }
             | Fact::Promoted { .. }
-            | Fact::Moved { .. } => {}
+            | Fact::Moved { receipt: None, .. } => {}
         }
     }
 }

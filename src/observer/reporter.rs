@@ -56,7 +56,7 @@ impl Reporter {
             match self.link.report(&report, within).await {
                 Ok(told) => {
                     let now = self.clock.now();
-                    again = unsent.answered(told.receipt, now);
+                    again = unsent.answered(told.intake, now);
                     if let Some(lasting) = refused.well(now) {
                         tracing::info!(
                             lasting.times,

@@ -16,11 +16,12 @@ use super::site_ports::{Place, take_order};
 use super::world::{Life, Node, State, World};
 use crate::app::executor::{CrashDrill, Moment};
 use crate::engine::answer::Answer;
+use crate::engine::receipt::Receipt;
 use crate::engine::step::Step;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::ports::{
-    Agents, AppendError, EffectError, FrontDoor, LeaseStore, LogStore, OutsideFault, OutsideView,
-    Still, StoreError, Traffic, Verifier, Versioned, Way,
+    Agents, AppendError, Confirmation, EffectError, FrontDoor, LeaseStore, LogStore, OutsideFault,
+    OutsideView, Still, StoreError, Traffic, Verifier, Versioned, Way,
 };
 use crate::wire::sealed::{Author, SealError, Sealed, SignedOrder, open_answer};
 use crate::wire::{Order, OrderAnswer, RelayAnswer};
@@ -149,10 +150,10 @@ impl Traffic for SimTraffic {
         to: &Answer,
         _note: &str,
         still: Still<'_>,
-    ) -> Result<(), EffectError> {
+    ) -> Result<Receipt, EffectError> {
         self.reach().await?;
         still()?;
-        let unsure = self.place.world.with(|state, now| {
+        let (unsure, version) = self.place.world.with(|state, now| {
             if state.traffic.1.to_string() != from.token {
                 return Err(EffectError::Conflict("another version".to_owned()));
             }
@@ -164,13 +165,25 @@ impl Traffic for SimTraffic {
                 .checks
                 .trace(now, format!("N  traffic to {}", on.join(" and ")));
             let ambiguous = state.ambiguous;
-            Ok(state.chance.percent(ambiguous))
+            Ok((state.chance.percent(ambiguous), state.traffic.1))
         })?;
         self.reach().await?;
         if unsure {
             return Err(EffectError::Late("no answer in time".to_owned()));
         }
-        Ok(())
+        Ok(Receipt::default().named("serial", version.to_string()))
+    }
+
+    async fn confirm(&self, receipt: &Receipt) -> Result<Confirmation, EffectError> {
+        self.reach().await?;
+        let version = self.place.world.with(|state, _| state.traffic.1);
+        let written = receipt.ids.get("serial").and_then(|id| id.parse().ok());
+        let made = written.is_some_and(|written: u64| written <= version);
+        Ok(if made {
+            Confirmation::Made
+        } else {
+            Confirmation::Pending
+        })
     }
 
     async fn rehearse(&self, _from: &Versioned) -> Result<(), EffectError> {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::mpsc;
 
-use super::{Heard, Postmark, Receipt, SentObservation};
+use super::{Heard, Intake, Postmark, SentObservation};
 use crate::engine::observation::{Finding, Observation};
 use crate::engine::topology::Target;
 use crate::engine::units::MonoTime;
@@ -52,17 +52,17 @@ impl Unsent {
         })
     }
 
-    /// An answer to the last report arrived at `now`. What was not believed is sent with the next
-    /// report. Returns whether to send that at once, because this is the first answer of a
-    /// controller, which believes only what is sent after it.
-    pub fn answered(&mut self, receipt: Receipt, now: MonoTime) -> bool {
-        if receipt.taken {
+    /// An answer to what was packed last arrived at `now`. What was not taken in is sent with the
+    /// next report; whether that should go at once, because the answer is the first of a controller,
+    /// which can take in only what is sent after it.
+    pub fn answered(&mut self, intake: Intake, now: MonoTime) -> bool {
+        if intake.taken {
             let told = std::mem::take(&mut self.newest).into_iter();
             self.sent
                 .extend(told.map(|(target, each)| (target, is_good(&each))));
         }
-        let last = self.heard.replace((receipt.postmark, now));
-        last.is_none_or(|(last, _)| last.life != receipt.postmark.life)
+        let last = self.heard.replace((intake.postmark, now));
+        last.is_none_or(|(last, _)| last.life != intake.postmark.life)
     }
 
     /// Receives observations until one contradicts the last that was sent about its target: a
@@ -117,9 +117,9 @@ mod tests {
         Finding::Good(Facts::Api)
     }
 
-    fn receipt(life: u64, second: u64, taken: bool) -> Receipt {
+    fn intake(life: u64, second: u64, taken: bool) -> Intake {
         let at = Duration::from_secs(second);
-        Receipt {
+        Intake {
             postmark: Postmark { life, at },
             taken,
         }
@@ -130,12 +130,12 @@ mod tests {
         let (_seen, observations) = mpsc::channel(8);
         let mut unsent = Unsent::new(observations);
         assert_eq!(unsent.heard(moment(9)), None);
-        assert!(unsent.answered(receipt(7, 100, false), moment(10)));
-        assert!(!unsent.answered(receipt(7, 101, true), moment(11)));
+        assert!(unsent.answered(intake(7, 100, false), moment(10)));
+        assert!(!unsent.answered(intake(7, 101, true), moment(11)));
         let heard = unsent.heard(moment(14)).unwrap();
-        assert_eq!(heard.postmark, receipt(7, 101, true).postmark);
+        assert_eq!(heard.postmark, intake(7, 101, true).postmark);
         assert_eq!(heard.ago, Duration::from_secs(3));
-        assert!(unsent.answered(receipt(8, 102, false), moment(12)));
+        assert!(unsent.answered(intake(8, 102, false), moment(12)));
     }
 
     #[test]
@@ -150,9 +150,9 @@ mod tests {
         };
         assert_eq!(ages(unsent.pack(moment(3))), [1, 2]);
         assert_eq!(ages(unsent.pack(moment(4))), [2, 3], "it did not arrive");
-        unsent.answered(receipt(1, 4, false), moment(4));
+        unsent.answered(intake(1, 4, false), moment(4));
         assert_eq!(ages(unsent.pack(moment(4))), [2, 3], "not taken in");
-        unsent.answered(receipt(1, 4, true), moment(4));
+        unsent.answered(intake(1, 4, true), moment(4));
         assert!(unsent.pack(moment(5)).is_empty());
     }
 
@@ -162,7 +162,7 @@ mod tests {
         let mut unsent = Unsent::new(observations);
         seen.try_send(saw(TargetKind::Api, 1, good())).unwrap();
         unsent.change().await;
-        unsent.answered(receipt(1, 1, true), moment(1));
+        unsent.answered(intake(1, 1, true), moment(1));
         seen.try_send(saw(TargetKind::Api, 2, good())).unwrap();
         let bad = Finding::Bad(ProbeFailure::Refused);
         seen.try_send(saw(TargetKind::Api, 3, bad.clone())).unwrap();

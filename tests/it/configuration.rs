@@ -115,18 +115,49 @@ fn the_examples_of_the_guide_can_be_read() {
     assert!(named.observers.contains(&paris.name));
 }
 
-#[test]
-fn both_kinds_of_traffic_can_be_read() {
+/// The guide's file with another table in place of its `[[traffic]]`.
+fn with_traffic(name: &str) -> app::config::Config {
     let (before, _) = example("failover.toml").split_once("[[traffic]]").unwrap();
-    let text = format!("{before}{}", example("Route 53"));
-    let config = app::config::Config::parse("failover.toml", &text, Path::new("/"))
-        .unwrap_or_else(|problems| panic!("{problems}"));
-    let app::config::TrafficKind::Route53(route53) = &config.traffic[0].kind else {
+    let text = format!("{before}{}", example(name));
+    app::config::Config::parse("failover.toml", &text, Path::new("/"))
+        .unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[test]
+fn every_kind_of_traffic_can_be_read() {
+    use app::config::TrafficKind;
+
+    let config = with_traffic("Route 53");
+    let TrafficKind::Route53(zone) = &config.traffic[0].kind else {
         panic!("not Route 53");
     };
-    let aws = &route53.records[&config.first_active];
+    let aws = &zone.records[&config.first_active];
     assert_eq!(aws.value, "198.51.100.20");
     assert_eq!(aws.identifier.as_deref(), Some("shop-aws"));
+
+    let config = with_traffic("Cloud DNS");
+    let TrafficKind::CloudDns(zone) = &config.traffic[0].kind else {
+        panic!("not Cloud DNS");
+    };
+    assert_eq!(zone.values[&config.first_active], "198.51.100.20");
+    assert_eq!(zone.access.project, "shop-project");
+    let servers = config.traffic[0].name_servers_of("shop.example.com");
+    assert_eq!(servers.len(), 2);
+    assert!(
+        config.traffic[0]
+            .name_servers_of("other.example")
+            .is_empty()
+    );
+
+    let config = with_traffic("Google's load balancer");
+    let TrafficKind::GoogleBackend(service) = &config.traffic[0].kind else {
+        panic!("not a backend service");
+    };
+    assert_eq!(service.groups.values().flatten().count(), 3);
+    assert!(
+        config.traffic[0].record().is_none(),
+        "it has no TTL and no zone"
+    );
 }
 
 #[test]

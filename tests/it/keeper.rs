@@ -22,8 +22,7 @@ use failover::ports::{
 };
 use failover::wire::sealed::{Sealed, SignedOrder};
 use failover::wire::{
-    Came, Grant, Order, OrderAnswer, PeerAnswer, PeerQuestion, Postmark, Receipt, ReportAnswer,
-    What,
+    Came, Grant, Intake, Order, OrderAnswer, PeerAnswer, PeerQuestion, Postmark, ReportAnswer, What,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -285,7 +284,7 @@ fn granted(epoch: u64) -> ReportAnswer {
     let text = include_str!("../../policies/standard.toml");
     let policy = Policy::read("standard.toml", text).unwrap();
     ReportAnswer {
-        receipt: Receipt {
+        intake: Intake {
             postmark: Postmark {
                 life: 1,
                 at: Duration::ZERO,

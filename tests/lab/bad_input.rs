@@ -23,7 +23,7 @@ use failover::engine::topology::TargetKind;
 use failover::engine::units::Epoch;
 use failover::lab::error_lines::ExpectedErrors;
 use failover::ports::Clock;
-use failover::wire::{Heard, Postmark, REPORT_PATH, Receipt, Report, ReportAnswer, Status};
+use failover::wire::{Heard, Intake, Postmark, REPORT_PATH, Report, ReportAnswer, Status};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::pair::{Pair, Server, place, site};
@@ -240,9 +240,9 @@ impl House {
 }
 
 /// An answer that arrived just now.
-pub(crate) fn just(receipt: Receipt) -> Heard {
+pub(crate) fn just(intake: Intake) -> Heard {
     Heard {
-        postmark: receipt.postmark,
+        postmark: intake.postmark,
         ago: Duration::ZERO,
     }
 }
@@ -308,8 +308,8 @@ async fn an_agent_speaks_for_its_own_site_only_and_a_stranger_not_at_all() {
     let mut own = report("gcp");
     for known in [false, true] {
         let answer: ReportAnswer = gcp.post(REPORT_PATH, &own, CALL).await.unwrap();
-        assert_eq!(answer.receipt.taken, known, "the first may be any age");
-        own.heard = Some(just(answer.receipt));
+        assert_eq!(answer.intake.taken, known, "the first may be any age");
+        own.heard = Some(just(answer.intake));
     }
     let other: Result<ReportAnswer, _> = gcp.post(REPORT_PATH, &report("aws"), CALL).await;
     let refused = other.unwrap_err().to_string();

@@ -132,8 +132,8 @@ async fn an_agent_that_says_too_much_is_cut_short_or_refused_and_does_no_harm() 
     };
     for known in [false, true] {
         let answer: ReportAnswer = gcp.post(REPORT_PATH, &loud, CALL).await.unwrap();
-        assert_eq!(answer.receipt.taken, known, "the first may be any age");
-        loud.heard = Some(just(answer.receipt));
+        assert_eq!(answer.intake.taken, known, "the first may be any age");
+        loud.heard = Some(just(answer.intake));
     }
     let gcp_site = site("gcp");
     let status = house
@@ -268,7 +268,7 @@ async fn numbers_and_texts_that_json_cannot_carry_are_refused_where_they_come_in
         .post(REPORT_PATH, &good, CALL)
         .await
         .unwrap();
-    assert!(!answer.receipt.taken, "the first may be any age");
+    assert!(!answer.intake.taken, "the first may be any age");
     drop(running);
     assert!(longest_line(&house) < WRITTEN_LINE / 4);
 }

@@ -213,7 +213,7 @@ async fn refused_by(house: &House, aws: &PeerClient) -> String {
     let mut found = None;
     until("the right is refused", async || {
         let answer: ReportAnswer = aws.post(REPORT_PATH, &asks, CALL).await.unwrap();
-        asks.heard = Some(just(answer.receipt));
+        asks.heard = Some(just(answer.intake));
         assert!(!matches!(answer.grant, Some(Ok(_))), "{answer:?}");
         if let Some(Err(Refusal::LogBehind { witness, .. })) = answer.grant {
             assert_eq!(answer.holder, None, "nobody is named");
@@ -339,7 +339,7 @@ async fn an_agent_that_saw_a_longer_log_in_the_same_epoch_is_believed() {
         .post::<_, ()>("/v1/adopt", &ask, CALL)
         .await
         .unwrap();
-    seen.heard = Some(just(answer.receipt));
+    seen.heard = Some(just(answer.intake));
     let answer: ReportAnswer = gcp.post(REPORT_PATH, &seen, CALL).await.unwrap();
     assert!(
         answer.log.is_some(),

@@ -21,6 +21,8 @@ mod synchronous;
 mod rfc2136;
 mod recovering;
 mod route53;
+mod traffic;
+mod google;
 mod parts;
 mod stage;
 mod scrape;

@@ -206,8 +206,8 @@ async fn an_observer_tells_what_it_saw_and_nothing_else() {
     let mut sees = looks("paris", "aws");
     for known in [false, true] {
         let answer: ObserverAnswer = paris.post(OBSERVED_PATH, &sees, CALL).await.unwrap();
-        assert_eq!(answer.receipt.taken, known, "the first may be any age");
-        sees.heard = Some(just(answer.receipt));
+        assert_eq!(answer.intake.taken, known, "the first may be any age");
+        sees.heard = Some(just(answer.intake));
     }
 
     // Who it may be.

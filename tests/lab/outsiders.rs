@@ -43,7 +43,7 @@ async fn asks(
             .await
         {
             Ok(answer) => {
-                own.heard = Some(just(answer.receipt));
+                own.heard = Some(just(answer.intake));
                 match answer.grant {
                     Some(Ok(Grant { .. })) => granted += 1,
                     refused => other.push(format!("{refused:?}")),
@@ -128,7 +128,7 @@ async fn an_agent_that_says_something_else_each_time_does_not_fill_the_log() {
             }
         };
         let answer: ReportAnswer = aws.post(REPORT_PATH, &own, CALL).await.unwrap();
-        own.heard = Some(just(answer.receipt));
+        own.heard = Some(just(answer.intake));
         assert_ne!(
             answer.grant,
             Some(Err(Refusal::Superseded { epoch: own.epoch })),
@@ -165,7 +165,7 @@ async fn what_an_agent_says_of_what_it_does_not_look_at_is_not_taken_in() {
     ];
     for _ in 0..3 {
         let answer: ReportAnswer = gcp.post(REPORT_PATH, &own, CALL).await.unwrap();
-        own.heard = Some(just(answer.receipt));
+        own.heard = Some(just(answer.intake));
     }
     let vantage = "agent:gcp".parse().unwrap();
     let aws = site("aws");

@@ -1,7 +1,7 @@
 //! Route 53: against ministack, which keeps the rules of change batches, and against a stub of
 //! ours for what only a failing service says.
 
-mod doubles;
+pub(crate) mod doubles;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,25 +13,27 @@ use aws_sdk_route53::types::{
     Change, ChangeAction, ChangeBatch, ResourceRecord, ResourceRecordSet, RrType,
 };
 use failover::adapters::rfc2136::{Rfc2136, TsigKey};
-use failover::adapters::route53::{Access, Api, Kind, Route53, Settings, SiteRecord};
+use failover::adapters::route53::{Access, Api, Route53, Settings, SiteRecord};
+use failover::adapters::weighted::{Kind, Place};
 use failover::engine::answer::Answer;
+use failover::engine::receipt::Receipt;
 use failover::engine::topology::SiteName;
 use failover::engine::units::Epoch;
 use failover::lab::name_server::{NameServer, free_port};
-use failover::ports::{EffectError, Traffic, Versioned};
+use failover::ports::{Confirmation, EffectError, Traffic, Versioned};
 
-use self::doubles::{Ministack, Stub, Swallow};
+use self::doubles::{Ministack, Stub};
 use crate::clock::MachineClock;
 
 const AWS: &str = "192.0.2.1";
-const GCP: &str = "198.51.100.1";
+pub(crate) const GCP: &str = "198.51.100.1";
 const RECORD: &str = "app.shop.test";
 
 fn site(name: &str) -> SiteName {
     name.parse().unwrap()
 }
 
-fn settings(zone_id: &str) -> Settings {
+pub(crate) fn settings(zone_id: &str) -> Settings {
     let record = |value: &str| SiteRecord {
         value: value.into(),
         set_identifier: None,
@@ -39,15 +41,15 @@ fn settings(zone_id: &str) -> Settings {
     Settings {
         name: "dns".parse().unwrap(),
         zone_id: zone_id.into(),
-        zone: "shop.test".into(),
-        record: RECORD.into(),
-        kind: Kind::A,
-        ttl_seconds: 60,
+        place: Place {
+            zone: "shop.test".into(),
+            record: RECORD.into(),
+            kind: Kind::A,
+            ttl_seconds: 60,
+            name_servers: Vec::new(),
+            timeout: Duration::from_secs(2),
+        },
         sites: [(site("aws"), record(AWS)), (site("gcp"), record(GCP))].into(),
-        name_servers: Vec::new(),
-        dns_timeout: Duration::from_secs(2),
-        in_sync_within: Duration::from_secs(10),
-        poll_every: Duration::from_millis(10),
     }
 }
 
@@ -82,7 +84,7 @@ async fn write(target: &Route53, to: &Answer) -> Versioned {
     target.read().await.unwrap()
 }
 
-fn weighted(value: &str, identifier: &str, weight: i64) -> ResourceRecordSet {
+pub(crate) fn weighted(value: &str, identifier: &str, weight: i64) -> ResourceRecordSet {
     simple(RECORD, value, identifier, Some(weight))
 }
 
@@ -99,7 +101,7 @@ fn simple(name: &str, value: &str, identifier: &str, weight: Option<i64>) -> Res
 }
 
 /// Writes a record as somebody else would.
-async fn by_hand(client: &Client, zone_id: &str, record: ResourceRecordSet) {
+pub(crate) async fn by_hand(client: &Client, zone_id: &str, record: ResourceRecordSet) {
     let change = Change::builder()
         .action(ChangeAction::Upsert)
         .resource_record_set(record);
@@ -109,10 +111,6 @@ async fn by_hand(client: &Client, zone_id: &str, record: ResourceRecordSet) {
         .unwrap();
     let request = client.change_resource_record_sets().hosted_zone_id(zone_id);
     request.change_batch(batch).send().await.unwrap();
-}
-
-fn is_conflict(result: &Result<(), EffectError>) -> bool {
-    matches!(result, Err(EffectError::Conflict(_)))
 }
 
 fn refusal(result: Result<impl std::fmt::Debug, EffectError>) -> String {
@@ -147,50 +145,6 @@ async fn the_first_write_needs_no_records_and_a_flip_is_read_back_with_its_epoch
         write(&target, &answer(0, 255, 3)).await.answer,
         answer(0, 255, 3)
     );
-}
-
-#[tokio::test]
-async fn a_flip_that_may_not_be_made_any_more_is_not_sent() {
-    let service = Ministack::start().await;
-    let zone = service.zone("shop.test").await;
-    let target = target(&service.endpoint, settings(&zone)).await;
-    let before = write(&target, &answer(100, 0, 1)).await;
-    let too_late = EffectError::Failed("stood still".to_owned());
-    let still = || Err(too_late.clone());
-    let result = target.apply(&before, &answer(0, 100, 2), "", &still).await;
-    assert_eq!(result, Err(too_late.clone()));
-    assert_eq!(target.read().await.unwrap(), before);
-}
-
-#[tokio::test]
-async fn a_stale_flip_is_a_conflict_and_changes_nothing() {
-    let service = Ministack::start().await;
-    let zone = service.zone("shop.test").await;
-    let target = target(&service.endpoint, settings(&zone)).await;
-    let empty = target.read().await.unwrap();
-    let first = write(&target, &answer(100, 0, 1)).await;
-    let second = write(&target, &answer(0, 100, 2)).await;
-    for stale in [empty, first] {
-        let result = target
-            .apply(&stale, &answer(100, 0, 3), "", &|| Ok(()))
-            .await;
-        assert!(is_conflict(&result), "{result:?}");
-    }
-    assert_eq!(target.read().await.unwrap(), second);
-}
-
-#[tokio::test]
-async fn a_weight_changed_by_somebody_else_is_a_conflict() {
-    let service = Ministack::start().await;
-    let zone = service.zone("shop.test").await;
-    let target = target(&service.endpoint, settings(&zone)).await;
-    let before = write(&target, &answer(100, 0, 1)).await;
-    by_hand(&service.client, &zone, weighted(GCP, "failover-gcp", 7)).await;
-    let result = target
-        .apply(&before, &answer(0, 100, 2), "", &|| Ok(()))
-        .await;
-    assert!(is_conflict(&result), "{result:?}");
-    assert_eq!(target.read().await.unwrap().answer, answer(100, 7, 1));
 }
 
 #[tokio::test]
@@ -230,25 +184,6 @@ async fn records_of_somebody_else_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_to_a_change_that_happened_is_found_out_by_reading() {
-    let service = Ministack::start().await;
-    let zone = service.zone("shop.test").await;
-    let proxy = Swallow::start(service.address).await;
-    let target = target(&proxy.endpoint, settings(&zone)).await;
-    let from = target.read().await.unwrap();
-    proxy.swallow_next_answer();
-    target
-        .apply(&from, &answer(100, 0, 1), "", &|| Ok(()))
-        .await
-        .unwrap();
-    assert!(
-        proxy.swallowed(),
-        "the answer got through: nothing was tested"
-    );
-    assert_eq!(target.read().await.unwrap().answer, answer(100, 0, 1));
-}
-
-#[tokio::test]
 async fn what_route_53_refuses_is_refused_before_sending() {
     let stub = Stub::start("").await;
     let target = target(&stub.endpoint, settings("Z1")).await;
@@ -274,7 +209,7 @@ async fn settings_that_cannot_work_are_refused() {
             (|s: &mut Settings| s.record = "app.other.test".into()) as fn(&mut Settings),
             "not in zone",
         ),
-        (|s| s.kind = Kind::Aaaa, "not one value"),
+        (|s| s.place.kind = Kind::Aaaa, "not one value"),
         (
             |s| s.sites.values_mut().for_each(|r| r.value = AWS.into()),
             "two sites",
@@ -305,16 +240,29 @@ async fn settings_that_cannot_work_are_refused() {
 }
 
 #[tokio::test]
-async fn one_batch_deletes_and_creates_and_is_awaited_through_pending() {
+async fn one_batch_deletes_and_creates_and_is_confirmed_when_it_is_in_sync() {
     let stub = Stub::start(&doubles::two_sites(100, 0)).await;
-    stub.then_pending(3);
+    stub.then_pending(1);
     let target = target(&stub.endpoint, settings("Z1")).await;
     let from = target.read().await.unwrap();
-    target
+    let receipt = target
         .apply(&from, &answer(0, 100, 8), &"n".repeat(300), &|| Ok(()))
         .await
         .unwrap();
-    assert_eq!(stub.changes_asked(), 4);
+    assert_eq!(receipt.ids["change"], "/change/C1");
+    assert_eq!(
+        receipt.before,
+        [
+            "app.shop.test. A failover-aws weight 100 192.0.2.1",
+            "app.shop.test. A failover-gcp weight 0 198.51.100.1",
+            "_failover.app.shop.test. TXT \"epoch=7 site=aws\"",
+        ]
+    );
+    assert_eq!(receipt.after.len(), 3);
+    assert_eq!(stub.changes_asked(), 0, "nobody waits here");
+    for said in [Confirmation::Pending, Confirmation::Made] {
+        assert_eq!(target.confirm(&receipt).await, Ok(said));
+    }
 
     let batches = stub.batches();
     assert_eq!(batches.len(), 1);
@@ -349,31 +297,12 @@ async fn one_batch_deletes_and_creates_and_is_awaited_through_pending() {
     assert_eq!(comment.len(), 256);
 }
 
-#[tokio::test]
-async fn a_change_that_never_is_in_sync_is_unknown_after_its_deadline() {
-    let stub = Stub::start(&doubles::two_sites(100, 0)).await;
-    stub.then_pending(usize::MAX);
-    let short = Settings {
-        in_sync_within: Duration::from_millis(50),
-        ..settings("Z1")
-    };
-    let target = target(&stub.endpoint, short).await;
-    let from = target.read().await.unwrap();
-    let result = target
-        .apply(&from, &answer(0, 100, 8), "", &|| Ok(()))
-        .await;
-    assert!(
-        matches!(&result, Err(EffectError::Unknown(text)) if text.contains("INSYNC")),
-        "{result:?}"
-    );
-}
-
-/// What one error of the change call means, with what is there when it is read again.
-async fn verdict(status: u16, body: &str, then: Option<&str>) -> EffectError {
+/// What one error of the change call means.
+async fn verdict(status: u16, body: &str) -> EffectError {
     let stub = Stub::start(&doubles::two_sites(100, 0)).await;
     let target = target(&stub.endpoint, settings("Z1")).await;
     let from = target.read().await.unwrap();
-    stub.then_answer(status, body, then);
+    stub.then_answer(status, body);
     let error = target
         .apply(&from, &answer(0, 100, 8), "", &|| Ok(()))
         .await
@@ -401,7 +330,7 @@ async fn throttling_and_a_change_in_flight_certainly_did_not_happen_and_may_be_t
         "PriorRequestNotComplete",
         "ThrottlingException",
     ] {
-        let error = verdict(400, &error_body(code), None).await;
+        let error = verdict(400, &error_body(code)).await;
         assert!(matches!(error, EffectError::Failed(_)), "{code}: {error:?}");
     }
 }
@@ -411,7 +340,7 @@ async fn a_batch_that_does_not_match_is_a_conflict_in_both_wire_forms() {
     let old = "<InvalidChangeBatch xmlns=\"https://route53.amazonaws.com/doc/2013-04-01/\">\
                <Messages><Message>not found</Message></Messages></InvalidChangeBatch>";
     for body in [error_body("InvalidChangeBatch"), old.to_owned()] {
-        let error = verdict(400, &body, None).await;
+        let error = verdict(400, &body).await;
         assert!(matches!(error, EffectError::Conflict(_)), "{error:?}");
     }
 }
@@ -423,28 +352,35 @@ async fn missing_rights_and_a_wrong_clock_are_refused_with_what_to_do() {
         (403, "SignatureDoesNotMatch", "NTP"),
         (404, "NoSuchHostedZone", "NoSuchHostedZone"),
     ] {
-        let text = refusal(Err::<(), _>(verdict(status, &error_body(code), None).await));
+        let text = refusal(Err::<(), _>(verdict(status, &error_body(code)).await));
         assert!(text.contains(part), "{text}");
     }
 }
 
 #[tokio::test]
-async fn a_failing_service_is_believed_only_after_reading_again() {
-    let html = "<html>sorry</html>";
-    let error = verdict(503, html, Some("503")).await;
+async fn a_failing_service_may_have_made_the_change() {
+    for (status, body) in [(503, "<html>sorry</html>"), (500, "")] {
+        let error = verdict(status, body).await;
+        assert!(matches!(error, EffectError::Unknown(_)), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_cannot_be_asked_about_is_not_called_void() {
+    let stub = Stub::start(&doubles::two_sites(100, 0)).await;
+    let live = target(&stub.endpoint, settings("Z1")).await;
+    let nameless = live.confirm(&Receipt::default()).await;
     assert!(
-        matches!(error, EffectError::Unknown(_)),
-        "cannot be read: {error:?}"
+        matches!(nameless, Err(EffectError::Refused(_))),
+        "{nameless:?}"
     );
-    let error = verdict(503, html, None).await;
+    let port = free_port(Ipv4Addr::LOCALHOST.into()).unwrap();
+    let gone = target(&format!("http://127.0.0.1:{port}"), settings("Z1")).await;
+    let receipt = Receipt::default().named("change", "/change/C1");
+    let unasked = gone.confirm(&receipt).await;
     assert!(
-        matches!(error, EffectError::Failed(_)),
-        "nothing changed: {error:?}"
-    );
-    let error = verdict(500, "", Some(&doubles::two_sites(1, 1))).await;
-    assert!(
-        matches!(error, EffectError::Conflict(_)),
-        "a third state: {error:?}"
+        matches!(unasked, Err(EffectError::Unknown(_))),
+        "{unasked:?}"
     );
 }
 
@@ -500,11 +436,9 @@ async fn each_name_server_is_asked_and_every_site_that_it_answers_is_on() {
     let zone = server.settings("zone".parse().unwrap(), RECORD, addresses.into());
     let zone = Rfc2136::new(zone, Arc::new(MachineClock::default())).unwrap();
     let dead: SocketAddr = (ip, free_port(ip).unwrap()).into();
-    let with_servers = Settings {
-        name_servers: vec![server.address(), dead],
-        dns_timeout: Duration::from_millis(500),
-        ..settings("Z1")
-    };
+    let mut with_servers = settings("Z1");
+    with_servers.place.name_servers = vec![server.address(), dead];
+    with_servers.place.timeout = Duration::from_millis(500);
     let target = target("http://127.0.0.1:9", with_servers).await;
     for to in [answer(0, 100, 1), answer(100, 100, 2)] {
         let from = zone.read().await.unwrap();
@@ -528,11 +462,11 @@ async fn a_rehearsal_changes_nothing_and_is_refused_where_a_change_would_be() {
     let stub = Stub::start(&doubles::two_sites(100, 0)).await;
     let denied = target(&stub.endpoint, settings("Z1")).await;
     let held = denied.read().await.unwrap();
-    stub.then_answer(403, &error_body("AccessDenied"), None);
+    stub.then_answer(403, &error_body("AccessDenied"));
     let said = refusal(denied.rehearse(&held).await);
     assert!(said.contains("AccessDenied"), "{said}");
     // What was let through is not asked again at once.
-    stub.then_answer(400, &error_body("InvalidChangeBatch"), None);
+    stub.then_answer(400, &error_body("InvalidChangeBatch"));
     assert_eq!(denied.rehearse(&held).await, Ok(()));
     assert_eq!(denied.rehearse(&held).await, Ok(()));
     assert_eq!(stub.batches().len(), 2);

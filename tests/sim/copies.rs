@@ -8,9 +8,12 @@ use async_trait::async_trait;
 
 use failover::engine::answer::Answer;
 use failover::engine::observation::{Facts, Finding};
+use failover::engine::receipt::Receipt;
 use failover::engine::topology::{Target, TargetName};
 use failover::engine::units::Epoch;
-use failover::ports::{AgentLinks, EffectError, OutsideView, Probe, Still, Traffic, Versioned};
+use failover::ports::{
+    AgentLinks, Confirmation, EffectError, OutsideView, Probe, Still, Traffic, Versioned,
+};
 use failover::sim::invariant::Invariant;
 use failover::sim::processes::Plant;
 use failover::sim::world::World;
@@ -137,8 +140,11 @@ impl Traffic for Noteless {
         to: &Answer,
         note: &str,
         still: Still<'_>,
-    ) -> Result<(), EffectError> {
+    ) -> Result<Receipt, EffectError> {
         self.0.apply(from, to, note, still).await
+    }
+    async fn confirm(&self, receipt: &Receipt) -> Result<Confirmation, EffectError> {
+        self.0.confirm(receipt).await
     }
     async fn verify_outside(&self) -> Vec<OutsideView> {
         self.0.verify_outside().await

@@ -9,12 +9,14 @@ use failover::engine::answer::Answer;
 use failover::engine::lease::Enforcer;
 use failover::engine::observation::{Finding, ProbeFailure};
 use failover::engine::policy::Policy;
+use failover::engine::receipt::Receipt;
 use failover::engine::synchrony::SyncLook;
 use failover::engine::topology::{Role, SiteName, Target, TargetKind, TargetName};
 use failover::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use failover::ports::{
-    AgentMemory, AgentStore, AppendError, Clock, EffectError, LocalDatabase, LocalLook, LocalRight,
-    LogStore, OutsideView, Probe, Server, Still, StoreError, Synchronous, Traffic, Versioned,
+    AgentMemory, AgentStore, AppendError, Clock, Confirmation, EffectError, LocalDatabase,
+    LocalLook, LocalRight, LogStore, OutsideView, Probe, Server, Still, StoreError, Synchronous,
+    Traffic, Versioned,
 };
 use failover::sim::invariant::Invariant;
 use failover::sim::machine::Mistake;
@@ -280,7 +282,7 @@ impl Traffic for Stray {
         to: &Answer,
         note: &str,
         still: Still<'_>,
-    ) -> Result<(), EffectError> {
+    ) -> Result<Receipt, EffectError> {
         let mut astray = to.clone();
         let weights = astray.weights.values_mut();
         match self.plant {
@@ -289,10 +291,13 @@ impl Traffic for Stray {
             Astray::TheOther => weights.for_each(|weight| *weight = 100 - *weight),
             Astray::Nothing => {
                 *self.said.lock().unwrap() = Some(to.clone());
-                return Ok(());
+                return Ok(Receipt::default());
             }
         }
         self.of.apply(from, &astray, note, still).await
+    }
+    async fn confirm(&self, receipt: &Receipt) -> Result<Confirmation, EffectError> {
+        self.of.confirm(receipt).await
     }
     async fn rehearse(&self, from: &Versioned) -> Result<(), EffectError> {
         self.of.rehearse(from).await

@@ -1,13 +1,11 @@
 //! What the records in a hosted zone mean, and which ones an answer needs. Sends nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
-use hickory_proto::rr::{Name, RData, RecordType};
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::dns;
+use crate::adapters::weighted::{Place, Weighted};
 use crate::engine::answer::Answer;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::engine::units::Epoch;
@@ -16,18 +14,6 @@ use crate::engine::units::Epoch;
 const WEIGHT_LIMIT: u16 = 255;
 /// The longest set identifier, in characters.
 const IDENTIFIER_LIMIT: usize = 128;
-
-/// The type of the weighted records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Kind {
-    /// IPv4 addresses.
-    A,
-    /// IPv6 addresses.
-    Aaaa,
-    /// Names.
-    Cname,
-}
 
 /// The record of one site.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,25 +32,10 @@ pub struct Settings {
     pub name: TargetName,
     /// The id of the public hosted zone, `Z0123456789ABCDEFGHIJ`.
     pub zone_id: String,
-    /// The name of that zone, `example.org`.
-    pub zone: String,
-    /// The record, `app.example.org`; at or below the zone (below, for `CNAME`).
-    pub record: String,
-    /// The type of the record. A service with IPv4 and IPv6 addresses is two targets.
-    pub kind: Kind,
-    /// How long resolvers may keep an answer, in seconds; 60 is usual for a failover record.
-    pub ttl_seconds: u32,
+    /// Where the record lies.
+    pub place: Place,
     /// The record of each site.
     pub sites: BTreeMap<SiteName, SiteRecord>,
-    /// The name servers of the zone's delegation set, each asked directly.
-    pub name_servers: Vec<SocketAddr>,
-    /// How long a name server may take for an answer.
-    pub dns_timeout: Duration,
-    /// How long a change may take to reach all name servers of the zone; see
-    /// [`super::IN_SYNC_WITHIN`].
-    pub in_sync_within: Duration,
-    /// How often to ask whether it has; see [`super::POLL_EVERY`].
-    pub poll_every: Duration,
 }
 
 /// One record set as Route 53 keeps it: all that an exact `DELETE` must repeat.
@@ -93,74 +64,32 @@ impl Held {
     pub(super) fn records(&self) -> impl Iterator<Item = &Stored> {
         self.sites.values().chain(&self.note)
     }
+
+    /// The records in words, for a receipt.
+    pub(super) fn shown(&self) -> Vec<String> {
+        self.records().map(Stored::whole).collect()
+    }
 }
 
 /// Settings that were checked.
 #[derive(Debug)]
 pub(super) struct Layout {
-    settings: Settings,
-    record: Name,
-    note: Name,
-}
-
-impl Kind {
-    /// The type as Route 53 writes it.
-    pub(super) fn wire(self) -> &'static str {
-        match self {
-            Kind::A => "A",
-            Kind::Aaaa => "AAAA",
-            Kind::Cname => "CNAME",
-        }
-    }
-
-    /// The type as a name server knows it.
-    pub(super) fn dns(self) -> RecordType {
-        match self {
-            Kind::A => RecordType::A,
-            Kind::Aaaa => RecordType::AAAA,
-            Kind::Cname => RecordType::CNAME,
-        }
-    }
-
-    /// A value in the one form in which two can be compared; `None` if it is not of this type.
-    fn canonical(self, value: &str) -> Option<String> {
-        match self {
-            Kind::A => value.parse().ok().map(|ip: Ipv4Addr| ip.to_string()),
-            Kind::Aaaa => value.parse().ok().map(|ip: Ipv6Addr| ip.to_string()),
-            Kind::Cname => dns::plain_name(value).ok().map(|name| name.to_string()),
-        }
-    }
+    name: TargetName,
+    zone_id: String,
+    sites: BTreeMap<SiteName, SiteRecord>,
+    pub(super) weighted: Weighted,
 }
 
 impl Layout {
     /// Checks the settings; the error says which one cannot work.
     pub(super) fn new(settings: Settings) -> Result<Self, String> {
         let wrong = |cause: String| format!("`{}`: {cause}", settings.name);
-        let zone = dns::plain_name(&settings.zone).map_err(wrong)?;
-        let record = dns::plain_name(&settings.record).map_err(wrong)?;
-        let note = dns::note_name(&record).map_err(wrong)?;
-        if !zone.zone_of(&record) {
-            return Err(wrong(format!("record `{record}` is not in zone `{zone}`")));
-        }
-        if settings.kind == Kind::Cname && zone == record {
-            return Err(wrong(format!("zone `{zone}` itself cannot be a `CNAME`")));
-        }
+        let sites = settings.sites.iter();
+        let values = sites.map(|(site, own)| (site.clone(), own.value.clone()));
+        let weighted = Weighted::new(settings.place, &values.collect()).map_err(wrong)?;
         let mut identifiers = BTreeSet::new();
-        let mut values = BTreeSet::new();
-        for (site, place) in &settings.sites {
-            let Some(value) = settings.kind.canonical(&place.value) else {
-                let (value, kind) = (&place.value, settings.kind.wire());
-                return Err(wrong(format!(
-                    "`{value}` of site `{site}` is not one value of a record of type {kind}"
-                )));
-            };
-            if !values.insert(value) {
-                return Err(wrong(format!(
-                    "`{}` is the value of two sites",
-                    place.value
-                )));
-            }
-            let identifier = identifier(site, place);
+        for (site, own) in &settings.sites {
+            let identifier = identifier(site, own);
             if identifier.is_empty() || identifier.chars().count() > IDENTIFIER_LIMIT {
                 return Err(wrong(format!(
                     "the set identifier of site `{site}` must have 1 to {IDENTIFIER_LIMIT} \
@@ -174,25 +103,32 @@ impl Layout {
             }
         }
         Ok(Self {
-            settings,
-            record,
-            note,
+            name: settings.name,
+            zone_id: settings.zone_id,
+            sites: settings.sites,
+            weighted,
         })
     }
 
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
+    pub(super) fn name(&self) -> &TargetName {
+        &self.name
     }
 
-    pub(super) fn record(&self) -> &Name {
-        &self.record
+    pub(super) fn zone_id(&self) -> &str {
+        &self.zone_id
     }
 
-    pub(super) fn note(&self) -> &Name {
-        &self.note
+    /// The record and its type as Route 53 takes them.
+    pub(super) fn record(&self) -> (String, &'static str) {
+        let weighted = &self.weighted;
+        (weighted.record.to_string(), weighted.kind.wire())
     }
 
     /// The note's name as Route 53 takes it.
+    pub(super) fn note_text(&self) -> String {
+        self.weighted.note.to_string()
+    }
+
     /// A record that is not there: a note that nobody writes.
     pub(super) fn absent(&self) -> Stored {
         Stored {
@@ -200,22 +136,19 @@ impl Layout {
             kind: "TXT".to_owned(),
             set_identifier: None,
             weight: None,
-            ttl: Some(i64::from(self.settings.ttl_seconds)),
+            ttl: Some(i64::from(self.weighted.ttl_seconds)),
             values: vec!["\"rehearsal\"".to_owned()],
             health_check: None,
             beyond: None,
         }
     }
 
-    pub(super) fn note_text(&self) -> String {
-        self.note.to_string()
-    }
-
     /// Finds out whose the records are that were listed. Whatever is not ours is an error that
     /// shows it.
     pub(super) fn adopt(&self, listed: Vec<Stored>, notes: Vec<Stored>) -> Result<Held, String> {
         let mut sites = BTreeMap::new();
-        let place = format!("`{}` {}", self.settings.record, self.settings.kind.wire());
+        let (name, kind) = self.record();
+        let place = format!("`{name}` {kind}");
         for record in listed {
             let shown = record.shown();
             if let Some(beyond) = &record.beyond {
@@ -247,7 +180,7 @@ impl Layout {
         if let Some(second) = notes.next() {
             return Err(format!(
                 "`{}` holds a second record: {}",
-                self.note,
+                self.weighted.note,
                 second.shown()
             ));
         }
@@ -261,36 +194,23 @@ impl Layout {
         let [value] = record.values.as_slice() else {
             return None;
         };
-        self.owner_of(value)
-    }
-
-    fn owner_of(&self, value: &str) -> Option<&SiteName> {
-        let value = self.settings.kind.canonical(value)?;
-        let same = |place: &SiteRecord| {
-            self.settings.kind.canonical(&place.value).as_deref() == Some(value.as_str())
-        };
-        let mut sites = self.settings.sites.iter();
-        sites.find(|(_, place)| same(place)).map(|(site, _)| site)
+        self.weighted.owner_of(value)
     }
 
     fn epoch(&self, held: &Held) -> Result<Option<Epoch>, String> {
         let Some(note) = &held.note else {
             return Ok(None);
         };
-        let quoted = match note.values.as_slice() {
-            [value] if note.set_identifier.is_none() && note.beyond.is_none() => value
-                .strip_prefix('"')
-                .and_then(|rest| rest.strip_suffix('"')),
-            _ => None,
-        };
-        let text = quoted.ok_or_else(|| {
-            format!(
+        match note.values.as_slice() {
+            [value] if note.set_identifier.is_none() && note.beyond.is_none() => {
+                self.weighted.epoch_of(value).map(Some)
+            }
+            [..] => Err(format!(
                 "`{}` is {}, not a note of ours: remove it",
-                self.note,
+                self.weighted.note,
                 note.shown()
-            )
-        })?;
-        dns::note_epoch(text).map(Some)
+            )),
+        }
     }
 
     /// The answer that these records give. Where all weights are 0, Route 53 answers every site:
@@ -306,37 +226,18 @@ impl Layout {
                 .map(|weight| (site.clone(), weight))
                 .map_err(|_range| format!("site `{site}` has weight {weight}, not 0 to 255"))
         };
-        let weights = self
-            .settings
-            .sites
-            .keys()
-            .map(weight)
-            .collect::<Result<_, _>>()?;
+        let weights = self.sites.keys().map(weight).collect::<Result<_, _>>()?;
         let epoch = self.epoch(held)?;
         Ok(Answer { weights, epoch })
     }
 
     /// The records for an answer, in place of `old`. All get the same TTL, as Route 53 demands.
     pub(super) fn content(&self, to: &Answer, old: &Held) -> Result<Held, String> {
-        if to.sites_on().next().is_none() {
-            return Err(
-                "all weights would be 0, which Route 53 answers with every site: \
-                        keep one on"
-                    .into(),
-            );
-        }
-        if let Some(stranger) = to
-            .weights
-            .keys()
-            .find(|site| !self.settings.sites.contains_key(site))
-        {
-            return Err(format!(
-                "site `{stranger}` has no record here: configure it"
-            ));
-        }
-        let ttl = Some(i64::from(self.settings.ttl_seconds));
+        self.weighted.can_say(to)?;
+        let ttl = Some(i64::from(self.weighted.ttl_seconds));
+        let (name, kind) = self.record();
         let mut sites = BTreeMap::new();
-        for (site, place) in &self.settings.sites {
+        for (site, place) in &self.sites {
             let weight = to.weights.get(site).copied().unwrap_or(0);
             if weight > WEIGHT_LIMIT {
                 return Err(format!(
@@ -346,8 +247,8 @@ impl Layout {
             }
             let before = old.sites.get(site);
             let record = Stored {
-                name: self.record.to_string(),
-                kind: self.settings.kind.wire().into(),
+                name: name.clone(),
+                kind: kind.into(),
                 set_identifier: before
                     .and_then(|record| record.set_identifier.clone())
                     .or_else(|| Some(identifier(site, place))),
@@ -371,35 +272,6 @@ impl Layout {
         });
         Ok(Held { sites, note })
     }
-
-    /// The answer that a name server was seen to give: every site that came up is on.
-    pub(super) fn seen(&self, records: &[RData], notes: &[RData]) -> Result<Answer, String> {
-        let mut weights: BTreeMap<_, _> = self
-            .settings
-            .sites
-            .keys()
-            .map(|site| (site.clone(), 0))
-            .collect();
-        for data in records {
-            let value = if let RData::A(v4) = data {
-                IpAddr::V4(v4.0).to_string()
-            } else if let RData::AAAA(v6) = data {
-                IpAddr::V6(v6.0).to_string()
-            } else {
-                data.to_string()
-            };
-            let site = self
-                .owner_of(&value)
-                .ok_or_else(|| format!("answers `{value}`, which is no configured site's"))?;
-            weights.insert(site.clone(), dns::ON);
-        }
-        let epoch = match notes {
-            [] => None,
-            [note] => Some(dns::note_epoch(&note.to_string())?),
-            [..] => return Err(format!("`{}` has {} records", self.note, notes.len())),
-        };
-        Ok(Answer { weights, epoch })
-    }
 }
 
 impl Stored {
@@ -410,6 +282,19 @@ impl Stored {
             Some(identifier) => format!("`{values}` (set identifier `{identifier}`)"),
             None => format!("`{values}` (a simple record)"),
         }
+    }
+
+    /// All of it in words.
+    fn whole(&self) -> String {
+        let Self { name, kind, .. } = self;
+        let weight = self.weight.map(|weight| format!(" weight {weight}"));
+        let identifier = self.set_identifier.as_ref().map(|of| format!(" {of}"));
+        let values = self.values.join(", ");
+        format!(
+            "{name} {kind}{}{} {values}",
+            identifier.unwrap_or_default(),
+            weight.unwrap_or_default()
+        )
     }
 }
 

@@ -14,7 +14,7 @@ use crate::engine::synchrony::{RpoWindow, StandbyWord, WindowChange, window_chan
 use crate::engine::topology::{SiteName, Target, TargetKind, Vantage};
 use crate::engine::units::{MonoTime, WallTime};
 use crate::wire::{
-    Grant, Heard, ObserverAnswer, ObserverReport, Postmark, Receipt, Report, ReportAnswer, Rhythm,
+    Grant, Heard, Intake, ObserverAnswer, ObserverReport, Postmark, Report, ReportAnswer, Rhythm,
     SentObservation,
 };
 
@@ -105,7 +105,7 @@ impl Brain {
         let standby_slot = active.then(|| self.slot_asked_for(group, now)).flatten();
         ReportAnswer {
             standby_slot,
-            receipt: self.receipt(way, now),
+            intake: self.intake(way, now),
             window: (!asks_nothing).then_some(permitted),
             epoch: self.book.epoch,
             // On a log that may be the wrong one, no site is told that the lease is its own, nor
@@ -252,8 +252,8 @@ impl Brain {
         (way <= self.policy.detect.probe_timeout).then_some(way)
     }
 
-    fn receipt(&self, way: Option<Duration>, now: MonoTime) -> Receipt {
-        Receipt {
+    fn intake(&self, way: Option<Duration>, now: MonoTime) -> Intake {
+        Intake {
             postmark: Postmark {
                 life: self.life,
                 at: now.0,
@@ -307,8 +307,8 @@ impl Brain {
             every: detect.probe_every,
             within: detect.probe_timeout,
         };
-        let receipt = self.receipt(way, now);
-        Ok(ObserverAnswer { receipt, rhythm })
+        let intake = self.intake(way, now);
+        Ok(ObserverAnswer { intake, rhythm })
     }
 }
 
@@ -418,7 +418,7 @@ mod tests {
         let seen = vec![saw("aws", TargetKind::Database, primary(), Duration::ZERO)];
         let told = brain.observed(report("paris", seen), second(11)).unwrap();
         assert_eq!(told.rhythm.every, Duration::from_millis(250));
-        assert!(told.receipt.taken);
+        assert!(told.intake.taken);
         let situation = situation(&mut brain, 12);
         let site = situation.active_site().unwrap();
         let votes = &site.health[&TargetKind::Database].votes;
@@ -494,9 +494,9 @@ mod tests {
         ] {
             let mut brain = brain();
             let answer = brain.report(word(mark), &group, second(20), WallTime(0));
-            assert_eq!(answer.receipt.taken, taken, "{mark:?}");
+            assert_eq!(answer.intake.taken, taken, "{mark:?}");
             assert_eq!(answer.grant, Some(Ok(Grant { epoch: Epoch(1) })));
-            assert_eq!(answer.receipt.postmark, heard(20).postmark);
+            assert_eq!(answer.intake.postmark, heard(20).postmark);
             let situation = situation(&mut brain, 20);
             let site = situation.active_site().unwrap();
             assert_eq!(site.agent.is_some(), taken, "{mark:?}");
@@ -505,7 +505,7 @@ mod tests {
             let mut seen = report("paris", vec![]);
             seen.heard = mark;
             let told = brain.observed(seen, second(20)).unwrap();
-            assert_eq!(told.receipt.taken, taken, "{mark:?}");
+            assert_eq!(told.intake.taken, taken, "{mark:?}");
         }
     }
 

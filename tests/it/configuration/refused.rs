@@ -124,7 +124,7 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
         (
             "kind = \"rfc2136\"",
             "kind = \"bind\"",
-            "must be one of rfc2136, route53",
+            "must be one of rfc2136, route53, cloud-dns, google-backend",
         ),
         (
             "kind = \"rfc2136\"",
@@ -136,6 +136,7 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
             "zone = \"example.org.\"",
             "which is not in zone \"example.org.\"",
         ),
+        ("ttl = \"60s\"", "# ttl", "`traffic[].ttl` is missing"),
         (
             "ttl = \"60s\"",
             "ttl = \"1500ms\"",
@@ -175,6 +176,68 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
         answer.contains("two traffic targets are named `dns`"),
         "{answer}"
     );
+}
+
+#[test]
+fn each_kind_of_traffic_has_keys_of_its_own() {
+    let (before, _) = example("failover.toml").split_once("[[traffic]]").unwrap();
+    for (name, from, to, said) in [
+        (
+            "Cloud DNS",
+            "project = ",
+            "zone_id = \"Z0\"\nproject = ",
+            "`traffic[].zone_id` is not a key here",
+        ),
+        (
+            "Cloud DNS",
+            "managed_zone = ",
+            "# managed_zone = ",
+            "`traffic[].managed_zone` is missing",
+        ),
+        (
+            "Cloud DNS",
+            "gcp = \"203.0.113.20\"",
+            "azure = \"203.0.113.20\"",
+            "`traffic[].values.gcp` is missing",
+        ),
+        (
+            "Cloud DNS",
+            "zone = \"example.com\"",
+            "zone = \"example.org\"",
+            "which is not in zone \"example.org\"",
+        ),
+        (
+            "Google's load balancer",
+            "project = ",
+            "ttl = \"60s\"\nproject = ",
+            "`traffic[].ttl` is not a key here",
+        ),
+        (
+            "Google's load balancer",
+            "edges = [\"198.51.100.80:443\"]",
+            "edges = []",
+            "`traffic[].edges` is empty",
+        ),
+        (
+            "Google's load balancer",
+            "aws = [\"zones",
+            "aws = [] # [\"zones",
+            "`traffic[].groups.aws` is empty",
+        ),
+        (
+            "Google's load balancer",
+            "x-failover-site",
+            "x failover site",
+            "`traffic[].site_header`",
+        ),
+    ] {
+        let table = example(name);
+        assert!(table.contains(from), "{from}");
+        let text = format!("{before}{}", table.replacen(from, to, 1));
+        let read = app::config::Config::parse("failover.toml", &text, Path::new("/"));
+        let answer = read.unwrap_err().to_string();
+        assert!(answer.contains(said), "{to}: {answer}");
+    }
 }
 
 #[test]

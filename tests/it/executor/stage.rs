@@ -20,6 +20,7 @@ use failover::engine::observation::{
     ReplayState, SenderFacts,
 };
 use failover::engine::policy::Policy;
+use failover::engine::receipt::Receipt;
 use failover::engine::saga::GroupState;
 use failover::engine::situation::{AgentFacts, LocalDatabase, SeverRehearsal};
 use failover::engine::topology::{
@@ -27,8 +28,8 @@ use failover::engine::topology::{
 };
 use failover::engine::units::{Epoch, Lsn, MonoTime, SystemId, Timeline, WallTime};
 use failover::ports::{
-    Agents, AppendError, Clock, EffectError, FrontDoor, LogStore, OutsideFault, OutsideView, Probe,
-    Still, Traffic, Versioned, Way,
+    Agents, AppendError, Clock, Confirmation, EffectError, FrontDoor, LogStore, OutsideFault,
+    OutsideView, Probe, Still, Traffic, Versioned, Way,
 };
 use failover::wire::{
     Came, Heard, Order, OrderAnswer, Postmark, Report, ReportAnswer, SentObservation, What,
@@ -168,6 +169,15 @@ pub(crate) struct Earth {
 }
 
 impl Earth {
+    /// The traffic target answers so from now on.
+    fn lead(&mut self, to: &Answer) {
+        self.answer = to.clone();
+        self.version += 1;
+        let on: Vec<String> = to.sites_on().map(ToString::to_string).collect();
+        self.effects
+            .push(format!("traffic to {}", on.join(" and ")));
+    }
+
     pub(crate) fn well() -> Self {
         let site = |primary| Site {
             reachable: true,
@@ -470,7 +480,17 @@ pub(crate) struct Stage {
     pub(crate) full_after: Mutex<Option<usize>>,
     /// A line that is written does not come to its end.
     pub(crate) still: Mutex<bool>,
+    /// A traffic target that makes a change some time after it took it.
+    pub(crate) later: Mutex<Later>,
     target: TargetName,
+}
+
+/// A change that a traffic target took and makes later.
+#[derive(Debug, Default)]
+pub(crate) struct Later {
+    /// How often it says that it has not made the change yet.
+    pub(crate) asked: usize,
+    answer: Option<Answer>,
 }
 
 /// A controller on a stage.
@@ -502,6 +522,7 @@ impl Stage {
             edge: Mutex::default(),
             full_after: Mutex::default(),
             still: Mutex::default(),
+            later: Mutex::default(),
             target: "dns".parse().unwrap(),
         })
     }
@@ -737,26 +758,54 @@ impl Traffic for Stage {
         to: &Answer,
         _note: &str,
         still: Still<'_>,
-    ) -> Result<(), EffectError> {
+    ) -> Result<Receipt, EffectError> {
         let fate = self.fate("move traffic");
         if let Some(Fault::Instead(error)) = fate {
             return Err(error);
         }
         still()?;
+        let mut later = self.later.lock().unwrap();
         self.change(|earth| {
             if from.token != earth.version.to_string() {
                 return Err(EffectError::Conflict("another version is there".to_owned()));
             }
-            earth.answer = to.clone();
-            earth.version += 1;
-            let on: Vec<String> = to.sites_on().map(ToString::to_string).collect();
-            earth
-                .effects
-                .push(format!("traffic to {}", on.join(" and ")));
+            let version = earth.version + 1;
+            if later.asked > 0 {
+                later.answer = Some(to.clone());
+            } else {
+                earth.lead(to);
+            }
             match fate {
                 Some(Fault::After(error)) => Err(error),
-                Some(Fault::Instead(_)) | None => Ok(()),
+                Some(Fault::Instead(_)) | None => {
+                    Ok(Receipt::default().named("change", version.to_string()))
+                }
             }
+        })
+    }
+
+    async fn confirm(&self, receipt: &Receipt) -> Result<Confirmation, EffectError> {
+        match self.fate("confirm traffic") {
+            Some(Fault::Instead(error)) => return Err(error),
+            Some(Fault::After(void)) => {
+                self.later.lock().unwrap().answer = None;
+                return Ok(Confirmation::Void(void.to_string()));
+            }
+            None => {}
+        }
+        let mut later = self.later.lock().unwrap();
+        let due = (later.asked == 0).then(|| later.answer.take()).flatten();
+        later.asked = later.asked.saturating_sub(1);
+        self.change(|earth| {
+            if let Some(answer) = due {
+                earth.lead(&answer);
+            }
+            let written: u64 = receipt.ids["change"].parse().unwrap();
+            Ok(if written <= earth.version {
+                Confirmation::Made
+            } else {
+                Confirmation::Pending
+            })
         })
     }
 
@@ -812,13 +861,17 @@ impl Traffic for Edge {
         to: &Answer,
         _note: &str,
         still: Still<'_>,
-    ) -> Result<(), EffectError> {
+    ) -> Result<Receipt, EffectError> {
         still()?;
         self.with(|(_, answer)| *answer = to.clone());
         let on: Vec<String> = to.sites_on().map(ToString::to_string).collect();
         let effect = format!("edge to {}", on.join(" and "));
         self.0.change(|earth| earth.effects.push(effect));
-        Ok(())
+        Ok(Receipt::default().named("change", "edge"))
+    }
+
+    async fn confirm(&self, _receipt: &Receipt) -> Result<Confirmation, EffectError> {
+        Ok(Confirmation::Made)
     }
 
     async fn rehearse(&self, _from: &Versioned) -> Result<(), EffectError> {

@@ -1,10 +1,9 @@
-//! What stands in for Route 53: a real double, a proxy that loses answers, and a stub that says
-//! whatever a test wants.
+//! What stands in for Route 53: a real double, and a stub that says whatever a test wants.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,23 +11,22 @@ use aws_sdk_route53::Client;
 use aws_sdk_route53::config::{BehaviorVersion, Credentials, Region};
 use axum::http::{Method, StatusCode, Uri};
 use failover::lab::name_server::free_port;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A running ministack. It ends with this value.
-pub(super) struct Ministack {
+pub(crate) struct Ministack {
     _process: Child,
-    pub(super) address: SocketAddr,
-    pub(super) endpoint: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) endpoint: String,
     /// For what others do in the zone.
-    pub(super) client: Client,
+    pub(crate) client: Client,
 }
 
 impl Ministack {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
         assert!(
             python.exists(),
@@ -72,7 +70,7 @@ impl Ministack {
     }
 
     /// Creates a hosted zone; its id.
-    pub(super) async fn zone(&self, name: &str) -> String {
+    pub(crate) async fn zone(&self, name: &str) -> String {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let unique = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
         let request = self
@@ -86,93 +84,26 @@ impl Ministack {
     }
 }
 
-/// A TCP proxy that can keep the answer to the next change to itself.
-pub(super) struct Swallow {
-    pub(super) endpoint: String,
-    armed: Arc<AtomicBool>,
-    done: Arc<AtomicBool>,
-}
-
-impl Swallow {
-    pub(super) async fn start(behind: SocketAddr) -> Self {
-        let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let armed = Arc::new(AtomicBool::new(false));
-        let done = Arc::new(AtomicBool::new(false));
-        let (next, kept) = (Arc::clone(&armed), Arc::clone(&done));
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(behind).await.unwrap();
-                tokio::spawn(pass(client, server, Arc::clone(&next), Arc::clone(&kept)));
-            }
-        });
-        Self {
-            endpoint,
-            armed,
-            done,
-        }
-    }
-
-    pub(super) fn swallow_next_answer(&self) {
-        self.armed.store(true, Ordering::SeqCst);
-    }
-
-    pub(super) fn swallowed(&self) -> bool {
-        self.done.load(Ordering::SeqCst)
-    }
-}
-
-async fn pass(
-    mut client: TcpStream,
-    mut server: TcpStream,
-    armed: Arc<AtomicBool>,
-    done: Arc<AtomicBool>,
-) {
-    let (mut from_client, mut from_server) = ([0; 16384], [0; 16384]);
-    let mut swallowing = false;
-    loop {
-        tokio::select! {
-            read = client.read(&mut from_client) => {
-                let sent = &from_client[..read.unwrap_or(0)];
-                if sent.starts_with(b"POST") {
-                    swallowing = armed.swap(false, Ordering::SeqCst);
-                }
-                if sent.is_empty() || server.write_all(sent).await.is_err() {
-                    return;
-                }
-            }
-            read = server.read(&mut from_server) => {
-                let answer = &from_server[..read.unwrap_or(0)];
-                if swallowing && !answer.is_empty() {
-                    done.store(true, Ordering::SeqCst);
-                } else if answer.is_empty() || client.write_all(answer).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
 /// What the stub says, and what it was told.
 #[derive(Default)]
 struct Script {
-    /// The record sets; an empty list with status 503 for the text `503`.
+    /// The record sets.
     listed: String,
-    /// What to answer to changes, and what is listed from then on.
-    refusal: Option<(u16, String, Option<String>)>,
+    /// What to answer to the next change.
+    refusal: Option<(u16, String)>,
     pending: usize,
     changes_asked: usize,
     batches: Vec<String>,
 }
 
 /// An HTTP server with just the calls that the adapter makes.
-pub(super) struct Stub {
-    pub(super) endpoint: String,
+pub(crate) struct Stub {
+    pub(crate) endpoint: String,
     script: Arc<Mutex<Script>>,
 }
 
 impl Stub {
-    pub(super) async fn start(listed: &str) -> Self {
+    pub(crate) async fn start(listed: &str) -> Self {
         let script = Arc::new(Mutex::new(Script {
             listed: listed.into(),
             ..Script::default()
@@ -188,20 +119,19 @@ impl Stub {
         Self { endpoint, script }
     }
 
-    pub(super) fn then_pending(&self, times: usize) {
+    pub(crate) fn then_pending(&self, times: usize) {
         self.script.lock().unwrap().pending = times;
     }
 
-    pub(super) fn then_answer(&self, status: u16, body: &str, listed: Option<&str>) {
-        let listed = listed.map(str::to_owned);
-        self.script.lock().unwrap().refusal = Some((status, body.to_owned(), listed));
+    pub(crate) fn then_answer(&self, status: u16, body: &str) {
+        self.script.lock().unwrap().refusal = Some((status, body.to_owned()));
     }
 
-    pub(super) fn changes_asked(&self) -> usize {
+    pub(crate) fn changes_asked(&self) -> usize {
         self.script.lock().unwrap().changes_asked
     }
 
-    pub(super) fn batches(&self) -> Vec<String> {
+    pub(crate) fn batches(&self) -> Vec<String> {
         self.script.lock().unwrap().batches.clone()
     }
 }
@@ -212,8 +142,7 @@ impl Script {
         let query = uri.query().unwrap_or_default();
         if *method == Method::POST {
             self.batches.push(body);
-            if let Some((code, body, listed)) = self.refusal.take() {
-                self.listed = listed.unwrap_or(self.listed.clone());
+            if let Some((code, body)) = self.refusal.take() {
                 return (status(code), body);
             }
             return (status(200), change("ChangeResourceRecordSets", "PENDING"));
@@ -226,9 +155,6 @@ impl Script {
                 "PENDING"
             };
             return (status(200), change("GetChange", state));
-        }
-        if self.listed == "503" {
-            return (status(503), String::new());
         }
         let is_note = query.contains("type=TXT");
         let sets = self.listed.split_inclusive("</ResourceRecordSet>");
@@ -253,7 +179,7 @@ fn change(call: &str, state: &str) -> String {
 }
 
 /// The record sets of both sites, and a note of epoch 7.
-pub(super) fn two_sites(aws: u16, gcp: u16) -> String {
+pub(crate) fn two_sites(aws: u16, gcp: u16) -> String {
     let set = |kind: &str, name: &str, extra: &str, value: &str| {
         format!(
             "<ResourceRecordSet><Name>{name}.</Name><Type>{kind}</Type>{extra}<TTL>60</TTL>\
