@@ -37,6 +37,7 @@ pub trait Clock: Send + Sync + fmt::Debug {
     async fn sleep(&self, wait: Duration);
 }
 
+/// Looks at targets: one look, one finding. Never errs: what went wrong is the finding.
 #[async_trait]
 pub trait Probe: Send + Sync + fmt::Debug {
     /// Probes a target, within a time limit.

@@ -93,7 +93,7 @@ fn name_servers_lost_with_the_site_are_told_and_keep_no_plan() {
             server.stop().await.unwrap();
             assert_eq!(end_of_plan(lab).await, Ending::Done);
             let seen = facts(&entries(&lab.layout.log()), &Step::VerifyOutside);
-            let [Fact::Seen { places, unseen }] = &seen[..] else {
+            let [Fact::Seen { places, unseen, .. }] = &seen[..] else {
                 panic!("seen once: {seen:?}");
             };
             let shows = |at: SocketAddr| places.contains_key(&format!("dns {at}"));

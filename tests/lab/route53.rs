@@ -206,7 +206,7 @@ async fn settings_that_cannot_work_are_refused() {
     let api_of = || api("http://127.0.0.1:9");
     for (change, part) in [
         (
-            (|s: &mut Settings| s.record = "app.other.test".into()) as fn(&mut Settings),
+            (|s: &mut Settings| s.place.record = "app.other.test".into()) as fn(&mut Settings),
             "not in zone",
         ),
         (|s| s.place.kind = Kind::Aaaa, "not one value"),
