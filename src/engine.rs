@@ -14,6 +14,8 @@
 
 pub mod text;
 pub mod units;
+pub mod format;
+pub mod digest;
 pub mod rate;
 pub mod document;
 pub mod topology;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::answer::Answer;
 use crate::engine::chain::LogMark;
 use crate::engine::credential::CredentialFacts;
+use crate::engine::format::WrittenBy;
 use crate::engine::instance::Instance;
 use crate::engine::observation::Finding;
 use crate::engine::policy::{FenceStages, LeaseTimers};
@@ -382,6 +383,8 @@ pub struct LocalLook {
     pub fenced: Option<(Epoch, String)>,
     /// How it last ended, if it did.
     pub ended: Option<String>,
+    /// Which program the guard runs, and in which format it is spoken to.
+    pub guard: Option<WrittenBy>,
 }
 
 impl LocalLook {

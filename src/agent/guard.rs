@@ -31,9 +31,10 @@ use self::standing::{files_say, may_start};
 use self::wire::{Ticket, Wire};
 use super::guard_protocol::{
     Exit, FenceMarker, FenceMethod, FenceProof, GuardCommand, GuardConfig, GuardEvent, GuardReply,
-    GuardStatus, Right, StartAs, boottime_ns,
+    GuardStatus, PROTOCOL, Right, StartAs, boottime_ns,
 };
 use super::own_files;
+use crate::engine::format::WrittenBy;
 use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
 
@@ -354,6 +355,10 @@ impl Guard {
     /// Does what a command says. `None`: the reply comes later.
     fn obey(&mut self, ticket: Ticket, command: GuardCommand) -> Option<GuardReply> {
         let answer = match command {
+            GuardCommand::Hello(agent) => {
+                tracing::info!(%agent, "an agent says hello");
+                Ok(GuardReply::Hello(WrittenBy::ours(PROTOCOL)))
+            }
             GuardCommand::Start { r#as } => self.start(r#as),
             GuardCommand::Right {
                 epoch,

@@ -8,8 +8,13 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::engine::format::{Format, WrittenBy};
 use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
+
+/// The format of what agent and guard say to each other. A guard lives as long as its database runs, so
+/// that an agent speaks to guards of many earlier programs: it says to each only what that one knows.
+pub const PROTOCOL: Format = Format::new(1, 0);
 
 /// Nanoseconds on `CLOCK_BOOTTIME`: the same number in every process of this host, untouched by
 /// changes of the wall clock, and running on while the host is suspended. `CLOCK_MONOTONIC` stands
@@ -130,6 +135,7 @@ impl StopTimes {
 
 /// One line to the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Request {
     /// Comes back with the reply.
     pub id: u64,
@@ -141,6 +147,10 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum GuardCommand {
+    /// The first on each connection: which program the agent runs, and in which format it speaks. Replies
+    /// `hello` with the same of the guard. A guard of before there was one refuses it, and takes whatever
+    /// else stands here.
+    Hello(WrittenBy),
     /// Starts PostgreSQL, without waiting until it answers. Replies `started`, also when it runs
     /// already in the same way.
     Start {
@@ -220,6 +230,8 @@ pub enum FromGuard {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GuardReply {
+    /// Which program the guard runs, and in which format it speaks.
+    Hello(WrittenBy),
     /// It is done.
     Done {},
     /// PostgreSQL's first process runs.

@@ -31,12 +31,14 @@ use crate::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
 use crate::engine::waits::Waits;
 use crate::engine::witness::{Log, Testimony};
 
+mod fleet;
 mod from_log;
 mod instances;
 mod marks;
 mod reports;
 mod witnesses;
 
+use self::fleet::Programs;
 use self::from_log::{automation_of, book_of};
 use self::marks::Marks;
 use self::witnesses::Said;
@@ -83,6 +85,7 @@ pub struct Brain {
     /// What each process says of its certificates and secrets.
     credentials: BTreeMap<Vantage, CredentialFacts>,
     rehearsals: Rehearsals,
+    programs: Programs,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -129,6 +132,7 @@ impl Brain {
             anchors: (0, 0),
             credentials: BTreeMap::new(),
             rehearsals: Rehearsals::default(),
+            programs: Programs::default(),
             topology,
             policy,
         }

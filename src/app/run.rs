@@ -35,6 +35,7 @@ use crate::adapters::tls::{
     Identity, Peer, PeerClient, RejectedPeer, TlsListener, TlsMaterial, serve,
 };
 use crate::engine::chain::{Chain, Digest, canonical};
+use crate::engine::format::PROGRAM;
 use crate::engine::policy::Policy;
 use crate::engine::topology::{Target, Topology, Vantage};
 use crate::engine::units::MonoTime;
@@ -109,7 +110,7 @@ pub async fn run(path: &Path, crash: Option<Arc<dyn CrashDrill>>) -> anyhow::Res
         let text = format!("the last line was torn: {bytes} bytes were cut and kept in `{kept}`");
         journal.note("torn-line", text).await?;
     }
-    let started = format!("controller started: {}", env!("CARGO_PKG_VERSION"));
+    let started = format!("controller started: {PROGRAM}");
     journal.note("started", started).await?;
     tasks.spawn(control.rehearser().run());
     tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });

@@ -135,7 +135,7 @@ fn verify(args: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
 /// One entry in one line, for people: whatever somebody wrote into it, it ends no line.
 pub fn one_line(entry: &Entry) -> String {
     let what = match &entry.body {
-        Body::Opened { topology } => format!(
+        Body::Opened { topology, .. } => format!(
             "log of group {} with sites {} and {}",
             topology.group, topology.first, topology.second
         ),

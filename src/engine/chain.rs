@@ -4,15 +4,13 @@
 //! JSON. The digits are the SHA-256 of exactly the JSON's bytes; the JSON names the digest of the
 //! line before. So an auditor checks a log with a few lines of any language.
 
-use std::collections::VecDeque;
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::decision::Decision;
+pub use super::digest::{Digest, Fit, LogMark, Recent};
+use super::format::{Format, PROGRAM, not_understood};
 use super::instance::InstanceChange;
 use super::plan::Plan;
 use super::saga::{Command, Ending, GroupState, Happening, Moment, SagaError};
@@ -21,41 +19,10 @@ use super::step::{Event, Step};
 use super::synchrony::WindowChange;
 use super::text::{WORD_LIMIT, clip, clip_to, clipped};
 use super::topology::{GroupName, Topology};
-use super::units::{Epoch, UnitError, WallTime, serde_as_text};
+use super::units::{Epoch, WallTime};
 
-/// A SHA-256 digest; prints as 64 lower-case hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Digest([u8; 32]);
-
-impl Digest {
-    /// What the first entry names as the one before it.
-    pub const ZERO: Digest = Digest([0; 32]);
-
-    /// The digest of some bytes.
-    pub fn of(bytes: &[u8]) -> Self {
-        Digest(Sha256::digest(bytes).into())
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl std::str::FromStr for Digest {
-    type Err = UnitError;
-
-    fn from_str(text: &str) -> Result<Self, UnitError> {
-        let wrong = || UnitError::new(text, "a digest", "64 lower-case hexadecimal digits");
-        let bytes = data_encoding::HEXLOWER
-            .decode(text.as_bytes())
-            .map_err(|_cause| wrong())?;
-        bytes.try_into().map(Digest).map_err(|_cause| wrong())
-    }
-}
-
-serde_as_text!(Digest);
+/// The format of the entries that are written.
+pub const FORMAT: Format = Format::new(1, 0);
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +70,9 @@ pub enum Body {
     Opened {
         /// What the log is about.
         topology: Topology,
+        /// The format in which it begins; `None` from before formats had numbers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        format: Option<Format>,
     },
     /// A person asked for something, and it was accepted.
     Command {
@@ -224,6 +194,16 @@ pub enum Broken {
     /// The JSON is not an entry.
     #[error("the entry cannot be read: {0}")]
     Entry(String),
+    /// Another version wrote what this one does not know; its digest fits.
+    #[error(
+        "failover {version} wrote it, and this one, failover {PROGRAM}, does not understand it: {what}"
+    )]
+    NotUnderstood {
+        /// The version that wrote it.
+        version: String,
+        /// What is not understood.
+        what: String,
+    },
     /// It does not follow on the entry before.
     #[error("it does not follow on the entry before it: one was altered, removed or added")]
     Link,
@@ -250,72 +230,6 @@ pub enum Broken {
     /// It tells something impossible.
     #[error("it tells something impossible: {0}")]
     Saga(#[from] SagaError),
-}
-
-/// How far a log went when somebody last saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogMark {
-    /// The number of its last entry.
-    pub entries: u64,
-    /// The digest of that entry.
-    pub head: Digest,
-}
-
-/// How many digests are kept to compare marks with: agents hear of a new end every second or so.
-const RECENT: usize = 1024;
-
-/// The digests of a log's last entries.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Recent {
-    entries: u64,
-    digests: Arc<VecDeque<Digest>>,
-}
-
-/// How a mark that somebody remembers compares with a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fit {
-    /// The log holds that entry.
-    Same,
-    /// Too far back to compare.
-    TooOld,
-    /// The log is shorter.
-    Longer,
-    /// The log holds another entry there.
-    Other,
-}
-
-impl Recent {
-    fn push(&mut self, digest: Digest) {
-        self.entries = self.entries.saturating_add(1);
-        let digests = Arc::make_mut(&mut self.digests);
-        if digests.len() >= RECENT {
-            digests.pop_front();
-        }
-        digests.push_back(digest);
-    }
-
-    /// The end of the log; `None` where it has no entry.
-    pub fn end(&self) -> Option<LogMark> {
-        let entries = self.entries;
-        self.digests.back().map(|head| LogMark {
-            entries,
-            head: *head,
-        })
-    }
-
-    /// Compares a mark with the log.
-    pub fn fits(&self, mark: &LogMark) -> Fit {
-        let Some(back) = self.entries.checked_sub(mark.entries) else {
-            return Fit::Longer;
-        };
-        let from_end = usize::try_from(back).ok();
-        let kept = from_end.and_then(|back| self.digests.iter().rev().nth(back));
-        match kept {
-            None => Fit::TooOld,
-            Some(digest) if *digest == mark.head => Fit::Same,
-            Some(_) => Fit::Other,
-        }
-    }
 }
 
 /// The end of a chain, and what the chain amounts to.
@@ -382,7 +296,7 @@ impl Chain {
             });
         }
         match (&entry.body, &mut self.about) {
-            (Body::Opened { topology }, about @ None) => {
+            (Body::Opened { topology, .. }, about @ None) => {
                 *about = Some((topology.clone(), GroupState::new(topology)));
             }
             (Body::Opened { .. }, Some(_)) | (_, None) => return Err(Broken::Opening),
@@ -448,9 +362,43 @@ pub fn read_line(line: &[u8]) -> Result<(Digest, Entry), Broken> {
     if Digest::of(json) != digest {
         return Err(Broken::Digest);
     }
-    let entry =
-        serde_json::from_slice(json).map_err(|cause| Broken::Entry(clipped(cause.to_string())))?;
+    let entry = understood(json).map_err(|what| match serde_json::from_slice(json) {
+        Ok(Version { version }) => Broken::NotUnderstood {
+            version: clipped(version),
+            what: clipped(what),
+        },
+        Err(_) => Broken::Entry(clipped(what)),
+    })?;
     Ok((digest, entry))
+}
+
+/// What every entry says, however much else in it is not understood.
+#[derive(Deserialize)]
+struct Version {
+    version: String,
+}
+
+/// The entry in a line; or what of it is not understood. The state of the group follows from entries, so
+/// nothing of one is passed over, but for the evidence of a decision, from which no state follows.
+fn understood(json: &[u8]) -> Result<Entry, String> {
+    let entry: Entry = serde_json::from_slice(json).map_err(|cause| cause.to_string())?;
+    if let Body::Opened {
+        format: Some(format),
+        ..
+    } = &entry.body
+        && !FORMAT.reads(*format)
+    {
+        return Err(format!("the log is of format {format}"));
+    }
+    if matches!(entry.body, Body::Decision { .. }) {
+        return Ok(entry);
+    }
+    let found = serde_json::from_slice(json).map_err(|cause| cause.to_string())?;
+    let read = serde_json::to_value(&entry).map_err(|cause| cause.to_string())?;
+    match not_understood(&found, &read) {
+        None => Ok(entry),
+        Some(field) => Err(format!("unknown field `{field}`")),
+    }
 }
 
 /// RFC 8785 canonical JSON.
@@ -504,6 +452,7 @@ mod tests {
         let mut chain = Chain::default();
         let opened = Body::Opened {
             topology: topology(),
+            format: Some(FORMAT),
         };
         let mut log = chain.append(&entry(&chain.clone(), opened)).unwrap();
         let policy = Policy::read("p", include_str!("../../policies/fast.toml")).unwrap();
@@ -578,6 +527,7 @@ mod tests {
         let mut chain = Chain::default();
         let opened = Body::Opened {
             topology: topology(),
+            format: Some(FORMAT),
         };
         chain.append(&entry(&chain.clone(), opened)).unwrap();
         let before = chain.clone();

@@ -94,6 +94,7 @@ fn opened() -> Chain {
         &chain,
         Body::Opened {
             topology: topology(),
+            format: Some(failover::engine::chain::FORMAT),
         },
     );
     chain.append(&first).unwrap();

@@ -72,6 +72,7 @@ impl LocalDatabase for Database {
             right: right.map(|right| (right.epoch, right.until.unwrap_or_default())),
             fenced: None,
             ended: None,
+            guard: None,
         })
     }
 

@@ -13,8 +13,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
+use serde::Deserialize;
 
-use crate::agent::guard_protocol::{FromGuard, GuardCommand, GuardEvent, GuardReply, Request};
+use crate::agent::guard_protocol::{
+    FromGuard, GuardCommand, GuardEvent, GuardReply, PROTOCOL, Request,
+};
+use crate::engine::format::WrittenBy;
 
 /// An agent needs one, an operator's `status` another; beyond it the oldest is closed, so that an
 /// agent that starts anew always gets in.
@@ -158,6 +162,12 @@ impl Wire {
     }
 }
 
+/// What is read of a line in any case, so that whoever sent it hears that it is not understood.
+#[derive(Deserialize)]
+struct Numbered {
+    id: u64,
+}
+
 impl Connection {
     fn commands(&mut self) -> Vec<(Ticket, GuardCommand)> {
         let mut piece = [0; 4096];
@@ -181,12 +191,13 @@ impl Connection {
                     },
                     request.cmd,
                 )),
-                Err(cause) => self.put(&FromGuard::Reply {
-                    id: 0,
-                    reply: GuardReply::Refused {
-                        why: format!("not a command: {cause}"),
-                    },
-                }),
+                Err(cause) => {
+                    let id = serde_json::from_slice(&line).map_or(0, |Numbered { id }| id);
+                    let guard = WrittenBy::ours(PROTOCOL);
+                    let why = format!("not a command of this guard, which is {guard}: {cause}");
+                    let reply = GuardReply::Refused { why };
+                    self.put(&FromGuard::Reply { id, reply });
+                }
             }
         }
         self.lost |= self.input.len() >= LINE_BYTES;

@@ -2,6 +2,7 @@
 
 use super::{DatabaseState, Keeper, Postmark};
 use crate::engine::chain::LogMark;
+use crate::engine::format::WrittenBy;
 use crate::engine::lease::Holder;
 use crate::engine::situation::AgentFacts;
 use crate::engine::topology::Role;
@@ -26,6 +27,8 @@ pub struct Shown {
     pub facts: AgentFacts,
     /// The other agent's newest mark, and when it came.
     pub peer_mark: Option<(Postmark, MonoTime)>,
+    /// Which program the guard runs.
+    pub guard: Option<WrittenBy>,
     /// When this was so.
     pub at: MonoTime,
 }
@@ -87,6 +90,7 @@ impl Keeper {
             primary: primary && self.look.running(),
             facts,
             peer_mark: self.peer_mark,
+            guard: self.look.guard.clone(),
             at: now,
         });
     }

@@ -27,6 +27,8 @@ pub enum Noise {
     ObserverRejected,
     /// An agent reported of something that it does not look at.
     TargetRejected,
+    /// An agent or an observer of a later program reported what this controller does not understand.
+    ReportNotUnderstood,
     /// A command of a person was refused.
     CommandRefused,
     /// Verdicts changed too often to write each down.
@@ -41,6 +43,7 @@ impl Noise {
             Noise::AgentRejected => "agent-rejected",
             Noise::ObserverRejected => "observer-rejected",
             Noise::TargetRejected => "target-rejected",
+            Noise::ReportNotUnderstood => "report-not-understood",
             Noise::CommandRefused => "command-refused",
             Noise::DecisionsLeftOut => "decisions-left-out",
         }

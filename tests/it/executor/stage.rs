@@ -29,6 +29,7 @@ use failover::ports::{
     Agents, AppendError, Clock, EffectError, FrontDoor, LogStore, OutsideFault, OutsideView, Probe,
     Still, Traffic, Versioned, Way,
 };
+use failover::wire::written::Written;
 use failover::wire::{
     Came, Heard, Order, OrderAnswer, Postmark, Report, ReportAnswer, SentObservation, What,
 };
@@ -884,7 +885,7 @@ async fn round(stage: &Stage, handle: &Handle) -> Option<()> {
     for report in reports {
         let site = report.site.clone();
         let answer = handle
-            .ask(|answer| Input::Reported(Box::new(report), answer))
+            .ask(|answer| Input::Reported(Box::new(Written::new(report)), answer))
             .await;
         hear(stage, &site, &answer.ok()?);
     }
