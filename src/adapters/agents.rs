@@ -86,11 +86,13 @@ impl Agents for SignedOrders {
         // Whatever was said, the order may have been obeyed.
         open_answer(&signed, &answer, &self.believed).unwrap_or_else(|error| {
             tracing::error!(site = %order.site, %error, ?by, "an answer to an order does not count");
-            let site = &order.site;
-            Err(EffectError::Unknown(match error {
-                SealError::NotUnderstood(_) => format!("the agent at `{site}`: {error}"),
-                _ => format!("the answer is not the word of the agent at `{site}`: {error}"),
-            }))
+            let who = format!("the agent at `{}`", order.site);
+            let text = if matches!(error, SealError::NotUnderstood(_)) {
+                format!("{who}: {error}")
+            } else {
+                format!("the answer is not the word of {who}: {error}")
+            };
+            Err(EffectError::Unknown(text))
         })
     }
 }

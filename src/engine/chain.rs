@@ -558,6 +558,161 @@ mod tests {
         assert_eq!(chain.append(&longest).unwrap().len(), WRITTEN_LINE);
     }
 
+    /// One entry of each kind.
+    fn one_of_each() -> Vec<serde_json::Value> {
+        let policy = Policy::read("p", include_str!("../../policies/fast.toml")).unwrap();
+        let last = super::super::lease::LastRight {
+            site: aws(),
+            granted: super::super::units::MonoTime::default(),
+            alive: Some(true),
+        };
+        let plan = Plan::failover(&healthy().active_lost(), &topology(), &last, WallTime(0));
+        let started = |index: usize| Body::Step {
+            plan: 4,
+            index,
+            step: plan.steps[index].clone(),
+            event: Event::Started,
+        };
+        let done = |fact| Body::Step {
+            plan: 4,
+            index: 0,
+            step: plan.steps[0].clone(),
+            event: Event::Done { fact },
+        };
+        let bodies = [
+            Body::Opened {
+                topology: topology(),
+                format: Some(FORMAT),
+            },
+            Body::Command {
+                command: Command::Release {
+                    reason: "x".into(),
+                    rebuilt: true,
+                },
+            },
+            Body::Decision {
+                decision: Box::new(decide(&healthy(), &policy)),
+                situation: Box::new(healthy()),
+            },
+            Body::Plan {
+                plan: Box::new(plan.clone()),
+            },
+            started(0),
+            done(super::super::step::Fact::Done),
+            Body::Instance {
+                change: InstanceChange {
+                    site: aws(),
+                    instance: "68bb8cb31b3ca56bf8ddc6e5641e7cc5@414f3880665df00f"
+                        .parse()
+                        .unwrap(),
+                    before: None,
+                },
+            },
+            Body::Outcome {
+                plan: 4,
+                ending: Ending::Undone { why: "x".into() },
+            },
+            Body::Window {
+                change: WindowChange::Opened { why: "x".into() },
+            },
+            Body::Note {
+                code: "x".into(),
+                text: "x".into(),
+            },
+        ];
+        let entries = bodies.map(|body| entry(&Chain::default(), body));
+        let json = entries.map(|entry| serde_json::to_value(entry).unwrap());
+        json.into()
+    }
+
+    /// Every object in a value, by its path.
+    fn objects(value: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+        use serde_json::Value;
+
+        match value {
+            Value::Object(fields) => {
+                found.push(path.to_owned());
+                for (name, value) in fields {
+                    objects(value, &format!("{path}/{name}"), found);
+                }
+            }
+            Value::Array(all) => {
+                for (index, value) in all.iter().enumerate() {
+                    objects(value, &format!("{path}/{index}"), found);
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    fn read(entry: &serde_json::Value) -> Result<Entry, Broken> {
+        let json = canonical(entry).unwrap();
+        let line = [format!("{} ", Digest::of(&json)).into_bytes(), json].concat();
+        read_line(&line).map(|(_, entry)| entry)
+    }
+
+    #[test]
+    fn what_a_later_program_wrote_into_an_entry_is_refused_by_name_wherever_it_stands() {
+        let mut refused = 0;
+        for mut entry in one_of_each() {
+            assert!(read(&entry).is_ok(), "{entry}");
+            entry["version"] = "7.1.0".into();
+            let evidence = entry["body"]["entry"] == "decision";
+            let mut places = Vec::new();
+            objects(&entry, "", &mut places);
+            for place in places {
+                let mut later = entry.clone();
+                later.pointer_mut(&place).unwrap()["later"] = 7.into();
+                let Err(broken) = read(&later) else {
+                    assert!(evidence, "{place} of {entry}");
+                    continue;
+                };
+                refused += 1;
+                let text = broken.to_string();
+                let field = format!("{place}/later")[1..].replace('/', ".");
+                assert!(text.contains(&format!("unknown field `{field}`")), "{text}");
+                assert!(
+                    text.contains("failover 7.1.0 wrote it, and this one"),
+                    "{text}"
+                );
+                // What says nothing is no word more.
+                later.pointer_mut(&place).unwrap()["later"] = false.into();
+                assert!(read(&later).is_ok(), "{place} of {entry}");
+            }
+        }
+        assert!(refused > 40, "only {refused} places");
+    }
+
+    #[test]
+    fn an_unknown_kind_of_entry_and_a_later_format_are_refused_by_name() {
+        let [opened, note] = [0, 9].map(|index| one_of_each().swap_remove(index));
+        let table = [
+            (&note, "/body/entry", "mirror", "unknown variant `mirror`"),
+            (&opened, "/body/format", "2.0", "the log is of format 2.0"),
+        ];
+        for (entry, path, value, what) in table {
+            let mut later = entry.clone();
+            later["version"] = "7.1.0".into();
+            *later.pointer_mut(path).unwrap() = value.into();
+            let Err(Broken::NotUnderstood {
+                version,
+                what: told,
+            }) = read(&later)
+            else {
+                panic!("{later} is read");
+            };
+            assert_eq!(version, "7.1.0");
+            assert!(told.contains(what), "{told}");
+        }
+        // Another second number is no reason.
+        let mut minor = opened.clone();
+        minor["body"]["format"] = "1.9".into();
+        assert!(read(&minor).is_ok());
+        // Nor is none: a log of before formats had numbers.
+        minor["body"].as_object_mut().unwrap().remove("format");
+        assert!(read(&minor).is_ok());
+    }
+
     #[test]
     fn what_a_step_or_a_note_says_is_cut_before_it_is_written() {
         use super::super::text::TEXT_LIMIT;

@@ -25,7 +25,7 @@ use crate::ports::{
     AgentLinks, AgentMemory, AgentStore, Credentials, EffectError, Probe, StoreError, Workloads,
 };
 use crate::wire::sealed::{Sealed, SignedOrder, seal_answer};
-use crate::wire::written::Written;
+use crate::wire::written;
 use crate::wire::{OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
 
 /// Simulated links know no TLS. A certificate that turns its holder away looks like links that are
@@ -144,7 +144,7 @@ pub struct SimLinks(pub Place);
 impl AgentLinks for SimLinks {
     async fn report(&self, report: &Report, within: Duration) -> Result<ReportAnswer, EffectError> {
         let report = liar::report(&self.0.world, self.0.node, report.clone());
-        let written = Written::new(report);
+        let written = written::Written::new(report);
         ask_controller(&self.0, within, &written, Input::Reported).await
     }
 

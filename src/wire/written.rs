@@ -129,12 +129,10 @@ fn lost<T: Message>(bytes: &[u8], message: &T) -> Result<Option<String>, serde_j
     }
     let mut found: Value = serde_json::from_slice(bytes)?;
     if let Value::Object(fields) = &mut found {
-        match T::UNKNOWN {
-            Unknown::RefusedIn(binding) => {
-                fields.retain(|name, _| binding.contains(&name.as_str()))
-            }
-            Unknown::Refused | Unknown::Ignored => drop(fields.remove("written_by")),
-        }
+        fields.retain(|name, _| match T::UNKNOWN {
+            Unknown::RefusedIn(binding) => binding.contains(&name.as_str()),
+            Unknown::Refused | Unknown::Ignored => name != "written_by",
+        });
     }
     Ok(not_understood(&found, &serde_json::to_value(message)?))
 }

@@ -10,6 +10,9 @@ use failover::engine::decision::decide;
 use failover::engine::policy::Policy;
 use failover::engine::saga::Ending;
 use failover::ports::AgentMemory;
+use failover::wire::written::Written;
+
+mod messages;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -56,7 +59,8 @@ fn what_an_earlier_program_decided_follows_from_its_evidence_today() {
 
 #[test]
 fn what_an_earlier_agent_and_its_guard_kept_is_read() {
-    let memory: AgentMemory = serde_json::from_str(&text("agent.json")).unwrap();
+    let memory = Written::<AgentMemory>::read(text("agent.json").as_bytes()).unwrap();
+    let memory = memory.message;
     assert_eq!(memory.epoch.0, 2);
     let order = memory
         .obeyed

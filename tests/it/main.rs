@@ -19,3 +19,4 @@ mod cli;
 mod named_tests;
 mod references;
 mod golden;
+mod guard_hello;

@@ -226,3 +226,48 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+
+    /// The answer to a line, where it is no command.
+    fn refused(line: &str) -> serde_json::Value {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guard.sock");
+        let mut wire = Wire::listen(&path).unwrap();
+        let mut agent = UnixStream::connect(&path).unwrap();
+        agent.write_all(format!("{line}\n").as_bytes()).unwrap();
+        assert!(wire.commands().is_empty(), "{line}");
+        wire.flush();
+        let mut answer = String::new();
+        BufReader::new(&mut agent).read_line(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    #[test]
+    fn a_command_of_a_later_agent_is_refused_by_name_and_number() {
+        let ours = WrittenBy::ours(PROTOCOL).to_string();
+        for (line, id, why) in [
+            (r#"{"id":7,"cmd":{"rest":{}}}"#, 7, "unknown variant `rest`"),
+            (
+                r#"{"id":8,"cmd":{"fence":{"cause":"x","epoch":2,"gently":true}}}"#,
+                8,
+                "unknown field `gently`",
+            ),
+            (
+                r#"{"id":9,"cmd":{"stop":{}},"by":"noon"}"#,
+                9,
+                "unknown field `by`",
+            ),
+            ("nonsense", 0, "expected ident"),
+        ] {
+            let answer = refused(line);
+            assert_eq!(answer["id"], id, "{answer}");
+            let told = answer["reply"]["refused"]["why"].as_str().unwrap();
+            assert!(told.contains(why) && told.contains(&ours), "{told}");
+        }
+    }
+}

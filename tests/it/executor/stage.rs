@@ -370,6 +370,7 @@ impl Earth {
                 },
                 ago: Duration::ZERO,
             }),
+            guard: None,
             version: "0".to_owned(),
         })
     }
