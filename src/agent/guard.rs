@@ -37,6 +37,7 @@ use super::own_files;
 use crate::engine::format::WrittenBy;
 use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
+use crate::wire::written::Written;
 
 pub mod postmaster;
 mod control_file;
@@ -113,8 +114,9 @@ fn io_error<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> GuardEr
 /// with it, by the kernel, PostgreSQL.
 pub fn run(config: &Path) -> Result<(), GuardError> {
     let text = fs::read(config).map_err(io_error("read the guard's settings"))?;
-    let config: GuardConfig =
-        serde_json::from_slice(&text).map_err(|cause| GuardError::Config(cause.to_string()))?;
+    let config = Written::<GuardConfig>::read(&text)
+        .map_err(|refused| GuardError::Config(refused.to_string()))?
+        .message;
     config.addresses().map_err(GuardError::Config)?;
     // Away from the agent's terminal and session, so that what ends the agent does not end us.
     // Fails when we lead a group already, which is as good.

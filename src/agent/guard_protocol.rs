@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::format::{Format, WrittenBy};
 use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
+use crate::wire::written::{Message, Unknown};
 
 /// The format of what agent and guard say to each other. A guard lives as long as its database runs, so
 /// that an agent speaks to guards of many earlier programs: it says to each only what that one knows.
@@ -27,9 +28,9 @@ pub fn boottime_ns() -> u64 {
         .saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// How the guard runs its PostgreSQL. Written by the agent as JSON, read once at start.
+/// How the guard runs its PostgreSQL. Written by the agent as JSON, read once at start, and shown with the
+/// status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct GuardConfig {
     /// The folder with `postgres`.
     pub bin_dir: PathBuf,
@@ -52,6 +53,14 @@ pub struct GuardConfig {
     pub options: Vec<String>,
     /// How long each way of stopping may take in a fence.
     pub stop: StopTimes,
+}
+
+/// A guard that does not know one of its settings would run PostgreSQL otherwise than it was told.
+impl Message for GuardConfig {
+    const NAME: &'static str = "settings of the guard";
+    const READER: &'static str = "guard";
+    const UNKNOWN: Unknown = Unknown::Refused;
+    const FORMAT: Format = PROTOCOL;
 }
 
 impl GuardConfig {
@@ -109,7 +118,8 @@ impl GuardConfig {
 }
 
 /// How long each way of stopping PostgreSQL may take, in milliseconds, one after the other. Their
-/// sum is the longest a fence takes and must stay within the policy's `fence_within`.
+/// sum is the longest a fence takes and must stay within the policy's `fence_within`. A stage that is not
+/// known is refused wherever it stands, so that a guard names none to an agent that does not know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopTimes {

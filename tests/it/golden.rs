@@ -66,6 +66,6 @@ fn what_an_earlier_agent_and_its_guard_kept_is_read() {
         .obeyed
         .expect("the order to promote, as it was signed");
     assert!(serde_json::to_string(&order).unwrap().contains("signature"));
-    let guard: GuardConfig = serde_json::from_str(&text("guard.json")).unwrap();
-    assert_eq!(guard.stop.fast_ms, 6000);
+    let guard = Written::<GuardConfig>::read(text("guard.json").as_bytes()).unwrap();
+    assert_eq!(guard.message.stop.fast_ms, 6000);
 }

@@ -138,6 +138,34 @@ async fn what_only_a_later_guard_knows_is_named_and_ends_nothing() {
 }
 
 #[tokio::test]
+async fn what_a_later_guard_adds_to_its_status_is_ignored() {
+    let (_folder, link) = beside(|request| {
+        if is_hello(request) {
+            return vec![hello(request, "7.1.0", "1.9")];
+        }
+        let words = include_str!("../golden/messages/guard-words.jsonl");
+        let status = words.lines().find(|line| line.contains("\"status\":{"));
+        let mut word: Value = serde_json::from_str(status.unwrap()).unwrap();
+        word["id"] = request["id"].clone();
+        let status = &mut word["reply"]["status"];
+        for place in [
+            "",
+            "/config",
+            "/right",
+            "/marker",
+            "/marker/proof",
+            "/last_exit",
+        ] {
+            status.pointer_mut(place).unwrap()["later"] = 7.into();
+        }
+        vec![word.to_string()]
+    })
+    .await;
+    let status = link.unwrap().status().await.unwrap();
+    assert_eq!((status.guard_pid, status.config.port), (77, 5432));
+}
+
+#[tokio::test]
 async fn a_guard_of_a_later_major_format_is_refused_by_name() {
     let (_folder, link) = beside(|request| vec![hello(request, "7.1.0", "2.0")]).await;
     assert_eq!(

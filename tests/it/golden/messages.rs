@@ -10,20 +10,20 @@ use std::time::Duration;
 use failover::adapters::keys::VerifyingKey;
 use failover::adapters::tls::{TlsFiles, TlsMaterial};
 use failover::agent::guard_protocol::{
-    FenceMarker, FromGuard, GuardCommand, GuardEvent, GuardReply, Request,
+    FenceMarker, FromGuard, GuardCommand, GuardConfig, GuardEvent, GuardReply, PROTOCOL, Request,
 };
 use failover::engine::format::{Format, PROGRAM, WrittenBy};
 use failover::engine::observation::{Facts, Finding};
 use failover::engine::situation::LocalDatabase;
 use failover::engine::topology::Role;
 use failover::engine::units::{Bytes, Epoch, Lsn, Timeline};
-use failover::ports::EffectError;
+use failover::ports::{AgentMemory, EffectError};
 use failover::wire::sealed::{Sealed, SignedOrder, open_answer};
-use failover::wire::written::{Message, Written};
+use failover::wire::written::{self, Message, Unknown, Written};
 use failover::wire::{
-    AdoptAsk, AdoptInstanceAsk, Came, HoldAsk, LogPart, ObserverAnswer, ObserverReport, PeerAnswer,
-    PeerQuestion, PromoteAnswer, PromoteAsk, Readiness, RelayAnswer, Relayed, ReleaseAsk, Report,
-    ReportAnswer, Status, What,
+    AdoptAsk, AdoptInstanceAsk, Came, HoldAsk, LogPart, ObserverAnswer, ObserverReport, Order,
+    PeerAnswer, PeerQuestion, PromoteAnswer, PromoteAsk, Readiness, RelayAnswer, Relayed,
+    ReleaseAsk, Report, ReportAnswer, Status, What,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -128,6 +128,77 @@ fn reports_of_agents_and_observers_and_their_answers() {
     assert_eq!(observed[0].name.as_str(), "paris");
     let answer = &messages::<ObserverAnswer>("observer-answers")[0];
     assert_eq!(answer.rhythm.every, Duration::from_millis(250));
+}
+
+/// What the documentation says of a message, up to the reason.
+fn rule<T: Message>() -> String {
+    let rule = match T::UNKNOWN {
+        Unknown::Ignored => "ignored".to_owned(),
+        Unknown::Refused => "refused".to_owned(),
+        Unknown::RefusedIn([rest @ .., last]) => {
+            let rest = rest.join("`, `");
+            format!("refused in `{rest}` and `{last}`, ignored elsewhere")
+        }
+        Unknown::RefusedIn([]) => panic!("{} refuses in nothing", T::NAME),
+    };
+    format!("| {} | {} | {rule} |", T::NAME, T::READER)
+}
+
+#[test]
+fn the_rules_in_the_documentation_are_those_of_the_code() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/formats.md")).unwrap();
+    let begin = "| message | read by | an unknown field is | why |\n| --- | --- | --- | --- |\n";
+    let (_, table) = page.split_once(begin).unwrap();
+    let rows: Vec<&str> = table
+        .lines()
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    let rules = [
+        rule::<Report>(),
+        rule::<ReportAnswer>(),
+        rule::<ObserverReport>(),
+        rule::<ObserverAnswer>(),
+        rule::<Order>(),
+        "| answer to the order | controller | refused |".to_owned(),
+        rule::<Relayed>(),
+        rule::<PeerQuestion>(),
+        rule::<PeerAnswer>(),
+        rule::<PromoteAsk>(),
+        rule::<HoldAsk>(),
+        rule::<ReleaseAsk>(),
+        rule::<AdoptAsk>(),
+        rule::<AdoptInstanceAsk>(),
+        rule::<PromoteAnswer>(),
+        rule::<Status>(),
+        rule::<Readiness>(),
+        rule::<LogPart>(),
+        rule::<AgentMemory>(),
+        rule::<GuardConfig>(),
+        // These are read by other means, which have tests of their own.
+        "| command to the guard | guard | refused |".to_owned(),
+        "| answer or news of the guard | agent | ignored |".to_owned(),
+        "| entry of the decision log | controller | refused |".to_owned(),
+        "| evidence of a decision | controller | ignored |".to_owned(),
+    ];
+    assert_eq!(rows.len(), rules.len(), "{rows:?}");
+    for (row, rule) in rows.iter().zip(&rules) {
+        assert!(
+            row.starts_with(rule.as_str()),
+            "the code says {rule} and the page {row}"
+        );
+    }
+    for (what, now) in [
+        ("messages between processes", written::FORMAT),
+        ("orders and the answers to them", written::FORMAT),
+        ("the guard's socket", PROTOCOL),
+        ("the decision log", failover::engine::chain::FORMAT),
+        ("the agent's memory", AgentMemory::FORMAT),
+    ] {
+        let begin = format!("| {what}");
+        let line = page.lines().find(|line| line.starts_with(&begin)).unwrap();
+        assert!(line.ends_with(&format!(" {now} |")), "{line}");
+    }
 }
 
 fn key() -> VerifyingKey {
