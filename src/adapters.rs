@@ -5,6 +5,7 @@ pub mod clock;
 pub mod reread;
 pub mod files;
 pub mod keys;
+pub mod messages;
 pub mod http;
 pub mod exposition;
 pub mod tls;

@@ -15,6 +15,8 @@
 pub mod text;
 pub mod effect;
 pub mod units;
+pub mod format;
+pub mod digest;
 pub mod rate;
 pub mod lasting;
 pub mod document;

@@ -9,6 +9,7 @@ use crate::engine::chain::LogMark;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::data::Data;
 use crate::engine::decision::Decision;
+use crate::engine::format::WrittenBy;
 use crate::engine::instance::Instance;
 use crate::engine::lease::Refusal;
 use crate::engine::observation::{Finding, Observation};
@@ -20,12 +21,16 @@ use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::{GroupName, ObserverName, SiteName, Target, Vantage};
 use crate::engine::units::{Epoch, MonoTime, WallTime, millis};
 
+pub mod written;
 mod orders;
 pub mod sealed;
 pub mod unsent;
 mod asks;
+mod fleet;
+mod rules;
 
 pub use self::asks::{AdoptAsk, AdoptInstanceAsk, HoldAsk, PromoteAnswer, PromoteAsk, ReleaseAsk};
+pub use self::fleet::Fleet;
 
 pub use orders::{Came, Order, OrderAnswer, RelayAnswer, Relayed, What};
 
@@ -153,7 +158,10 @@ pub struct Report {
     /// its first question.
     #[serde(default)]
     pub peer_mark: Option<Heard>,
-    /// The version of the program.
+    /// Which program its guard runs, and in which format it is spoken to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<WrittenBy>,
+    /// The version of the program, for a controller that looks for it here only.
     pub version: String,
 }
 
@@ -206,7 +214,7 @@ pub struct ObserverReport {
     pub observations: Vec<SentObservation>,
     /// The controller's last answer; `None` before the first.
     pub heard: Option<Heard>,
-    /// The version of the program.
+    /// The version of the program, for a controller that looks for it here only.
     pub version: String,
 }
 
@@ -277,6 +285,9 @@ pub struct Status {
     pub at: WallTime,
     /// The version of the controller.
     pub version: String,
+    /// Which program each process of the group runs.
+    #[serde(default)]
+    pub fleet: Fleet,
     /// The name of the policy's file and whether it may act.
     pub policy: String,
     /// What the policy asks of the data; `None` from an older controller.

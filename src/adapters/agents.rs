@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use super::tls::{CallError, PeerClient, TlsMaterial};
 use crate::engine::topology::SiteName;
 use crate::ports::{Agents, EffectError, Signer, Way};
-use crate::wire::sealed::{Sealed, SignedOrder, open_answer};
+use crate::wire::sealed::{SealError, Sealed, SignedOrder, open_answer};
+use crate::wire::written::Written;
 use crate::wire::{ORDER_PATH, Order, OrderAnswer, RELAY_PATH, RelayAnswer, Relayed};
 
 /// The agents of a group, and the key that they believe.
@@ -78,15 +79,20 @@ impl Agents for SignedOrders {
                     within,
                 };
                 agent
-                    .post::<_, RelayAnswer>(RELAY_PATH, &order, within)
+                    .post::<_, RelayAnswer>(RELAY_PATH, &Written::ours(&order), within)
                     .await??
             }
         };
         // Whatever was said, the order may have been obeyed.
         open_answer(&signed, &answer, &self.believed).unwrap_or_else(|error| {
-            tracing::error!(site = %order.site, %error, ?by, "an answer to an order is rejected");
-            let text = format!("the answer is not signed by the agent at `{}`", order.site);
-            Err(EffectError::Unknown(format!("{text}: {error}")))
+            tracing::error!(site = %order.site, %error, ?by, "an answer to an order does not count");
+            let who = format!("the agent at `{}`", order.site);
+            let text = if matches!(error, SealError::NotUnderstood(_)) {
+                format!("{who}: {error}")
+            } else {
+                format!("the answer is not the word of {who}: {error}")
+            };
+            Err(EffectError::Unknown(text))
         })
     }
 }

@@ -33,7 +33,7 @@ pub enum LogError {
     },
     /// It does not verify.
     #[error(
-        "entry {entry} of the decision log `{path}` does not verify: {why}\n\nhint: nothing was started and nothing was changed; see runbooks/log-broken.md"
+        "entry {entry} of the decision log `{path}` {}", broken(.why)
     )]
     Broken {
         /// The log.
@@ -246,6 +246,28 @@ pub fn read_part(
         Ok(())
     })?;
     Ok(found)
+}
+
+/// What is wrong with an entry, and what to do.
+fn broken(why: &Broken) -> String {
+    let (is, hint) = match why {
+        Broken::NotUnderstood { version, .. } => (
+            "is not understood",
+            format!("start failover {version} or a later one on it; "),
+        ),
+        Broken::Form
+        | Broken::Digest
+        | Broken::Entry(_)
+        | Broken::Link
+        | Broken::Number { .. }
+        | Broken::Opening
+        | Broken::TooLong { .. }
+        | Broken::Unfaithful(_)
+        | Broken::Saga(_) => ("does not verify", String::new()),
+    };
+    format!(
+        "{is}: {why}\n\nhint: {hint}nothing was started and nothing was changed; see runbooks/log-broken.md"
+    )
 }
 
 fn io(what: &'static str, path: &Path, cause: std::io::Error) -> LogError {
@@ -523,7 +545,13 @@ mod tests {
                 second,
                 traffic: vec![],
             };
-            let opened = entry(&chain, Body::Opened { topology });
+            let opened = entry(
+                &chain,
+                Body::Opened {
+                    topology,
+                    format: None,
+                },
+            );
             store.append(&chain.append(&opened).unwrap()).await.unwrap();
         }
         for index in 0..notes {

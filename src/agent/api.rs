@@ -15,10 +15,11 @@ use tracing::Instrument;
 use super::keeper::{News, Shown};
 use super::metrics::{self, Scraped};
 use crate::adapters::exposition::expose;
+use crate::adapters::messages::{Incoming, Outgoing};
 use crate::adapters::tls::{Identity, PeerClient, PeerIdentity};
 use crate::engine::topology::{GroupName, SiteName};
 use crate::ports::{Clock, EffectError, Signer, Verifier};
-use crate::wire::sealed::{Sealed, SignedOrder, seal_answer};
+use crate::wire::sealed::{SealError, Sealed, SignedOrder, seal_answer};
 use crate::wire::{
     MESSAGE_LIMIT, ORDER_PATH, PEER_PATH, PeerAnswer, PeerQuestion, RELAY_PATH, RelayAnswer,
     Relayed,
@@ -95,7 +96,8 @@ async fn order(
     if !known {
         return Err(denied(&peer, "give orders"));
     }
-    let order = of_the_controller(&api, &peer, sealed)?;
+    let opened = SignedOrder::open(sealed, api.controller.as_ref());
+    let order = opened.map_err(|error| no_order(&peer, &error))?;
     let span = order.order().span();
     answer(&api, order).instrument(span).await
 }
@@ -117,43 +119,43 @@ async fn answer(api: &Api, order: SignedOrder) -> Result<Json<Sealed>, Denied> {
         })
 }
 
-/// An order, if the controller signed it.
-fn of_the_controller(
-    api: &Api,
-    peer: &PeerIdentity,
-    sealed: Sealed,
-) -> Result<SignedOrder, Denied> {
-    SignedOrder::open(sealed, api.controller.as_ref()).map_err(|error| {
-        tracing::warn!(%error, identity = %peer.identity, "an order with a wrong signature");
-        (
-            StatusCode::FORBIDDEN,
-            format!("the order is not the controller's: {error}"),
-        )
-    })
+/// Why something is not obeyed, nor carried.
+fn no_order(peer: &PeerIdentity, error: &SealError) -> Denied {
+    if let SealError::NotUnderstood(refused) = error {
+        tracing::error!(%refused, "an order of the controller is not understood");
+        return (StatusCode::UNPROCESSABLE_ENTITY, refused.to_string());
+    }
+    tracing::warn!(%error, identity = %peer.identity, "an order with a wrong signature");
+    (
+        StatusCode::FORBIDDEN,
+        format!("the order is not the controller's: {error}"),
+    )
 }
 
-/// Relays an order to the peer agent, and its answer back.
+/// Carries an order to the other agent, and its answer back: as they are, and whether or not this agent
+/// understands them.
 async fn relay(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(Relayed { order, within }): Json<Relayed>,
+    Incoming(written): Incoming<Relayed>,
 ) -> Result<Json<RelayAnswer>, Denied> {
+    let Relayed { order, within } = written.message;
     if peer.identity != Identity::Controller {
         return Err(denied(&peer, "have orders relayed"));
     }
-    let order = of_the_controller(&api, &peer, order)?;
+    let ours = order.is_order(api.controller.as_ref());
+    ours.map_err(|error| no_order(&peer, &error))?;
     let within = within.min(LONGEST_RELAY);
-    let span = order.order().span();
-    let answer = api.peer.post(ORDER_PATH, order.sealed(), within);
-    let answer = answer.instrument(span).await;
+    let answer = api.peer.post(ORDER_PATH, &order, within).await;
     Ok(Json(answer.map_err(EffectError::from)))
 }
 
 async fn peer(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(question): Json<PeerQuestion>,
-) -> Result<Json<PeerAnswer>, Denied> {
+    Incoming(written): Incoming<PeerQuestion>,
+) -> Result<Outgoing<PeerAnswer>, Denied> {
+    let question = written.message;
     let expected = Identity::Agent {
         group: api.group.clone(),
         site: api.peer_site.clone(),
@@ -170,7 +172,7 @@ async fn peer(
     };
     let told = api.news.send(News::PeerAsks(question, sender)).await;
     told.map_err(|_closed| stopping(()))?;
-    answer.await.map(Json).map_err(|_closed| stopping(()))
+    answer.await.map(Outgoing).map_err(|_closed| stopping(()))
 }
 
 /// 200 only if users may write: the site holds the lease, and its database runs as a primary.

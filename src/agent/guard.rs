@@ -31,11 +31,13 @@ use self::standing::{files_say, may_start};
 use self::wire::{Ticket, Wire};
 use super::guard_protocol::{
     Exit, FenceMarker, FenceMethod, FenceProof, GuardCommand, GuardConfig, GuardEvent, GuardReply,
-    GuardStatus, Right, StartAs, boottime_ns,
+    GuardStatus, PROTOCOL, Right, StartAs, boottime_ns,
 };
 use super::own_files;
+use crate::engine::format::WrittenBy;
 use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
+use crate::wire::written::Written;
 
 pub mod postmaster;
 mod control_file;
@@ -113,8 +115,9 @@ fn io_error<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> GuardEr
 /// kernel then ends PostgreSQL.
 pub fn run(config: &Path) -> Result<(), GuardError> {
     let text = fs::read(config).map_err(io_error("read the guard's settings"))?;
-    let config: GuardConfig =
-        serde_json::from_slice(&text).map_err(|cause| GuardError::Config(cause.to_string()))?;
+    let config = Written::<GuardConfig>::read(&text)
+        .map_err(|refused| GuardError::Config(refused.to_string()))?
+        .message;
     config.addresses().map_err(GuardError::Config)?;
     // Leave the agent's terminal and session, so that what ends the agent does not end us. Fails if
     // we already lead a group, which is just as good.
@@ -356,6 +359,10 @@ impl Guard {
     /// Executes a command. `None`: the reply comes later.
     fn obey(&mut self, ticket: Ticket, command: GuardCommand) -> Option<GuardReply> {
         let answer = match command {
+            GuardCommand::Hello(agent) => {
+                tracing::info!(%agent, "an agent says hello");
+                Ok(GuardReply::Hello(WrittenBy::ours(PROTOCOL)))
+            }
             GuardCommand::Start { r#as } => self.start(r#as),
             GuardCommand::Right {
                 epoch,

@@ -1,9 +1,13 @@
 //! The agent's end of the guard's socket. Finds or starts the guard, asks it, and receives its
 //! events.
 //!
-//! One task owns the connection. When that is lost, every pending question fails as *unknown*,
-//! [`GuardEvent::Lost`] is sent, and the next question reconnects, to a new guard if the old one is
-//! dead. A new guard runs nothing: the agent reads its status and decides.
+//! One task owns the connection. When that is lost, every question under way fails as *unknown*,
+//! [`GuardEvent::Lost`] is told, and the next question connects anew, to a new guard where the old
+//! one is dead. A new guard runs nothing: the agent reads its status and decides.
+//!
+//! On each connection both sides first say hello. The guard may be of an earlier program than this one
+//! or, where the agent was put back, of a later one: a word of it that is not understood is named and
+//! ends no connection, because what it stands for shows in the next status.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,19 +15,21 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Command;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use super::guard::postmaster::user_ids;
 use super::guard_protocol::{
-    FenceProof, FromGuard, GuardCommand, GuardConfig, GuardEvent, GuardReply, GuardStatus, Request,
-    Right, StartAs, StopTimes,
+    FenceProof, FromGuard, GuardCommand, GuardConfig, GuardEvent, GuardReply, GuardStatus,
+    PROTOCOL, Request, Right, StartAs, StopTimes,
 };
 use super::own_files;
+use crate::engine::format::{PROGRAM, WrittenBy};
 use crate::engine::units::Epoch;
 
 /// The guard answers within a tick (100 ms), or is frozen.
@@ -61,6 +67,7 @@ pub enum GuardLinkError {
 pub struct GuardLink {
     questions: mpsc::Sender<Question>,
     events: broadcast::Sender<GuardEvent>,
+    guard: watch::Receiver<WrittenBy>,
 }
 
 #[derive(Debug)]
@@ -75,11 +82,25 @@ impl GuardLink {
         config: GuardConfig,
         exe: PathBuf,
     ) -> Result<Self, GuardLinkError> {
-        let connection = connect_or_spawn(&config, &exe).await?;
         let (questions, asked) = mpsc::channel(QUESTIONS);
         let (events, _) = broadcast::channel(EVENTS);
-        tokio::spawn(carry(config, exe, connection, asked, events.clone()));
-        Ok(Self { questions, events })
+        let (says, guard) = watch::channel(WrittenBy::default());
+        let told = Told {
+            events: events.clone(),
+            guard: says,
+        };
+        let connection = connect_or_spawn(&config, &exe, &told).await?;
+        tokio::spawn(carry(config, exe, connection, asked, told));
+        Ok(Self {
+            questions,
+            events,
+            guard,
+        })
+    }
+
+    /// Which program the guard runs, and in which format it is spoken to.
+    pub fn guard(&self) -> WrittenBy {
+        self.guard.borrow().clone()
     }
 
     /// The guard's events from now on.
@@ -201,7 +222,8 @@ fn unfit(reply: GuardReply) -> GuardLinkError {
     match reply {
         GuardReply::Refused { why } => GuardLinkError::Refused(why),
         GuardReply::Unproven { alive } => GuardLinkError::Unproven(alive),
-        GuardReply::Done {}
+        GuardReply::Hello(_)
+        | GuardReply::Done {}
         | GuardReply::Started { .. }
         | GuardReply::Right(_)
         | GuardReply::Fenced(_)
@@ -212,7 +234,21 @@ fn unfit(reply: GuardReply) -> GuardLinkError {
     }
 }
 
-/// One connection, with its pending questions.
+/// What the link tells everybody who has it.
+#[derive(Debug)]
+struct Told {
+    events: broadcast::Sender<GuardEvent>,
+    guard: watch::Sender<WrittenBy>,
+}
+
+impl Told {
+    fn event(&self, event: GuardEvent) {
+        // No receiver is no error: the status says the same.
+        drop(self.events.send(event));
+    }
+}
+
+/// One connection, with the questions under way on it.
 #[derive(Debug)]
 struct Connection {
     lines: Lines<BufReader<OwnedReadHalf>>,
@@ -221,27 +257,92 @@ struct Connection {
     next: u64,
 }
 
+/// A line of the guard.
+#[derive(Debug)]
+enum Word {
+    Known(FromGuard),
+    /// What only a later program knows, with the number of the question that it answers.
+    Unknown(Option<u64>),
+}
+
 impl Connection {
-    async fn ask(&mut self, question: Question) -> io::Result<()> {
-        self.next += 1;
-        let request = Request {
-            id: self.next,
-            cmd: question.command,
-        };
+    async fn send(&mut self, cmd: GuardCommand) -> io::Result<()> {
+        let request = Request { id: self.next, cmd };
         let mut line = serde_json::to_vec(&request)?;
         line.push(b'\n');
-        // Queued first, so that a failed write answers it like the others.
-        self.waiting.retain(|_, answer| !answer.is_closed());
-        self.waiting.insert(self.next, question.answer);
         self.write.write_all(&line).await
     }
 
+    async fn ask(&mut self, question: Question) -> io::Result<()> {
+        self.next += 1;
+        // In line first, so that a failed write answers it like the others.
+        self.waiting.retain(|_, answer| !answer.is_closed());
+        self.waiting.insert(self.next, question.answer);
+        self.send(question.command).await
+    }
+
     /// Reads one line. `None`: the guard has closed.
-    async fn hear(&mut self) -> io::Result<Option<FromGuard>> {
+    async fn hear(&mut self) -> io::Result<Option<Word>> {
         match self.lines.next_line().await? {
-            Some(line) => Ok(Some(serde_json::from_str(&line)?)),
+            Some(line) => Ok(Some(word(&line)?)),
             None => Ok(None),
         }
+    }
+
+    /// Says hello, and hears which program the guard runs: one that knows no hello is of before formats
+    /// had numbers.
+    async fn greet(&mut self, told: &Told) -> io::Result<WrittenBy> {
+        let hello = GuardCommand::Hello(WrittenBy::ours(PROTOCOL));
+        self.send(hello).await?;
+        loop {
+            match self.hear().await? {
+                None => return Err(io::ErrorKind::ConnectionAborted.into()),
+                Some(Word::Known(FromGuard::Event { event })) => told.event(event),
+                Some(Word::Unknown(_)) => {}
+                Some(Word::Known(FromGuard::Reply { reply, .. })) => {
+                    let GuardReply::Hello(guard) = reply else {
+                        return Ok(WrittenBy::default());
+                    };
+                    return Ok(guard.clipped());
+                }
+            }
+        }
+    }
+
+    /// Takes in what the guard says; whether it has not closed.
+    fn take(&mut self, word: Option<Word>, told: &Told) -> bool {
+        match word {
+            None => return false,
+            Some(Word::Known(FromGuard::Event { event })) => told.event(event),
+            Some(Word::Known(FromGuard::Reply { id, reply })) => self.answer(id, Ok(reply)),
+            Some(Word::Unknown(id)) => {
+                let guard = told.guard.borrow().clone();
+                let why = format!(
+                    "this agent, failover {PROGRAM}, does not know a word of its guard, {guard}: upgrade the agent"
+                );
+                tracing::warn!(why, "the guard is not understood");
+                let unknown = Err(GuardLinkError::Unknown(why));
+                self.answer(id.unwrap_or_default(), unknown);
+            }
+        }
+        true
+    }
+
+    fn answer(&mut self, id: u64, answer: Result<GuardReply, GuardLinkError>) {
+        if let Some(waiting) = self.waiting.remove(&id) {
+            drop(waiting.send(answer));
+        }
+    }
+}
+
+fn word(line: &str) -> serde_json::Result<Word> {
+    #[derive(Deserialize)]
+    struct Numbered {
+        id: Option<u64>,
+    }
+    match serde_json::from_str(line) {
+        Ok(known) => Ok(Word::Known(known)),
+        Err(_) => serde_json::from_str(line).map(|Numbered { id }| Word::Unknown(id)),
     }
 }
 
@@ -251,7 +352,7 @@ async fn carry(
     exe: PathBuf,
     first: Connection,
     mut asked: mpsc::Receiver<Question>,
-    events: broadcast::Sender<GuardEvent>,
+    told: Told,
 ) {
     let mut held = Some(first);
     loop {
@@ -259,11 +360,11 @@ async fn carry(
             let Some(question) = asked.recv().await else {
                 return;
             };
-            match connect_or_spawn(&config, &exe).await {
+            match connect_or_spawn(&config, &exe, &told).await {
                 Err(cause) => drop(question.answer.send(Err(cause))),
                 Ok(mut fresh) => {
                     let sent = fresh.ask(question).await;
-                    held = keep(fresh, sent.map(|()| true), &events);
+                    held = keep(fresh, sent.map(|()| true), &told);
                 }
             }
             continue;
@@ -273,33 +374,16 @@ async fn carry(
                 None => return,
                 Some(question) => connection.ask(question).await.map(|()| true),
             },
-            word = connection.hear() => word.map(|word| match word {
-                None => false,
-                Some(FromGuard::Event { event }) => {
-                    // Having no receiver is not an error: the status says the same.
-                    drop(events.send(event));
-                    true
-                }
-                Some(FromGuard::Reply { id, reply }) => {
-                    if let Some(answer) = connection.waiting.remove(&id) {
-                        drop(answer.send(Ok(reply)));
-                    }
-                    true
-                }
-            }),
+            word = connection.hear() => word.map(|word| connection.take(word, &told)),
         };
         held = held
             .take()
-            .and_then(|connection| keep(connection, going_on, &events));
+            .and_then(|connection| keep(connection, going_on, &told));
     }
 }
 
-/// Keeps a working connection; tells everybody who waits about a lost one.
-fn keep(
-    connection: Connection,
-    going_on: io::Result<bool>,
-    events: &broadcast::Sender<GuardEvent>,
-) -> Option<Connection> {
+/// Keeps a connection that goes on; tells everybody who waits about one that is lost.
+fn keep(connection: Connection, going_on: io::Result<bool>, told: &Told) -> Option<Connection> {
     let why = match going_on {
         Ok(true) => return Some(connection),
         Ok(false) => "the guard closed the connection".to_owned(),
@@ -309,7 +393,7 @@ fn keep(
     for answer in connection.waiting.into_values() {
         drop(answer.send(Err(GuardLinkError::Unknown(why.clone()))));
     }
-    drop(events.send(GuardEvent::Lost {}));
+    told.event(GuardEvent::Lost {});
     None
 }
 
@@ -323,10 +407,33 @@ async fn connect(config: &GuardConfig) -> io::Result<Connection> {
     })
 }
 
-async fn connect_or_spawn(config: &GuardConfig, exe: &Path) -> Result<Connection, GuardLinkError> {
-    if let Ok(connection) = connect(config).await {
-        return Ok(connection);
+/// A connection on which both sides have said hello.
+async fn connect_or_spawn(
+    config: &GuardConfig,
+    exe: &Path,
+    told: &Told,
+) -> Result<Connection, GuardLinkError> {
+    let mut connection = match connect(config).await {
+        Ok(connection) => connection,
+        Err(_) => spawned(config, exe).await?,
+    };
+    let silent = |why: String| GuardLinkError::Unknown(format!("the guard says no hello: {why}"));
+    let guard = timeout(ANSWER_WITHIN, connection.greet(told))
+        .await
+        .map_err(|elapsed| silent(elapsed.to_string()))?
+        .map_err(|cause| silent(cause.to_string()))?;
+    if !PROTOCOL.reads(guard.format) {
+        let major = PROTOCOL.major;
+        return Err(GuardLinkError::Refused(format!(
+            "the guard is {guard}, and this agent, failover {PROGRAM}, understands guards up to format {major}.x: upgrade the agent first"
+        )));
     }
+    told.guard.send_replace(guard);
+    Ok(connection)
+}
+
+/// A connection to a new guard.
+async fn spawned(config: &GuardConfig, exe: &Path) -> Result<Connection, GuardLinkError> {
     let unreachable = |what: &str, cause: &dyn std::fmt::Display| {
         GuardLinkError::Unreachable(format!("{what}: {cause}"))
     };

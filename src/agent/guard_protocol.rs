@@ -8,8 +8,14 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::engine::format::{Format, WrittenBy};
 use crate::engine::topology::Role;
 use crate::engine::units::Epoch;
+use crate::wire::written::{Message, Unknown};
+
+/// The format of what agent and guard say to each other. A guard lives as long as its database runs, so
+/// that an agent speaks to guards of many earlier programs: it says to each only what that one knows.
+pub const PROTOCOL: Format = Format::new(1, 0);
 
 /// Nanoseconds on `CLOCK_BOOTTIME`: the same number in every process of this host, unaffected by
 /// changes of the wall clock, and running while the host is suspended. `CLOCK_MONOTONIC` stands
@@ -22,9 +28,9 @@ pub fn boottime_ns() -> u64 {
         .saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// How the guard runs its PostgreSQL. Written by the agent as JSON, read once at start.
+/// How the guard runs its PostgreSQL. Written by the agent as JSON, read once at start, and shown with the
+/// status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct GuardConfig {
     /// The folder with `postgres`.
     pub bin_dir: PathBuf,
@@ -48,6 +54,14 @@ pub struct GuardConfig {
     pub options: Vec<String>,
     /// How long each stage of a fence may take.
     pub stop: StopTimes,
+}
+
+/// A guard that does not know one of its settings would run PostgreSQL otherwise than it was told.
+impl Message for GuardConfig {
+    const NAME: &'static str = "settings of the guard";
+    const READER: &'static str = "guard";
+    const UNKNOWN: Unknown = Unknown::Refused;
+    const FORMAT: Format = PROTOCOL;
 }
 
 impl GuardConfig {
@@ -104,8 +118,9 @@ impl GuardConfig {
     }
 }
 
-/// How long each stage of stopping PostgreSQL may take, in milliseconds, one after the other. Their
-/// sum is the longest that a fence takes and must stay within the policy's `fence_within`.
+/// How long each way of stopping PostgreSQL may take, in milliseconds, one after the other. Their
+/// sum is the longest a fence takes and must stay within the policy's `fence_within`. A stage that is not
+/// known is refused wherever it stands, so that a guard names none to an agent that does not know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopTimes {
@@ -131,6 +146,7 @@ impl StopTimes {
 
 /// One line to the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Request {
     /// Returned with the reply.
     pub id: u64,
@@ -142,8 +158,12 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum GuardCommand {
-    /// Starts PostgreSQL, without waiting until it answers. Replies `started`, also if it already
-    /// runs in this role.
+    /// The first on each connection: which program the agent runs, and in which format it speaks. Replies
+    /// `hello` with the same of the guard. A guard of before there was one refuses it, and takes whatever
+    /// else stands here.
+    Hello(WrittenBy),
+    /// Starts PostgreSQL, without waiting until it answers. Replies `started`, also when it runs
+    /// already in the same way.
     Start {
         /// The role.
         r#as: StartAs,
@@ -220,6 +240,8 @@ pub enum FromGuard {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GuardReply {
+    /// Which program the guard runs, and in which format it speaks.
+    Hello(WrittenBy),
     /// It is done.
     Done {},
     /// The postmaster runs.

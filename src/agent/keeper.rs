@@ -456,6 +456,7 @@ fn nothing_shown(now: MonoTime) -> Shown {
             pending: Vec::new(),
         },
         peer_mark: None,
+        guard: None,
         at: now,
     }
 }

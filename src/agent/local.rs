@@ -242,6 +242,7 @@ impl GuardedDatabase {
             .postmaster_pid
             .filter(|_| runs_as == Some(Role::Primary));
         LocalLook {
+            guard: Some(self.guard.guard()),
             recovering: primary.and_then(|pid| Self::recovering(pid, &status.config)),
             starts_as,
             unfit: status.unfit,

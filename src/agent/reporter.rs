@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::keeper::{News, Shown};
+use crate::engine::format::PROGRAM;
 use crate::engine::instance::Instance;
 use crate::engine::lasting::Lasting;
 use crate::engine::situation::{AgentFacts, LocalDatabase};
@@ -169,7 +170,8 @@ impl Reporter {
                 postmark,
                 ago: now.since(came),
             }),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            guard: shown.guard,
+            version: PROGRAM.to_owned(),
         }
     }
 

@@ -52,7 +52,7 @@ struct TlsLinks {
 #[async_trait]
 impl AgentLinks for TlsLinks {
     async fn report(&self, report: &Report, within: Duration) -> Result<ReportAnswer, EffectError> {
-        Ok(self.controller.post(REPORT_PATH, report, within).await?)
+        Ok(self.controller.say(REPORT_PATH, report, within).await?)
     }
 
     async fn ask_peer(
@@ -60,7 +60,7 @@ impl AgentLinks for TlsLinks {
         question: &PeerQuestion,
         within: Duration,
     ) -> Result<PeerAnswer, EffectError> {
-        Ok(self.peer.post(PEER_PATH, question, within).await?)
+        Ok(self.peer.say(PEER_PATH, question, within).await?)
     }
 }
 

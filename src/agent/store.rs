@@ -7,7 +7,18 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 
+use crate::engine::format::Format;
 use crate::ports::{AgentMemory, AgentStore, StoreError};
+use crate::wire::written::{Message, Unknown, Written};
+
+/// A promise in it binds the agent after this one, which may be of an earlier program: one that is not
+/// understood keeps that agent from starting.
+impl Message for AgentMemory {
+    const NAME: &'static str = "memory";
+    const READER: &'static str = "agent";
+    const UNKNOWN: Unknown = Unknown::Refused;
+    const FORMAT: Format = Format::new(1, 0);
+}
 
 /// The state in `agent.json` of the state folder.
 #[derive(Debug)]
@@ -30,16 +41,17 @@ impl FileStore {
 impl AgentStore for FileStore {
     async fn load(&self) -> Result<Option<AgentMemory>, StoreError> {
         match std::fs::read(self.folder.join("agent.json")) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|cause| self.failed(&cause)),
+            Ok(bytes) => Written::read(&bytes)
+                .map(|written| Some(written.message))
+                .map_err(|refused| self.failed(&refused)),
             Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
             Err(cause) => Err(self.failed(&cause)),
         }
     }
 
     async fn save(&self, memory: &AgentMemory) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(memory).map_err(|cause| self.failed(&cause))?;
+        let bytes =
+            serde_json::to_vec(&Written::ours(memory)).map_err(|cause| self.failed(&cause))?;
         let write = || {
             let aside = self.folder.join("agent.json.new");
             let mut file = File::create(&aside)?;

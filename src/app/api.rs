@@ -18,6 +18,7 @@ use super::journal::{Journal, Noise, View};
 use super::metrics;
 use crate::adapters::exposition::expose;
 use crate::adapters::files;
+use crate::adapters::messages::{Incoming, Outgoing, Unread};
 use crate::adapters::tls::{Identity, OperatorRole, PeerIdentity};
 use crate::engine::rate::{Budgets, Rate};
 use crate::engine::readiness;
@@ -25,11 +26,12 @@ use crate::engine::text::{harmless, typed};
 use crate::engine::topology::GroupName;
 use crate::ports::Clock;
 use crate::wire::{
-    LogPart, MESSAGE_LIMIT, OBSERVED_LIMIT, OBSERVED_PATH, ObserverAnswer, ObserverReport,
-    PromoteAsk, REPORT_LIMIT, REPORT_PATH, Readiness, Report, ReportAnswer, Status, check_count,
+    LogPart, MESSAGE_LIMIT, OBSERVED_LIMIT, OBSERVED_PATH, PromoteAsk, REPORT_LIMIT, REPORT_PATH,
+    Readiness, Status,
 };
 
 mod orders;
+mod reports;
 
 /// The most entries in one answer.
 const LOG_PART: usize = 200;
@@ -60,7 +62,10 @@ pub struct Api {
     pub commands: Arc<Mutex<Budgets<Identity>>>,
 }
 
-type Answer<T> = Result<Json<T>, Problem>;
+type Answer<T> = Result<Outgoing<T>, Problem>;
+
+/// The answer to what has no other than that it is done.
+type Done = Result<Json<()>, Problem>;
 
 /// An error answer.
 #[derive(Debug)]
@@ -84,6 +89,12 @@ fn only_just_started() -> Problem {
     Problem(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
+impl From<Unread> for Problem {
+    fn from(unread: Unread) -> Self {
+        Problem(unread.status(), unread.to_string())
+    }
+}
+
 fn unprocessable(text: String) -> Problem {
     Problem(StatusCode::UNPROCESSABLE_ENTITY, text)
 }
@@ -93,11 +104,11 @@ pub fn router(api: Api) -> Router {
     Router::new()
         .route(
             REPORT_PATH,
-            post(report).layer(DefaultBodyLimit::max(REPORT_LIMIT)),
+            post(reports::report).layer(DefaultBodyLimit::max(REPORT_LIMIT)),
         )
         .route(
             OBSERVED_PATH,
-            post(observed).layer(DefaultBodyLimit::max(OBSERVED_LIMIT)),
+            post(reports::observed).layer(DefaultBodyLimit::max(OBSERVED_LIMIT)),
         )
         .route("/v1/status", get(status))
         .route("/v1/check", get(check))
@@ -204,68 +215,13 @@ fn reason(text: &str) -> Result<String, Problem> {
     typed(text).map_err(|error| Problem(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
-async fn report(
-    State(api): State<Api>,
-    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(report): Json<Report>,
-) -> Answer<ReportAnswer> {
-    let expected = Identity::Agent {
-        group: report.group.clone(),
-        site: report.site.clone(),
-    };
-    if peer.identity != expected || report.group != api.group {
-        let text = format!(
-            "`{}` may not report for site `{}` of `{}`",
-            peer.identity, report.site, report.group
-        );
-        let from = format!("{text}, from {}", peer.address);
-        api.journal
-            .tell(Noise::AgentRejected, &peer.identity, &from);
-        return Err(Problem(StatusCode::FORBIDDEN, text));
-    }
-    check_count(&report.observations).map_err(unprocessable)?;
-    Ok(Json(
-        api.control
-            .ask(|answer| Input::Reported(Box::new(report), answer))
-            .await?,
-    ))
-}
-
-/// Receives an observer's report.
-async fn observed(
-    State(api): State<Api>,
-    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(report): Json<ObserverReport>,
-) -> Answer<ObserverAnswer> {
-    let expected = Identity::Observer {
-        group: report.group.clone(),
-        name: report.name.clone(),
-    };
-    let answer = if peer.identity == expected && report.group == api.group {
-        check_count(&report.observations).map_err(unprocessable)?;
-        let asked = |answer| Input::ObserverReported(Box::new(report), answer);
-        api.control.ask(asked).await?
-    } else {
-        Err(format!(
-            "`{}` may not report as observer `{}` of `{}`",
-            peer.identity, report.name, report.group
-        ))
-    };
-    answer.map(Json).map_err(|error| {
-        let text = format!("{error}, from {}", peer.address);
-        api.journal
-            .tell(Noise::ObserverRejected, &peer.identity, &text);
-        Problem(StatusCode::FORBIDDEN, error)
-    })
-}
-
 async fn status(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
 ) -> Answer<Status> {
     person(&api, &peer, Verb::Read)?;
     let status = api.status.borrow().clone();
-    status.map(Json).ok_or_else(only_just_started)
+    status.map(Outgoing).ok_or_else(only_just_started)
 }
 
 /// Every check of what would block a failover now.
@@ -276,22 +232,23 @@ async fn check(
     person(&api, &peer, Verb::Read)?;
     let status = api.status.borrow().clone();
     status
-        .map(|status| Json(Readiness::of(&status)))
+        .map(|status| Outgoing(Readiness::of(&status)))
         .ok_or_else(only_just_started)
 }
 
 async fn promote(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(mut ask): Json<PromoteAsk>,
+    Incoming(written): Incoming<PromoteAsk>,
 ) -> Answer<crate::wire::PromoteAnswer> {
+    let mut ask = written.message;
     let name = person(&api, &peer, Verb::Promote)?;
     ask.reason = reason(&ask.reason)?;
     let done = api
         .control
         .ask(|answer| Input::Asked(name, Asked::Promote(ask, answer)))
         .await?;
-    done.map(Json)
+    done.map(Outgoing)
         .map_err(|why| Problem(StatusCode::BAD_REQUEST, why))
 }
 
@@ -328,7 +285,7 @@ async fn log(
         .map_err(|error| failed(error.to_string()))?
         .map_err(|error| failed(error.to_string()))?;
     let lines = entries.into_iter().map(|(line, _)| line).collect();
-    Ok(Json(LogPart { lines, last }))
+    Ok(Outgoing(LogPart { lines, last }))
 }
 
 /// Ready to fail over: the controller can judge, and nothing known would block a failover if the

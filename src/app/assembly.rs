@@ -12,6 +12,7 @@ use super::journal::{Journal, Stamp};
 use super::leadership::{self, Leadership};
 use super::notes::read_notes;
 use crate::engine::chain::Chain;
+use crate::engine::format::PROGRAM;
 use crate::engine::observation::Observation;
 use crate::engine::policy::Policy;
 use crate::engine::topology::{ObserverName, Target, Topology, Vantage};
@@ -116,7 +117,7 @@ pub async fn assemble(
     for (code, text) in opened.notes {
         journal.note(code, text).await?;
     }
-    let started = format!("controller started: {}", env!("CARGO_PKG_VERSION"));
+    let started = format!("controller started: {PROGRAM}");
     journal.note("started", started).await?;
     tasks.spawn(control.rehearser().run());
     tasks.spawn(async { ("control loop", control.run().await.map_err(Into::into)) });

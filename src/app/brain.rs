@@ -33,11 +33,13 @@ use crate::engine::units::{Aged, Epoch, Lsn, MonoTime, WallTime};
 use crate::engine::waits::Waits;
 use crate::engine::witness::{Log, Testimony};
 
+mod fleet;
 mod instances;
 mod marks;
 mod reports;
 mod witnesses;
 
+use self::fleet::Programs;
 use self::marks::Marks;
 use self::witnesses::Said;
 
@@ -83,6 +85,7 @@ pub struct Brain {
     /// What each process reports about its certificates and secrets.
     credentials: BTreeMap<Vantage, CredentialFacts>,
     rehearsals: Rehearsals,
+    programs: Programs,
 }
 
 impl Brain {
@@ -121,6 +124,7 @@ impl Brain {
             anchors: (0, 0),
             credentials: BTreeMap::new(),
             rehearsals: Rehearsals::default(),
+            programs: Programs::default(),
             topology,
             policy,
         }

@@ -14,6 +14,7 @@ use crate::engine::answer::Answer;
 use crate::engine::chain::Body;
 use crate::engine::credential::CredentialFacts;
 use crate::engine::decision::{Decision, Signature, Verdict, decide};
+use crate::engine::format::PROGRAM;
 use crate::engine::lease::LastRight;
 use crate::engine::loss::LossEvidence;
 use crate::engine::observation::Observation;
@@ -27,6 +28,7 @@ use crate::engine::situation::{LogBehind, LogStopped, Request, Situation};
 use crate::engine::topology::{SiteName, TargetName};
 use crate::engine::units::{Epoch, Lsn, MonoTime, WallTime};
 use crate::ports::Clock;
+use crate::wire::written::Written;
 use crate::wire::{
     ObserverAnswer, ObserverReport, PlanStatus, Postmark, Report, ReportAnswer, Status,
 };
@@ -53,10 +55,10 @@ pub enum Input {
     /// A result of rehearsing what the steps after a promotion would need, and when that began.
     Rehearsed(MonoTime, Vec<Found>),
     /// An agent reported, and waits for the answer.
-    Reported(Box<Report>, oneshot::Sender<ReportAnswer>),
+    Reported(Box<Written<Report>>, oneshot::Sender<ReportAnswer>),
     /// An extra observer reported, and waits for the answer.
     ObserverReported(
-        Box<ObserverReport>,
+        Box<Written<ObserverReport>>,
         oneshot::Sender<Result<ObserverAnswer, String>>,
     ),
     /// A named operator's request.
@@ -212,9 +214,15 @@ impl Control {
             }
             Input::Anchors(reached, of, own) => self.brain.surroundings((reached, of), own),
             Input::Rehearsed(began, found) => self.brain.rehearsed(began, found),
-            Input::Reported(report, answer) => self.reported(report, answer),
-            Input::ObserverReported(report, answer) => {
-                drop(answer.send(self.brain.observed(*report, now)));
+            Input::Reported(written, answer) => self.reported(*written, answer),
+            Input::ObserverReported(written, answer) => {
+                let Written { by, message } = *written;
+                let name = message.name.clone();
+                let told = self.brain.observed(message, now);
+                if told.is_ok() {
+                    self.brain.observer_runs(name, by);
+                }
+                drop(answer.send(told));
             }
             Input::Asked(operator, asked) => self.asked(operator, asked),
             Input::TrafficSays(target, answer) => self.brain.traffic_says(target, answer),
@@ -360,7 +368,8 @@ impl Control {
         self.status.send_replace(Some(Status {
             schema_version: 1,
             at: self.clock.wall(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: PROGRAM.to_owned(),
+            fleet: self.brain.fleet(),
             policy: self.policy_name.clone(),
             data: Some(self.brain.policy().data.clone()),
             situation: situation.clone(),

@@ -8,7 +8,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::noise::{Told, Unsaid};
 use super::leadership::NotLeading;
-use crate::engine::chain::{Body, Broken, Chain, Digest, Entry, Recent};
+use crate::engine::chain::{Body, Broken, Chain, Digest, Entry, FORMAT, Recent};
+use crate::engine::format::PROGRAM;
 use crate::engine::lasting::Lasting;
 use crate::engine::provenance::LOG_PATIENCE;
 use crate::engine::saga::GroupState;
@@ -172,10 +173,11 @@ impl Journal {
             unwritten: Lasting::default(),
         };
         if writer.chain.entries == 0 {
-            let topology = writer.topology.clone();
-            writer
-                .write("controller".to_owned(), Body::Opened { topology })
-                .await?;
+            let opened = Body::Opened {
+                topology: writer.topology.clone(),
+                format: Some(FORMAT),
+            };
+            writer.write("controller".to_owned(), opened).await?;
         }
         writer.publish();
         Ok((
@@ -335,7 +337,7 @@ impl Writer {
             group: self.topology.group.clone(),
             epoch,
             actor,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: PROGRAM.to_owned(),
             settings: self.stamp.settings,
             body,
             previous: self.chain.head,

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Reach;
@@ -14,6 +12,7 @@ use crate::adapters::tls::{CallError, Identity, Peer, PeerClient, TlsFiles, TlsM
 use crate::engine::text::harmless;
 use crate::lab::standing;
 use crate::wire::LogPart;
+use crate::wire::written::{Message, Written};
 
 /// How long the controller may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -88,7 +87,7 @@ impl Client {
     }
 
     /// Reads.
-    pub fn get<R: DeserializeOwned>(&self, path: &str) -> anyhow::Result<R> {
+    pub fn get<R: Message>(&self, path: &str) -> anyhow::Result<R> {
         let answer: Value = self
             .runtime
             .block_on(self.peer.get(path, ANSWER))
@@ -103,24 +102,27 @@ impl Client {
             .map_err(|error| self.explain(error))
     }
 
-    /// Asks for something to be done.
-    pub fn post<B: Serialize, R: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &B,
-    ) -> anyhow::Result<R> {
-        let answer: Value = self
-            .runtime
-            .block_on(self.peer.post(path, body, ANSWER))
-            .map_err(|error| self.explain(error))?;
-        read(answer)
+    /// Asks for something to be done that has no other answer than that it is done.
+    pub fn order<B: Message>(&self, path: &str, body: &B) -> anyhow::Result<()> {
+        self.send(path, body).map(drop)
+    }
+
+    /// Asks for something to be done, and reads what became of it.
+    pub fn post<B: Message, R: Message>(&self, path: &str, body: &B) -> anyhow::Result<R> {
+        read(self.send(path, body)?)
+    }
+
+    fn send<B: Message>(&self, path: &str, body: &B) -> anyhow::Result<Value> {
+        self.runtime
+            .block_on(self.peer.post(path, &Written::ours(body), ANSWER))
+            .map_err(|error| self.explain(error))
     }
 }
 
-/// An answer, with every text in it made safe to display.
-fn read<R: DeserializeOwned>(mut answer: Value) -> anyhow::Result<R> {
+/// An answer, with every text in it as it may be shown.
+fn read<R: Message>(mut answer: Value) -> anyhow::Result<R> {
     make_harmless(&mut answer);
-    serde_json::from_value(answer).context("the controller's answer")
+    Ok(Written::read(answer.to_string().as_bytes())?.message)
 }
 
 fn make_harmless(value: &mut Value) {
@@ -137,9 +139,9 @@ fn make_harmless(value: &mut Value) {
 }
 
 impl Client {
-    /// Reads repeatedly, for as long as `shown` wants, and hands it errors too: a controller
-    /// that goes away may come back. Ends at once on Ctrl-C.
-    pub fn watch<R: DeserializeOwned>(
+    /// Reads again and again, for as long as `shown` wants, and hands it also what went wrong: a
+    /// controller that goes away may come back. Ends at once when somebody presses Ctrl-C.
+    pub fn watch<R: Message>(
         &self,
         path: &str,
         every: Duration,
@@ -147,8 +149,8 @@ impl Client {
     ) -> anyhow::Result<()> {
         let watching = async {
             loop {
-                let read = self.peer.get(path, ANSWER).await;
-                shown(read.map_err(|error| self.explain(error)))?;
+                let answer = self.peer.get(path, ANSWER).await;
+                shown(answer.map_err(|error| self.explain(error)).and_then(read))?;
                 tokio::time::sleep(every).await;
             }
         };

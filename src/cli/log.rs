@@ -137,7 +137,7 @@ fn verify(args: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
 /// One entry on one line, for people; no text in it can break the line.
 pub fn one_line(entry: &Entry) -> String {
     let what = match &entry.body {
-        Body::Opened { topology } => format!(
+        Body::Opened { topology, .. } => format!(
             "log of group {} with sites {} and {}",
             topology.group, topology.first, topology.second
         ),

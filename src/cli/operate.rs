@@ -138,7 +138,7 @@ pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
         reason,
         lasting: args.lasting,
     };
-    client.post::<_, ()>("/v1/hold", &ask)?;
+    client.order("/v1/hold", &ask)?;
     output.say(format!(
         "automation of `{}` is held for {}",
         args.group,
@@ -152,7 +152,7 @@ pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
     let reason = typed(&args.reason)?;
     let client = Client::new(&args.reach)?;
     check_group(&client, &args.group)?;
-    client.post::<_, ()>(
+    client.order(
         "/v1/release",
         &ReleaseAsk {
             reason,
@@ -176,7 +176,7 @@ pub fn adopt(args: &AdoptArgs, output: &Output) -> anyhow::Result<Exit> {
         active: args.active.clone(),
         reason,
     };
-    client.post::<_, ()>("/v1/adopt", &ask)?;
+    client.order("/v1/adopt", &ask)?;
     output.say(format!(
         "`{}` goes on in epoch {} with `{}` active; automation is disarmed until reverse replication streams, or `failover release`",
         args.group, args.epoch, args.active
@@ -194,7 +194,7 @@ pub fn adopt_instance(args: &AdoptInstanceArgs, output: &Output) -> anyhow::Resu
         instance: args.instance,
         reason,
     };
-    client.post::<_, ()>("/v1/adopt-instance", &ask)?;
+    client.order("/v1/adopt-instance", &ask)?;
     output.say(format!(
         "site `{}` of `{}` is instance {}",
         args.site, args.group, args.instance

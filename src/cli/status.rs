@@ -135,6 +135,7 @@ fn write(text: &mut String, status: &Status, output: &Output) -> std::fmt::Resul
     writeln!(text)?;
     write_sites(text, status, output)?;
     write_observers(text, status, output)?;
+    write_programs(text, status, output)?;
     write_replication(text, status, output)?;
     write_certificates(text, status, output)?;
     if let Some(plan) = &status.plan {
@@ -253,7 +254,20 @@ fn write_observers(text: &mut String, status: &Status, output: &Output) -> std::
     Ok(())
 }
 
-/// The certificates that expire first.
+/// Which program each process runs, where that is not one and the same.
+fn write_programs(text: &mut String, status: &Status, output: &Output) -> std::fmt::Result {
+    if !status.fleet.mixed {
+        return Ok(());
+    }
+    let members = status.fleet.members();
+    let each: Vec<String> = members
+        .map(|(name, by)| format!("{name} is {by}"))
+        .collect();
+    let title = output.paint(Mood::Strong, "programs are mixed:");
+    writeln!(text, "{title} {}", each.join(", "))
+}
+
+/// The certificates that end first.
 fn write_certificates(text: &mut String, status: &Status, output: &Output) -> std::fmt::Result {
     let nearest = status.situation.certificates.iter().take(3);
     let shown: Vec<String> = nearest

@@ -4,15 +4,13 @@
 //! JSON. The digits are the SHA-256 of exactly the JSON's bytes; the JSON contains the digest of
 //! the previous line. So an auditor can check a log with a few lines in any language.
 
-use std::collections::VecDeque;
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::decision::Decision;
+pub use super::digest::{Digest, Fit, LogMark, Recent};
+use super::format::{Format, PROGRAM, not_understood};
 use super::instance::InstanceChange;
 use super::plan::Plan;
 use super::saga::{Command, Ending, GroupState, Happening, Moment, SagaError};
@@ -21,41 +19,10 @@ use super::step::{Event, Step};
 use super::synchrony::WindowChange;
 use super::text::{WORD_LIMIT, clip, clip_to, clipped};
 use super::topology::{GroupName, Topology};
-use super::units::{Epoch, UnitError, WallTime, serde_as_text};
+use super::units::{Epoch, WallTime};
 
-/// A SHA-256 digest; prints as 64 lower-case hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Digest([u8; 32]);
-
-impl Digest {
-    /// The previous digest of the first entry: all zeros.
-    pub const ZERO: Digest = Digest([0; 32]);
-
-    /// The SHA-256 of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Digest(Sha256::digest(bytes).into())
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl std::str::FromStr for Digest {
-    type Err = UnitError;
-
-    fn from_str(text: &str) -> Result<Self, UnitError> {
-        let wrong = || UnitError::new(text, "a digest", "64 lower-case hexadecimal digits");
-        let bytes = data_encoding::HEXLOWER
-            .decode(text.as_bytes())
-            .map_err(|_cause| wrong())?;
-        bytes.try_into().map(Digest).map_err(|_cause| wrong())
-    }
-}
-
-serde_as_text!(Digest);
+/// The format of the entries that are written.
+pub const FORMAT: Format = Format::new(1, 0);
 
 /// One entry of the decision log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +70,9 @@ pub enum Body {
     Opened {
         /// What the log is about.
         topology: Topology,
+        /// The format in which it begins; `None` from before formats had numbers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        format: Option<Format>,
     },
     /// An operator's command was accepted.
     Command {
@@ -225,8 +195,18 @@ pub enum Broken {
     /// The JSON is not an entry.
     #[error("the entry cannot be read: {0}")]
     Entry(String),
-    /// Its `previous` is not the digest of the previous entry.
-    #[error("it does not follow the entry before it: one was altered, removed or added")]
+    /// Another version wrote what this one does not know; its digest fits.
+    #[error(
+        "failover {version} wrote it, and this one, failover {PROGRAM}, does not understand it: {what}"
+    )]
+    NotUnderstood {
+        /// The version that wrote it.
+        version: String,
+        /// What is not understood.
+        what: String,
+    },
+    /// It does not follow on the entry before.
+    #[error("it does not follow on the entry before it: one was altered, removed or added")]
     Link,
     /// Its number does not follow the previous one.
     #[error("it has number {found}, expected {expected}")]
@@ -255,73 +235,7 @@ pub enum Broken {
     Saga(#[from] SagaError),
 }
 
-/// The end of a log as somebody last saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogMark {
-    /// The number of its last entry.
-    pub entries: u64,
-    /// The digest of that entry.
-    pub head: Digest,
-}
-
-/// How many digests are kept to compare marks with: agents learn of a new end about once a second.
-const RECENT: usize = 1024;
-
-/// The digests of a log's last entries.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Recent {
-    entries: u64,
-    digests: Arc<VecDeque<Digest>>,
-}
-
-/// How a remembered mark compares with a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fit {
-    /// The log contains that entry.
-    Same,
-    /// The entry is too old to compare.
-    TooOld,
-    /// The log is shorter than the mark.
-    Longer,
-    /// The log has a different entry there.
-    Other,
-}
-
-impl Recent {
-    fn push(&mut self, digest: Digest) {
-        self.entries = self.entries.saturating_add(1);
-        let digests = Arc::make_mut(&mut self.digests);
-        if digests.len() >= RECENT {
-            digests.pop_front();
-        }
-        digests.push_back(digest);
-    }
-
-    /// The end of the log; `None` for a log without entries.
-    pub fn end(&self) -> Option<LogMark> {
-        let entries = self.entries;
-        self.digests.back().map(|head| LogMark {
-            entries,
-            head: *head,
-        })
-    }
-
-    /// Compares a remembered mark with the log.
-    pub fn fits(&self, mark: &LogMark) -> Fit {
-        let Some(back) = self.entries.checked_sub(mark.entries) else {
-            return Fit::Longer;
-        };
-        let from_end = usize::try_from(back).ok();
-        let kept = from_end.and_then(|back| self.digests.iter().rev().nth(back));
-        match kept {
-            None => Fit::TooOld,
-            Some(digest) if *digest == mark.head => Fit::Same,
-            Some(_) => Fit::Other,
-        }
-    }
-}
-
-/// The end of a chain, and the state that its entries add up to.
+/// The end of a chain, and what the chain amounts to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// The number of entries.
@@ -385,7 +299,7 @@ impl Chain {
             });
         }
         match (&entry.body, &mut self.about) {
-            (Body::Opened { topology }, about @ None) => {
+            (Body::Opened { topology, .. }, about @ None) => {
                 *about = Some((topology.clone(), GroupState::new(topology)));
             }
             (Body::Opened { .. }, Some(_)) | (_, None) => return Err(Broken::Opening),
@@ -451,12 +365,46 @@ pub fn read_line(line: &[u8]) -> Result<(Digest, Entry), Broken> {
     if Digest::of(json) != digest {
         return Err(Broken::Digest);
     }
-    let entry =
-        serde_json::from_slice(json).map_err(|cause| Broken::Entry(clipped(cause.to_string())))?;
+    let entry = understood(json).map_err(|what| match serde_json::from_slice(json) {
+        Ok(Version { version }) => Broken::NotUnderstood {
+            version: clipped(version),
+            what: clipped(what),
+        },
+        Err(_) => Broken::Entry(clipped(what)),
+    })?;
     Ok((digest, entry))
 }
 
-/// The value as RFC 8785 canonical JSON.
+/// What every entry says, however much else in it is not understood.
+#[derive(Deserialize)]
+struct Version {
+    version: String,
+}
+
+/// The entry in a line; or what of it is not understood. The state of the group follows from entries, so
+/// nothing of one is passed over, but for the evidence of a decision, from which no state follows.
+fn understood(json: &[u8]) -> Result<Entry, String> {
+    let entry: Entry = serde_json::from_slice(json).map_err(|cause| cause.to_string())?;
+    if let Body::Opened {
+        format: Some(format),
+        ..
+    } = &entry.body
+        && !FORMAT.reads(*format)
+    {
+        return Err(format!("the log is of format {format}"));
+    }
+    if matches!(entry.body, Body::Decision { .. }) {
+        return Ok(entry);
+    }
+    let found = serde_json::from_slice(json).map_err(|cause| cause.to_string())?;
+    let read = serde_json::to_value(&entry).map_err(|cause| cause.to_string())?;
+    match not_understood(&found, &read) {
+        None => Ok(entry),
+        Some(field) => Err(format!("unknown field `{field}`")),
+    }
+}
+
+/// RFC 8785 canonical JSON.
 pub fn canonical<T: Serialize>(value: &T) -> Result<Vec<u8>, Broken> {
     serde_json_canonicalizer::to_vec(value).map_err(|cause| Broken::Entry(cause.to_string()))
 }
@@ -507,6 +455,7 @@ mod tests {
         let mut chain = Chain::default();
         let opened = Body::Opened {
             topology: topology(),
+            format: Some(FORMAT),
         };
         let mut log = chain.append(&entry(&chain.clone(), opened)).unwrap();
         let policy = Policy::read("p", include_str!("../../policies/fast.toml")).unwrap();
@@ -581,6 +530,7 @@ mod tests {
         let mut chain = Chain::default();
         let opened = Body::Opened {
             topology: topology(),
+            format: Some(FORMAT),
         };
         chain.append(&entry(&chain.clone(), opened)).unwrap();
         let before = chain.clone();
@@ -609,6 +559,161 @@ mod tests {
         assert_eq!(refused, Broken::TooLong { limit });
         let longest = entry(&chain, long(WRITTEN_LINE - rest + 3));
         assert_eq!(chain.append(&longest).unwrap().len(), WRITTEN_LINE);
+    }
+
+    /// One entry of each kind.
+    fn one_of_each() -> Vec<serde_json::Value> {
+        let policy = Policy::read("p", include_str!("../../policies/fast.toml")).unwrap();
+        let last = super::super::lease::LastRight {
+            site: aws(),
+            granted: super::super::units::MonoTime::default(),
+            alive: Some(true),
+        };
+        let plan = Plan::failover(&healthy().active_lost(), &topology(), &last, WallTime(0));
+        let started = |index: usize| Body::Step {
+            plan: 4,
+            index,
+            step: plan.steps[index].clone(),
+            event: Event::Started,
+        };
+        let done = |fact| Body::Step {
+            plan: 4,
+            index: 0,
+            step: plan.steps[0].clone(),
+            event: Event::Done { fact },
+        };
+        let bodies = [
+            Body::Opened {
+                topology: topology(),
+                format: Some(FORMAT),
+            },
+            Body::Command {
+                command: Command::Release {
+                    reason: "x".into(),
+                    rebuilt: true,
+                },
+            },
+            Body::Decision {
+                decision: Box::new(decide(&healthy(), &policy)),
+                situation: Box::new(healthy()),
+            },
+            Body::Plan {
+                plan: Box::new(plan.clone()),
+            },
+            started(0),
+            done(super::super::step::Fact::Done),
+            Body::Instance {
+                change: InstanceChange {
+                    site: aws(),
+                    instance: "68bb8cb31b3ca56bf8ddc6e5641e7cc5@414f3880665df00f"
+                        .parse()
+                        .unwrap(),
+                    before: None,
+                },
+            },
+            Body::Outcome {
+                plan: 4,
+                ending: Ending::Undone { why: "x".into() },
+            },
+            Body::Window {
+                change: WindowChange::Opened { why: "x".into() },
+            },
+            Body::Note {
+                code: "x".into(),
+                text: "x".into(),
+            },
+        ];
+        let entries = bodies.map(|body| entry(&Chain::default(), body));
+        let json = entries.map(|entry| serde_json::to_value(entry).unwrap());
+        json.into()
+    }
+
+    /// Every object in a value, by its path.
+    fn objects(value: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+        use serde_json::Value;
+
+        match value {
+            Value::Object(fields) => {
+                found.push(path.to_owned());
+                for (name, value) in fields {
+                    objects(value, &format!("{path}/{name}"), found);
+                }
+            }
+            Value::Array(all) => {
+                for (index, value) in all.iter().enumerate() {
+                    objects(value, &format!("{path}/{index}"), found);
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    fn read(entry: &serde_json::Value) -> Result<Entry, Broken> {
+        let json = canonical(entry).unwrap();
+        let line = [format!("{} ", Digest::of(&json)).into_bytes(), json].concat();
+        read_line(&line).map(|(_, entry)| entry)
+    }
+
+    #[test]
+    fn what_a_later_program_wrote_into_an_entry_is_refused_by_name_wherever_it_stands() {
+        let mut refused = 0;
+        for mut entry in one_of_each() {
+            assert!(read(&entry).is_ok(), "{entry}");
+            entry["version"] = "7.1.0".into();
+            let evidence = entry["body"]["entry"] == "decision";
+            let mut places = Vec::new();
+            objects(&entry, "", &mut places);
+            for place in places {
+                let mut later = entry.clone();
+                later.pointer_mut(&place).unwrap()["later"] = 7.into();
+                let Err(broken) = read(&later) else {
+                    assert!(evidence, "{place} of {entry}");
+                    continue;
+                };
+                refused += 1;
+                let text = broken.to_string();
+                let field = format!("{place}/later")[1..].replace('/', ".");
+                assert!(text.contains(&format!("unknown field `{field}`")), "{text}");
+                assert!(
+                    text.contains("failover 7.1.0 wrote it, and this one"),
+                    "{text}"
+                );
+                // What says nothing is no word more.
+                later.pointer_mut(&place).unwrap()["later"] = false.into();
+                assert!(read(&later).is_ok(), "{place} of {entry}");
+            }
+        }
+        assert!(refused > 40, "only {refused} places");
+    }
+
+    #[test]
+    fn an_unknown_kind_of_entry_and_a_later_format_are_refused_by_name() {
+        let [opened, note] = [0, 9].map(|index| one_of_each().swap_remove(index));
+        let table = [
+            (&note, "/body/entry", "mirror", "unknown variant `mirror`"),
+            (&opened, "/body/format", "2.0", "the log is of format 2.0"),
+        ];
+        for (entry, path, value, what) in table {
+            let mut later = entry.clone();
+            later["version"] = "7.1.0".into();
+            *later.pointer_mut(path).unwrap() = value.into();
+            let Err(Broken::NotUnderstood {
+                version,
+                what: told,
+            }) = read(&later)
+            else {
+                panic!("{later} is read");
+            };
+            assert_eq!(version, "7.1.0");
+            assert!(told.contains(what), "{told}");
+        }
+        // Another second number is no reason.
+        let mut minor = opened.clone();
+        minor["body"]["format"] = "1.9".into();
+        assert!(read(&minor).is_ok());
+        // Nor is none: a log of before formats had numbers.
+        minor["body"].as_object_mut().unwrap().remove("format");
+        assert!(read(&minor).is_ok());
     }
 
     #[test]

@@ -319,6 +319,7 @@ mod tests {
             let body = match seq {
                 1 => Body::Opened {
                     topology: topology(),
+                    format: None,
                 },
                 _ => Body::Note { code, text },
             };

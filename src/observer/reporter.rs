@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::engine::format::PROGRAM;
 use crate::engine::lasting::Lasting;
 use crate::engine::topology::{GroupName, ObserverName};
 use crate::ports::{Clock, ObserverLink};
@@ -48,7 +49,7 @@ impl Reporter {
                 name: self.name.clone(),
                 observations: unsent.pack(began),
                 heard: unsent.heard(began),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
+                version: PROGRAM.to_owned(),
             };
             let every = self.rhythm.borrow().every;
             let mut again = false;

@@ -35,7 +35,7 @@ impl ObserverLink for TlsLink {
         report: &ObserverReport,
         within: Duration,
     ) -> Result<ObserverAnswer, EffectError> {
-        Ok(self.0.post(OBSERVED_PATH, report, within).await?)
+        Ok(self.0.say(OBSERVED_PATH, report, within).await?)
     }
 }
 

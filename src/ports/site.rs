@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{EffectError, StoreError};
-use crate::engine::chain::LogMark;
+use crate::engine::digest::LogMark;
+use crate::engine::format::WrittenBy;
 use crate::engine::instance::Instance;
 use crate::engine::lease::Enforcer;
 use crate::engine::policy::{FenceStages, LeaseTimers};
@@ -156,6 +157,8 @@ pub struct LocalLook {
     pub right: Option<(Epoch, MonoTime)>,
     /// The epoch of the fence marker, if there is one, and its cause.
     pub fenced: Option<(Epoch, String)>,
+    /// Which program the guard runs, and in which format it is spoken to.
+    pub guard: Option<WrittenBy>,
     /// How it last ended, if it did.
     pub ended: Option<String>,
 }

@@ -102,6 +102,7 @@ impl Server for SimDatabase {
                     .map(|(epoch, until)| (epoch, until.map_or(never, |until| skew.mono(until)))),
                 fenced: machine.marker.clone(),
                 ended: machine.ended.clone(),
+                guard: None,
             }
         }))
     }

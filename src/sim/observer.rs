@@ -18,6 +18,7 @@ use crate::ports::{Clock, EffectError, ObserverLink};
 use crate::prober::look_for_ever;
 use crate::tasks::{Tasks, named};
 use crate::wire::unsent::Unsent;
+use crate::wire::written::Written;
 use crate::wire::{ObserverAnswer, ObserverReport};
 
 /// How many observations may wait.
@@ -43,7 +44,8 @@ impl ObserverLink for SimLink {
         report: &ObserverReport,
         within: Duration,
     ) -> Result<ObserverAnswer, EffectError> {
-        let told = ask_controller(&self.0, within, report, Input::ObserverReported).await?;
+        let written = Written::new(report.clone());
+        let told = ask_controller(&self.0, within, &written, Input::ObserverReported).await?;
         told.map_err(EffectError::Refused)
     }
 }

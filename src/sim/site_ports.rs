@@ -25,6 +25,7 @@ use crate::ports::{
     AgentLinks, AgentMemory, AgentStore, Credentials, EffectError, Probe, StoreError, Workloads,
 };
 use crate::wire::sealed::{Sealed, SignedOrder, seal_answer};
+use crate::wire::written;
 use crate::wire::{OrderAnswer, PeerAnswer, PeerQuestion, Report, ReportAnswer};
 
 /// Simulated links know no TLS. A certificate that turns its holder away looks like links that are
@@ -143,7 +144,8 @@ pub struct SimLinks(pub Place);
 impl AgentLinks for SimLinks {
     async fn report(&self, report: &Report, within: Duration) -> Result<ReportAnswer, EffectError> {
         let report = liar::report(&self.0.world, self.0.node, report.clone());
-        ask_controller(&self.0, within, &report, Input::Reported).await
+        let written = written::Written::new(report);
+        ask_controller(&self.0, within, &written, Input::Reported).await
     }
 
     async fn ask_peer(

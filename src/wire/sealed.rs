@@ -4,12 +4,16 @@
 //!
 //! Who signs and who knows signatures is handed in ([`Signer`], [`Verifier`]); what a signature means is
 //! here, so that every process, and the simulator, reads it by the same rules.
+//!
+//! A signature is over the bytes that are sent, never over what somebody read in them: so it counts
+//! whatever a later program added, and whoever carries a word need not understand it. What is signed for
+//! stays as it is for good; the format stands in the signed bytes.
 
 use std::fmt;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::written::{Message, NotUnderstood, Unknown, Written};
 use super::{Order, OrderAnswer};
 use crate::engine::chain::Digest;
 use crate::engine::topology::{GroupName, SiteName};
@@ -85,9 +89,12 @@ pub enum SealError {
     /// A genuine answer, but to another order.
     #[error("it is the answer to another order")]
     OtherOrder,
-    /// The signed content cannot be written or read.
-    #[error("cannot read or write what is signed: {0}")]
+    /// What is to be signed cannot be written.
+    #[error("cannot write what is to be signed: {0}")]
     NotJson(String),
+    /// It is signed, and cannot be read.
+    #[error(transparent)]
+    NotUnderstood(#[from] NotUnderstood),
     /// The key does not sign.
     #[error("cannot sign: {0}")]
     Refused(String),
@@ -112,20 +119,25 @@ pub struct Sealed {
 }
 
 impl Sealed {
-    fn seal<T: Serialize>(said: &T, context: &str, by: &dyn Signer) -> Result<Self, SealError> {
-        let body = serde_json::to_string(said).map_err(not_json)?;
+    fn seal<T: Message>(said: &T, context: &str, by: &dyn Signer) -> Result<Self, SealError> {
+        let body = serde_json::to_string(&Written::ours(said));
+        let body = body.map_err(|cause| SealError::NotJson(cause.to_string()))?;
         let signature = by.sign(&message(context, &body))?;
         Ok(Self { body, signature })
     }
 
-    fn open<T: DeserializeOwned>(
-        &self,
-        context: &str,
-        by: &dyn Verifier,
-    ) -> Result<(T, Author), SealError> {
-        let author = by.signed_by(&message(context, &self.body), &self.signature)?;
-        let said = serde_json::from_str(&self.body).map_err(not_json)?;
-        Ok((said, author))
+    /// Whose word it is.
+    fn author(&self, context: &str, by: &dyn Verifier) -> Result<Author, SealError> {
+        by.signed_by(&message(context, &self.body), &self.signature)
+    }
+
+    fn read<T: Message>(&self) -> Result<T, NotUnderstood> {
+        Written::read(self.body.as_bytes()).map(|written| written.message)
+    }
+
+    /// Whether it is an order of the controller, whatever it says: for who only carries it.
+    pub fn is_order(&self, by: &dyn Verifier) -> Result<(), SealError> {
+        expect(&self.author(ORDER_CONTEXT, by)?, &Author::Controller)
     }
 
     /// The digest of the bytes that were signed.
@@ -134,11 +146,7 @@ impl Sealed {
     }
 }
 
-fn not_json(cause: serde_json::Error) -> SealError {
-    SealError::NotJson(cause.to_string())
-}
-
-/// The signed bytes: the context, a zero byte, the body.
+/// What is signed: the context, a zero byte, the body.
 fn message(context: &str, body: &str) -> Vec<u8> {
     [context.as_bytes(), &[0], body.as_bytes()].concat()
 }
@@ -160,8 +168,8 @@ impl SignedOrder {
 
     /// Reads an order, if the controller signed it.
     pub fn open(sealed: Sealed, by: &dyn Verifier) -> Result<Self, SealError> {
-        let (order, author) = sealed.open(ORDER_CONTEXT, by)?;
-        expect(&author, &Author::Controller)?;
+        sealed.is_order(by)?;
+        let order = sealed.read()?;
         Ok(Self { order, sealed })
     }
 
@@ -184,7 +192,13 @@ struct Answered {
     answer: OrderAnswer,
 }
 
-/// Signs an answer to an order, as the receiving agent.
+impl Message for Answered {
+    const NAME: &'static str = "answer to the order";
+    const READER: &'static str = "controller";
+    const UNKNOWN: Unknown = Unknown::Refused;
+}
+
+/// Signs an answer to an order, as the agent that it was for.
 pub fn seal_answer(
     order: &SignedOrder,
     answer: OrderAnswer,
@@ -200,9 +214,10 @@ pub fn open_answer(
     answer: &Sealed,
     by: &dyn Verifier,
 ) -> Result<OrderAnswer, SealError> {
-    let (answered, author): (Answered, Author) = answer.open(ANSWER_CONTEXT, by)?;
+    let author = answer.author(ANSWER_CONTEXT, by)?;
     let (group, site) = (order.order.group.clone(), order.order.site.clone());
     expect(&author, &Author::Agent { group, site })?;
+    let answered: Answered = answer.read()?;
     if answered.order != order.sealed.digest() {
         return Err(SealError::OtherOrder);
     }

@@ -3,15 +3,18 @@
 use std::path::Path;
 
 use clap::FromArgMatches;
-use failover::agent::guard_protocol::Request;
+use failover::agent::guard_protocol::{FromGuard, Request};
 use failover::app::brain::Brain;
 use failover::engine::chain::{Body, Chain, Digest, Entry, WRITTEN_LINE, canonical, read_line};
 use failover::engine::policy::Policy;
 use failover::engine::saga::GroupState;
 use failover::engine::situation::Situation;
+use failover::engine::text::WORD_LIMIT;
 use failover::engine::topology::{SiteName, Topology, Vantage};
 use failover::engine::units::{Bytes, Epoch, Lsn, MonoTime, WallTime};
+use failover::ports::AgentMemory;
 use failover::wire::sealed::{Sealed, SignedOrder};
+use failover::wire::written::{Message, Written};
 use failover::wire::{
     Heard, HoldAsk, ObserverReport, Order, PeerAnswer, PeerQuestion, PromoteAsk, Relayed, Report,
     ReportAnswer, Status,
@@ -94,6 +97,7 @@ fn opened() -> Chain {
         &chain,
         Body::Opened {
             topology: topology(),
+            format: Some(failover::engine::chain::FORMAT),
         },
     );
     chain.append(&first).unwrap();
@@ -145,14 +149,21 @@ fn reports_of_agents() {
     let mut now = MonoTime::default();
     let chain = opened();
     fuzz("reports", &[REPORT.into()], |input| {
-        let Ok(mut report) = serde_json::from_slice::<Report>(input) else {
+        let Ok(Written { by, message }) = Written::<Report>::read(input) else {
             return;
         };
+        let mut report = message;
         now = now.plus(std::time::Duration::from_millis(100));
         just_sent(&mut report.heard, now);
         // The server lets an agent speak only for a site of the group.
         if topology().has(&report.site) {
-            brain.report(report, &group, now, WallTime(0));
+            let written = Written {
+                by,
+                message: report,
+            };
+            brain.agent_runs(&written, &group);
+            brain.report(written.message, &group, now, WallTime(0));
+            assert!(serde_json::to_string(&brain.fleet()).unwrap().len() < 4000);
             let situation = brain.situation(&group, false, None, now, WallTime(0));
             let decision = failover::engine::decision::decide(&situation, &policy);
             assert!(!decision.reasons.is_empty());
@@ -193,9 +204,10 @@ fn reports_of_observers() {
     let mut now = MonoTime::default();
     let chain = opened();
     fuzz("observed", &[OBSERVED.into()], |input| {
-        let Ok(mut report) = serde_json::from_slice::<ObserverReport>(input) else {
+        let Ok(Written { message, .. }) = Written::<ObserverReport>::read(input) else {
             return;
         };
+        let mut report = message;
         now = now.plus(std::time::Duration::from_millis(100));
         just_sent(&mut report.heard, now);
         drop(brain.observed(report, now));
@@ -229,6 +241,11 @@ fn requests_answers_and_lines_of_the_guard() {
         r#"{"reason":"x","for_ms":5}"#,
         r#"{"id":1,"cmd":{"right":{"epoch":3,"deadline_ns":7,"stop":{"fast_ms":1,"immediate_ms":1,"kill_ms":1}}}}"#,
         r#"{"Ok":{"came":"severed","position":"0/1","replayed":true}}"#,
+        r#"{"written_by":{"program":"7.1.0","format":"1.9"},"site":"aws","epoch":2,"mark":{"life":1,"at_ms":5},"later":7}"#,
+        r#"{"written_by":{"program":"7.1.0","format":"2.0"},"plan":3,"what":{"burn":[]}}"#,
+        r#"{"id":1,"cmd":{"hello":{"program":"7.1.0","format":"1.9","later":true}}}"#,
+        r#"{"id":1,"reply":{"hello":{"program":"7.1.0","format":"1.9"}}}"#,
+        r#"{"event":{"exited":{"status":"signal 9","expected":false,"log_from":7}}}"#,
     ];
     let samples: Vec<Vec<u8>> = samples
         .iter()
@@ -241,18 +258,34 @@ fn requests_answers_and_lines_of_the_guard() {
         if let Ok(sealed) = serde_json::from_slice::<Sealed>(input) {
             assert!(SignedOrder::open(sealed, &key).is_err(), "nobody signed it");
         }
-        drop(serde_json::from_slice::<PeerAnswer>(input));
-        drop(serde_json::from_slice::<Relayed>(input));
         // Any answer will do that is no crash.
-        drop(serde_json::from_slice::<Order>(input));
-        drop(serde_json::from_slice::<PeerQuestion>(input));
-        drop(serde_json::from_slice::<PromoteAsk>(input));
-        drop(serde_json::from_slice::<HoldAsk>(input));
+        read::<PeerAnswer>(input);
+        read::<Relayed>(input);
+        read::<Order>(input);
+        read::<PeerQuestion>(input);
+        read::<PromoteAsk>(input);
+        read::<HoldAsk>(input);
+        read::<ReportAnswer>(input);
+        read::<Status>(input);
+        read::<AgentMemory>(input);
         drop(serde_json::from_slice::<Request>(input));
-        drop(serde_json::from_slice::<ReportAnswer>(input));
+        drop(serde_json::from_slice::<FromGuard>(input));
         drop(serde_json::from_slice::<failover::wire::OrderAnswer>(input));
-        drop(serde_json::from_slice::<Status>(input));
     });
+}
+
+/// Reads a message as a process reads it. What it says of its writer is bounded, whatever came; and what
+/// was read of a word that must be understood whole is written again and read as the same.
+fn read<T: Message + PartialEq + std::fmt::Debug>(input: &[u8]) {
+    match Written::<T>::read(input) {
+        Err(refused) => assert!(refused.to_string().len() < 4000, "{refused}"),
+        Ok(Written { by, message }) => {
+            assert!(by.program.len() <= WORD_LIMIT, "{by}");
+            assert!(T::FORMAT.reads(by.format));
+            let again = serde_json::to_vec(&Written::ours(&message)).unwrap();
+            assert_eq!(Written::read(&again), Ok(Written::new(message)));
+        }
+    }
 }
 
 #[test]

@@ -13,12 +13,13 @@ use failover::cli::{Colour, Form};
 use failover::engine::chain::{Body, Chain, Digest, Entry};
 use failover::engine::credential::CredentialFacts;
 use failover::engine::decision::decide;
+use failover::engine::format::WrittenBy;
 use failover::engine::plan::Plan;
 use failover::engine::saga::{Command as Asked, Ending, GroupState, Happening, Moment};
 use failover::engine::situation::Situation;
 use failover::engine::step::{Event, Fact};
 use failover::engine::units::{Epoch, Lsn, MonoTime, WallTime};
-use failover::wire::{PlanStatus, Status};
+use failover::wire::{Fleet, PlanStatus, Status};
 
 use crate::executor::stage::{Earth, LIFE, gcp, policy, topology};
 
@@ -208,6 +209,7 @@ fn log(path: &Path) {
     let bodies = [
         Body::Opened {
             topology: topology(),
+            format: None,
         },
         Body::Note {
             code: "started".to_owned(),
@@ -426,6 +428,7 @@ pub(crate) fn status_of(group: &GroupState, wrong: impl FnOnce(&mut Earth)) -> S
         schema_version: 1,
         at: AT,
         version: "0.1.0".to_owned(),
+        fleet: Fleet::default(),
         policy: "fast.toml".to_owned(),
         data: Some(policy().data),
         situation,
@@ -493,6 +496,41 @@ fn the_status_of_a_healthy_pair() {
         "status_healthy",
         status(&GroupState::new(&topology()), |_| ())
     );
+}
+
+#[test]
+fn the_status_names_a_mixed_fleet_and_what_each_process_runs() {
+    let mut status = status_of(&GroupState::new(&topology()), |_| ());
+    let by = |program: &str, format: &str| WrittenBy {
+        program: program.to_owned(),
+        format: format.parse().unwrap(),
+    };
+    let agents = |gcp| [("aws", by("0.2.0", "1.1")), ("gcp", gcp)];
+    let named = |all: [(&str, WrittenBy); 2]| all.map(|(site, by)| (site.parse().unwrap(), by));
+    let guards = [("aws".parse().unwrap(), WrittenBy::default())];
+    let observers = [("paris".parse().unwrap(), by("0.2.0", "1.1"))];
+    let fleet = |gcp, guards| {
+        let agents = named(agents(gcp)).into();
+        Fleet::new(by("0.2.0", "1.1"), agents, guards, observers.clone().into())
+    };
+    let printer = Printer::new(Form::Human, Colour::Never);
+    status.fleet = fleet(by("0.1.0", "1.0"), guards.into());
+    let text = failover::cli::status::shown(&status, &printer);
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("programs are mixed: "));
+    assert_eq!(
+        line.unwrap(),
+        "programs are mixed: controller is failover 0.2.0 (format 1.1), agent aws is failover 0.2.0 (format 1.1), agent gcp is failover 0.1.0 (format 1.0), guard aws is an earlier failover (before formats had numbers), observer paris is failover 0.2.0 (format 1.1)"
+    );
+    let json = serde_json::to_value(&status).unwrap();
+    assert_eq!(json["fleet"]["mixed"], true);
+    assert_eq!(json["fleet"]["agents"]["gcp"]["program"], "0.1.0");
+    assert_eq!(json["fleet"]["observers"]["paris"]["format"], "1.1");
+    // It is a fact, and no alarm.
+    status.fleet = fleet(by("0.2.0", "1.1"), [].into());
+    let quiet = failover::cli::status::shown(&status, &printer);
+    assert_eq!(text.replace(&format!("{}\n", line.unwrap()), ""), quiet);
 }
 
 #[test]

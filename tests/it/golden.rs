@@ -10,6 +10,9 @@ use failover::engine::decision::decide;
 use failover::engine::policy::Policy;
 use failover::engine::saga::Ending;
 use failover::ports::AgentMemory;
+use failover::wire::written::Written;
+
+mod messages;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -56,12 +59,13 @@ fn what_an_earlier_program_decided_follows_from_its_evidence_today() {
 
 #[test]
 fn what_an_earlier_agent_and_its_guard_kept_is_read() {
-    let memory: AgentMemory = serde_json::from_str(&text("agent.json")).unwrap();
+    let memory = Written::<AgentMemory>::read(text("agent.json").as_bytes()).unwrap();
+    let memory = memory.message;
     assert_eq!(memory.epoch.0, 2);
     let order = memory
         .obeyed
         .expect("the order to promote, as it was signed");
     assert!(serde_json::to_string(&order).unwrap().contains("signature"));
-    let guard: GuardConfig = serde_json::from_str(&text("guard.json")).unwrap();
-    assert_eq!(guard.stop.fast_ms, 6000);
+    let guard = Written::<GuardConfig>::read(text("guard.json").as_bytes()).unwrap();
+    assert_eq!(guard.message.stop.fast_ms, 6000);
 }

@@ -79,6 +79,7 @@ impl Server for Database {
             right: right.map(|right| (right.epoch, right.until.unwrap_or_default())),
             fenced: None,
             ended: None,
+            guard: None,
         })
     }
 

@@ -21,3 +21,4 @@ mod metrics;
 mod named_tests;
 mod references;
 mod golden;
+mod guard_hello;

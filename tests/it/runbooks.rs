@@ -185,7 +185,10 @@ fn log() -> (Vec<Vec<u8>>, String) {
         text: text.to_owned(),
     };
     let bodies = [
-        Body::Opened { topology },
+        Body::Opened {
+            topology,
+            format: Some(failover::engine::chain::FORMAT),
+        },
         note("not only ASCII: ü \u{2028} \"quoted\" \\ \u{7} \u{1f600}"),
         note("the last one"),
     ];

@@ -9,10 +9,10 @@ use axum::routing::post;
 use axum::{Json, Router};
 use failover::adapters::agents::SignedOrders;
 use failover::adapters::keys::SigningKey;
-use failover::adapters::tls::{Peer, PeerClient, TlsMaterial};
+use failover::adapters::tls::{CallError, Peer, PeerClient, TlsMaterial};
 use failover::agent::keeper::News;
 use failover::engine::units::{Epoch, Lsn};
-use failover::ports::{Agents, EffectError, Way};
+use failover::ports::{Agents, EffectError, Signer, Way};
 use failover::wire::sealed::{SealError, Sealed, SignedOrder, open_answer, seal_answer};
 use failover::wire::{Came, ORDER_PATH, Order, RELAY_PATH, RelayAnswer, What};
 use tokio::sync::mpsc;
@@ -205,4 +205,108 @@ async fn an_order_that_the_controller_did_not_sign_reaches_no_keeper_by_any_way(
         }
     }
     assert!(news.try_recv().is_err(), "nothing reached the keeper");
+}
+
+/// An order of a later controller: signed over bytes that no program of today would write.
+fn of_a_later_controller(key: &SigningKey, what: &str) -> serde_json::Value {
+    let body = format!(
+        r#"{{ "what": "{what}", "written_by": {{"program": "7.1.0", "format": "1.9"}}, "plan": 3,
+        "group": "shop", "site": "aws", "epoch": 2, "mark": {{"life": 1, "at_ms": 0}},
+        "valid_for_ms": 5000, "check_only": false, "only_if": {{"asked": true}} }}"#
+    );
+    let signed = [b"failover order v2\0", body.as_bytes()].concat();
+    let signature = key.sign(&signed).unwrap();
+    serde_json::json!({ "body": body, "signature": signature })
+}
+
+#[tokio::test]
+async fn an_order_of_a_later_controller_is_refused_by_name_and_carried_as_it_is() {
+    let house = House::new();
+    let key = SigningKey::generate().unwrap();
+    let [aws, gcp, own] = [AGENT, OTHER, CONTROLLER].map(|name| house.material(name));
+    let peer = |identity: &str, address| Peer {
+        identity: identity.parse().unwrap(),
+        address,
+    };
+    let nobody = peer(OTHER, "127.0.0.1:1".parse().unwrap());
+    let (router, mut news) = agent_api(&aws, key.verifying_key(), nobody);
+    let todays = Server::serving(&aws, router).await;
+    for (what, why) in [
+        ("fence", "unknown field `only_if`"),
+        ("burn", "unknown variant `burn`"),
+    ] {
+        let order = of_a_later_controller(&key, what);
+        let way = todays.client(&own, AGENT);
+        let answer = way.post::<_, Sealed>(ORDER_PATH, &order, SOON).await;
+        let CallError::Status { code: 422, text } = answer.unwrap_err() else {
+            panic!("{what} is not refused by name");
+        };
+        for told in [
+            why,
+            "failover 7.1.0 (format 1.9)",
+            "upgrade the agent first",
+        ] {
+            assert!(text.contains(told), "{text}");
+        }
+    }
+    assert!(news.try_recv().is_err(), "nothing reached the keeper");
+
+    // Another one understands it, to which today's agent of the other site carries it.
+    let (came, mut orders) = mpsc::channel(1);
+    let take = move |Json(order): Json<serde_json::Value>| async move {
+        came.send(order.clone()).await.unwrap();
+        Json(order)
+    };
+    let later = Server::serving(&aws, Router::new().route(ORDER_PATH, post(take))).await;
+    let (router, _none) = agent_api(&gcp, key.verifying_key(), peer(AGENT, later.address.into()));
+    let relay = Server::serving(&gcp, router).await;
+    let way = relay.client(&own, OTHER);
+    let order = of_a_later_controller(&key, "burn");
+    let relayed = serde_json::json!({ "order": order, "within_ms": 5000 });
+    let answer: RelayAnswer = way.post(RELAY_PATH, &relayed, SOON).await.unwrap();
+    assert_eq!(orders.recv().await.unwrap(), order);
+    assert_eq!(serde_json::to_value(answer.unwrap()).unwrap(), order);
+    // Nobody else's is carried, however little it is understood.
+    let stranger = SigningKey::generate().unwrap();
+    let order = of_a_later_controller(&stranger, "burn");
+    let relayed = serde_json::json!({ "order": order, "within_ms": 5000 });
+    let refused = way.post::<_, RelayAnswer>(RELAY_PATH, &relayed, SOON).await;
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("not the controller's"), "{text}");
+    assert!(orders.try_recv().is_err(), "nothing was carried");
+}
+
+#[test]
+fn what_an_agent_of_a_later_program_adds_to_its_answer_is_refused_by_name() {
+    let house = House::new();
+    let key = SigningKey::generate().unwrap();
+    let (aws, controller) = (house.material(AGENT), house.material(CONTROLLER));
+    let signed = SignedOrder::seal(order(What::Fence, 3), &key).unwrap();
+    let answer = seal_answer(&signed, Ok(fenced()), &aws).unwrap();
+    let body: serde_json::Value = {
+        let wire = serde_json::to_value(&answer).unwrap();
+        serde_json::from_str(wire["body"].as_str().unwrap()).unwrap()
+    };
+    let opened = |body: &serde_json::Value| {
+        let body = body.to_string();
+        let signed_for = [b"failover answer v1\0", body.as_bytes()].concat();
+        let signature = aws.sign(&signed_for).unwrap();
+        let wire = serde_json::json!({ "body": body, "signature": signature });
+        open_answer(&signed, &serde_json::from_value(wire).unwrap(), &controller)
+    };
+    assert_eq!(opened(&body), Ok(Ok(fenced())));
+    for place in ["", "/answer/Ok"] {
+        let mut later = body.clone();
+        later["written_by"] = serde_json::json!({"program": "7.1.0", "format": "1.9"});
+        later.pointer_mut(place).unwrap()["but"] = "for one session".into();
+        let text = opened(&later).unwrap_err().to_string();
+        for told in [
+            ".but`",
+            "failover 7.1.0 (format 1.9)",
+            "upgrade the controller first",
+        ] {
+            let told = told.trim_start_matches(if place.is_empty() { "." } else { "" });
+            assert!(text.contains(told), "{text}");
+        }
+    }
 }

@@ -228,6 +228,7 @@ pub(crate) fn agent_api(
         primary: true,
         facts,
         peer_mark: None,
+        guard: None,
         at: MonoTime::default(),
     };
     let api = agent::api::Api {

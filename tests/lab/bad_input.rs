@@ -282,6 +282,7 @@ pub(crate) fn report(name: &str) -> Report {
         },
         wall: SystemClock.wall(),
         peer_mark: None,
+        guard: None,
         version: "0".to_owned(),
     }
 }

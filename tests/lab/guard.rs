@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use failover::agent::guard::{LEASE_EXPIRED, ORPHANED, PROMOTED_WITHOUT_RIGHT};
 use failover::agent::guard_link::{GuardLink, GuardLinkError};
+use failover::agent::guard_protocol::PROTOCOL;
 use failover::agent::guard_protocol::{
     FenceMethod, FenceProof, GuardConfig, GuardEvent, Right, StartAs, StopTimes, boottime_ns,
 };
+use failover::engine::format::WrittenBy;
 use failover::engine::units::Epoch;
 use failover::lab::pair::PostgresTools;
 use rustix::process::{Pid, Signal, kill_process};
@@ -369,6 +371,7 @@ async fn when_the_deadline_passes_no_write_is_acknowledged_any_more() {
 async fn a_renewal_keeps_it_running_and_a_deadline_never_moves_back() {
     let lab = Lab::new();
     let link = lab.primary(LONG).await;
+    assert_eq!(link.guard(), WrittenBy::ours(PROTOCOL));
     let far = from_now(LONG * 2);
     assert_eq!(right(&link, Epoch(1), far).await.unwrap().deadline_ns, far);
     let near = from_now(Duration::from_secs(1));

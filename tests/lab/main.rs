@@ -38,6 +38,7 @@ mod secrets;
 mod certificates;
 mod skew;
 mod bad_input;
+mod later;
 mod bounds;
 mod knocking;
 mod log_file;

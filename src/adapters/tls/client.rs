@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{Identity, TlsError, TlsMaterial, chain_text};
 use crate::engine::text::{clip_to, clipped};
 use crate::engine::units::{UnitError, serde_as_text};
+use crate::wire::written::{Message, Written};
 
 /// How long a connection, with its handshake, may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -216,7 +217,22 @@ impl PeerClient {
         timeout: Duration,
     ) -> Result<R, CallError> {
         let request = self.client()?.post(self.url(path)).json(body);
-        call(request, timeout).await
+        read(&call(request, timeout).await?)
+    }
+
+    /// Says a message at `path`, and reads the one that it is answered with. `timeout` as for
+    /// [`PeerClient::post`].
+    pub async fn say<M: Message, R: Message>(
+        &self,
+        path: &str,
+        message: &M,
+        timeout: Duration,
+    ) -> Result<R, CallError> {
+        let request = self.client()?.post(self.url(path));
+        let answer = call(request.json(&Written::ours(message)), timeout).await?;
+        let answer = Written::read(&answer);
+        let answer = answer.map_err(|refused| CallError::Garbled(refused.to_string()))?;
+        Ok(answer.message)
     }
 
     /// Reads the JSON at `path`. `timeout` as for [`PeerClient::post`].
@@ -225,7 +241,7 @@ impl PeerClient {
         path: &str,
         timeout: Duration,
     ) -> Result<R, CallError> {
-        call(self.client()?.get(self.url(path)), timeout).await
+        read(&call(self.client()?.get(self.url(path)), timeout).await?)
     }
 
     fn url(&self, path: &str) -> String {
@@ -266,16 +282,16 @@ impl Resolve for ToPeer {
     }
 }
 
-async fn call<R: DeserializeOwned>(
-    request: RequestBuilder,
-    timeout: Duration,
-) -> Result<R, CallError> {
+fn read<R: DeserializeOwned>(answer: &[u8]) -> Result<R, CallError> {
+    serde_json::from_slice(answer).map_err(|cause| CallError::Garbled(clipped(cause.to_string())))
+}
+
+/// The body of an answer that says yes.
+async fn call(request: RequestBuilder, timeout: Duration) -> Result<Vec<u8>, CallError> {
     let response = request.timeout(timeout).send().await.map_err(call_error)?;
     let status = response.status();
     if status.is_success() {
-        let body = bounded(response).await?;
-        return serde_json::from_slice(&body)
-            .map_err(|cause| CallError::Garbled(clipped(cause.to_string())));
+        return bounded(response).await;
     }
     // The status is what counts; a text that cannot be read takes nothing from it.
     let body = bounded(response).await.unwrap_or_default();

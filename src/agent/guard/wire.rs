@@ -13,8 +13,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
+use serde::Deserialize;
 
-use crate::agent::guard_protocol::{FromGuard, GuardCommand, GuardEvent, GuardReply, Request};
+use crate::agent::guard_protocol::{
+    FromGuard, GuardCommand, GuardEvent, GuardReply, PROTOCOL, Request,
+};
+use crate::engine::format::WrittenBy;
 
 /// An agent needs one, an operator's `status` another; beyond that the oldest is closed, so that a
 /// new agent can always connect.
@@ -159,6 +163,12 @@ impl Wire {
     }
 }
 
+/// What is read of a line in any case, so that whoever sent it hears that it is not understood.
+#[derive(Deserialize)]
+struct Numbered {
+    id: u64,
+}
+
 impl Connection {
     fn commands(&mut self) -> Vec<(Ticket, GuardCommand)> {
         let mut piece = [0; 4096];
@@ -182,12 +192,13 @@ impl Connection {
                     },
                     request.cmd,
                 )),
-                Err(cause) => self.put(&FromGuard::Reply {
-                    id: 0,
-                    reply: GuardReply::Refused {
-                        why: format!("not a command: {cause}"),
-                    },
-                }),
+                Err(cause) => {
+                    let id = serde_json::from_slice(&line).map_or(0, |Numbered { id }| id);
+                    let guard = WrittenBy::ours(PROTOCOL);
+                    let why = format!("not a command of this guard, which is {guard}: {cause}");
+                    let reply = GuardReply::Refused { why };
+                    self.put(&FromGuard::Reply { id, reply });
+                }
             }
         }
         self.lost |= self.input.len() >= LINE_BYTES;
@@ -213,6 +224,51 @@ impl Connection {
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
                 Err(_) => self.lost = true,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+
+    /// The answer to a line, where it is no command.
+    fn refused(line: &str) -> serde_json::Value {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guard.sock");
+        let mut wire = Wire::listen(&path).unwrap();
+        let mut agent = UnixStream::connect(&path).unwrap();
+        agent.write_all(format!("{line}\n").as_bytes()).unwrap();
+        assert!(wire.commands().is_empty(), "{line}");
+        wire.flush();
+        let mut answer = String::new();
+        BufReader::new(&mut agent).read_line(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    #[test]
+    fn a_command_of_a_later_agent_is_refused_by_name_and_number() {
+        let ours = WrittenBy::ours(PROTOCOL).to_string();
+        for (line, id, why) in [
+            (r#"{"id":7,"cmd":{"rest":{}}}"#, 7, "unknown variant `rest`"),
+            (
+                r#"{"id":8,"cmd":{"fence":{"cause":"x","epoch":2,"gently":true}}}"#,
+                8,
+                "unknown field `gently`",
+            ),
+            (
+                r#"{"id":9,"cmd":{"stop":{}},"by":"noon"}"#,
+                9,
+                "unknown field `by`",
+            ),
+            ("nonsense", 0, "expected ident"),
+        ] {
+            let answer = refused(line);
+            assert_eq!(answer["id"], id, "{answer}");
+            let told = answer["reply"]["refused"]["why"].as_str().unwrap();
+            assert!(told.contains(why) && told.contains(&ours), "{told}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{DatabaseState, Keeper, Postmark};
 use crate::engine::chain::LogMark;
+use crate::engine::format::WrittenBy;
 use crate::engine::lease::Holder;
 use crate::engine::situation::AgentFacts;
 use crate::engine::topology::Role;
@@ -28,7 +29,9 @@ pub struct Shown {
     pub facts: AgentFacts,
     /// The peer agent's newest mark, and when it came.
     pub peer_mark: Option<(Postmark, MonoTime)>,
-    /// When this state was published.
+    /// Which program the guard runs.
+    pub guard: Option<WrittenBy>,
+    /// When this was so.
     pub at: MonoTime,
 }
 
@@ -96,6 +99,7 @@ impl Keeper {
             primary: primary && self.look.running(),
             facts,
             peer_mark: self.peer_mark,
+            guard: self.look.guard.clone(),
             at: now,
         });
     }

@@ -4,14 +4,15 @@ use axum::Json;
 use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 
-use super::{Answer, Api, Asked, Input, PeerIdentity, Problem, Verb, person, reason};
+use super::{Api, Asked, Done, Incoming, Input, PeerIdentity, Problem, Verb, person, reason};
 use crate::wire::{AdoptAsk, AdoptInstanceAsk, HoldAsk, ReleaseAsk};
 
 pub(super) async fn hold(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(mut ask): Json<HoldAsk>,
-) -> Answer<()> {
+    Incoming(written): Incoming<HoldAsk>,
+) -> Done {
+    let mut ask = written.message;
     let name = person(&api, &peer, Verb::Hold)?;
     ask.reason = reason(&ask.reason)?;
     let done = api
@@ -25,8 +26,9 @@ pub(super) async fn hold(
 pub(super) async fn release(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(mut ask): Json<ReleaseAsk>,
-) -> Answer<()> {
+    Incoming(written): Incoming<ReleaseAsk>,
+) -> Done {
+    let mut ask = written.message;
     let name = person(&api, &peer, Verb::Release)?;
     ask.reason = reason(&ask.reason)?;
     let done = api
@@ -40,8 +42,9 @@ pub(super) async fn release(
 pub(super) async fn adopt(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(mut ask): Json<AdoptAsk>,
-) -> Answer<()> {
+    Incoming(written): Incoming<AdoptAsk>,
+) -> Done {
+    let mut ask = written.message;
     let name = person(&api, &peer, Verb::Adopt)?;
     ask.reason = reason(&ask.reason)?;
     let asked = |answer| Input::Asked(name, Asked::Adopt(ask, answer));
@@ -53,8 +56,9 @@ pub(super) async fn adopt(
 pub(super) async fn adopt_instance(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
-    Json(mut ask): Json<AdoptInstanceAsk>,
-) -> Answer<()> {
+    Incoming(written): Incoming<AdoptInstanceAsk>,
+) -> Done {
+    let mut ask = written.message;
     let name = person(&api, &peer, Verb::Adopt)?;
     ask.reason = reason(&ask.reason)?;
     let asked = |answer| Input::Asked(name, Asked::AdoptInstance(ask, answer));

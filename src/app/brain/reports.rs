@@ -465,6 +465,7 @@ mod tests {
             mark: heard_mark(),
             wall: WallTime(3_600_000),
             peer_mark: None,
+            guard: None,
             credentials: CredentialFacts::default(),
             version: "0".to_owned(),
         }

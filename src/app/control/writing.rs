@@ -17,6 +17,7 @@ use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::SiteName;
 use crate::engine::units::MonoTime;
 use crate::ports::AppendError;
+use crate::wire::written::Written;
 use crate::wire::{PlanStatus, PromoteAnswer, Report, ReportAnswer};
 
 /// How long a report waits for what is being logged. After that it is answered from what is
@@ -201,18 +202,24 @@ impl Control {
         }
     }
 
-    /// Answers an agent. What must be durable first is logged first; if that takes longer, the
-    /// agent is answered from what is durable now. So a lease never waits for the log.
-    pub(super) fn reported(&mut self, report: Box<Report>, answer: oneshot::Sender<ReportAnswer>) {
-        self.tell_of_foreign(&report);
+    /// Answers an agent. What must be durable before is written first; where that takes longer, the
+    /// agent is answered by what is durable now. So a right never waits for the log.
+    pub(super) fn reported(
+        &mut self,
+        written: Written<Report>,
+        answer: oneshot::Sender<ReportAnswer>,
+    ) {
+        self.tell_of_foreign(&written.message);
         let now = self.clock.now();
         let group = self.group();
+        self.brain.agent_runs(&written, &group);
+        let report = written.message;
         self.brain.remembers(&report, &group, now);
         let room = self.desk.reports.len() < REPORTS;
         if room && self.must_be_written(&report, now) {
-            self.desk.reports.push((now, report, answer));
+            self.desk.reports.push((now, Box::new(report), answer));
         } else {
-            self.answer(*report, answer);
+            self.answer(report, answer);
         }
     }
 

@@ -28,7 +28,9 @@ pub enum Noise {
     ObserverRejected,
     /// An agent reported about something that it does not probe.
     TargetRejected,
-    /// An operator's command was refused.
+    /// An agent or an observer of a later program reported what this controller does not understand.
+    ReportNotUnderstood,
+    /// A command of a person was refused.
     CommandRefused,
     /// Verdicts changed too often to log each one.
     DecisionsLeftOut,
@@ -42,6 +44,7 @@ impl Noise {
             Noise::AgentRejected => "agent-rejected",
             Noise::ObserverRejected => "observer-rejected",
             Noise::TargetRejected => "target-rejected",
+            Noise::ReportNotUnderstood => "report-not-understood",
             Noise::CommandRefused => "command-refused",
             Noise::DecisionsLeftOut => "decisions-left-out",
         }

@@ -31,6 +31,7 @@ use failover::ports::{
     Agents, AppendError, Clock, Confirmation, EffectError, FrontDoor, LogStore, OutsideFault,
     OutsideView, Probe, Still, Traffic, Versioned, Way,
 };
+use failover::wire::written::Written;
 use failover::wire::{
     Came, Heard, Order, OrderAnswer, Postmark, Report, ReportAnswer, SentObservation, What,
 };
@@ -381,6 +382,7 @@ impl Earth {
                 },
                 ago: Duration::ZERO,
             }),
+            guard: None,
             version: "0".to_owned(),
         })
     }
@@ -940,7 +942,7 @@ async fn round(stage: &Stage, handle: &Handle) -> Option<()> {
     for report in reports {
         let site = report.site.clone();
         let answer = handle
-            .ask(|answer| Input::Reported(Box::new(report), answer))
+            .ask(|answer| Input::Reported(Box::new(Written::new(report)), answer))
             .await;
         hear(stage, &site, &answer.ok()?);
     }
