@@ -90,7 +90,7 @@ impl Agents for SignedOrders {
             let text = if matches!(error, SealError::NotUnderstood(_)) {
                 format!("{who}: {error}")
             } else {
-                format!("the answer is not the word of {who}: {error}")
+                format!("the answer is not signed by {who}: {error}")
             };
             Err(EffectError::Unknown(text))
         })

@@ -161,7 +161,10 @@ impl Caller {
         self.may_call()?;
         self.change(call).await.map_err(|error| match error {
             EffectError::Unknown(text) => EffectError::Failed(text),
-            other => other,
+            other @ (EffectError::Failed(_)
+            | EffectError::Refused(_)
+            | EffectError::Late(_)
+            | EffectError::Conflict(_)) => other,
         })
     }
 
@@ -214,9 +217,8 @@ fn verdict(error: &Error) -> EffectError {
         )),
         429 => EffectError::Failed(text),
         400 | 403 if LATER.iter().any(says) => EffectError::Failed(text),
-        408 | 500.. => EffectError::Unknown(text),
-        // With a status that is none of an error, and an answer that cannot be read.
-        ..300 => EffectError::Unknown(text),
+        // Below 300: a status that is none of an error, with an answer that cannot be read.
+        ..300 | 408 | 500.. => EffectError::Unknown(text),
         _ => EffectError::Refused(text),
     }
 }

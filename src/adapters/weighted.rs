@@ -160,13 +160,6 @@ impl Weighted {
         }
     }
 
-    /// The epoch in the value of a TXT record as the clouds write it: with its quotation marks.
-    pub(super) fn epoch_of(&self, value: &str) -> Result<Epoch, String> {
-        let bare = value.strip_prefix('"');
-        let bare = bare.and_then(|rest| rest.strip_suffix('"'));
-        dns::note_epoch(bare.unwrap_or(value))
-    }
-
     /// The answer that a name server was seen to give: every site that came up is on.
     fn seen(&self, records: &[RData], notes: &[RData]) -> Result<Answer, String> {
         let sites = self.values.keys();
@@ -206,19 +199,26 @@ impl Weighted {
             async move { sample(server, &record, &note).await }
         })
         .await;
-        let view = |(server, found): (SocketAddr, Result<(Vec<RData>, Vec<RData>), _>)| {
-            let found = found.map_err(OutsideFault::from);
-            let answer = found.and_then(|(records, notes)| {
+        let mut views = Vec::new();
+        for (server, found) in seen {
+            let found: Result<_, LookupError> = found;
+            let answer = found.map_err(OutsideFault::from);
+            let answer = answer.and_then(|(records, notes)| {
                 let seen = self.seen(&records, &notes);
                 seen.map_err(OutsideFault::Wrong)
             });
-            OutsideView {
-                place: server.to_string(),
-                answer,
-            }
-        };
-        seen.into_iter().map(view).collect()
+            let place = server.to_string();
+            views.push(OutsideView { place, answer });
+        }
+        views
     }
+}
+
+/// The epoch in the value of a TXT record as the clouds write it: with its quotation marks.
+pub(super) fn epoch_of(value: &str) -> Result<Epoch, String> {
+    let bare = value.strip_prefix('"');
+    let bare = bare.and_then(|rest| rest.strip_suffix('"'));
+    dns::note_epoch(bare.unwrap_or(value))
 }
 
 /// All that one server answers to several questions for the record, and to one for the note.

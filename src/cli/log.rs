@@ -11,6 +11,7 @@ use super::exit::Exit;
 use super::output::{Mood, Output, said};
 use crate::adapters::files;
 use crate::engine::chain::{Body, Digest, Entry, read_line};
+use crate::engine::lease::FenceProof;
 use crate::engine::loss::DeclaredLoss;
 use crate::engine::receipt::Receipt;
 use crate::engine::saga::{Command, Ending};
@@ -244,10 +245,35 @@ fn ids_line(receipt: &Receipt) -> String {
     }
 }
 
+/// Why the old primary cannot write, after a colon.
+fn proof_line(proof: &FenceProof) -> String {
+    match proof {
+        FenceProof::Agent { relayed, said } => {
+            let way = if *relayed {
+                "through the peer agent"
+            } else {
+                "directly"
+            };
+            format!(": the agent confirms {way}: {said} (F1)")
+        }
+        FenceProof::WaitedOut {
+            severed_ago,
+            vouched_ago,
+            granted_ago,
+        } => format!(
+            ": waited out; severed {} ago, last vouched for {} ago, last granted {} ago (F3)",
+            super::status::rough(*severed_ago),
+            super::status::rough(vouched_ago.unwrap_or(*severed_ago)),
+            super::status::rough(*granted_ago)
+        ),
+        FenceProof::Override { operator, reason } => {
+            format!(": asserted by {operator}: {reason} (F4)")
+        }
+    }
+}
+
 /// What a step brought, with a colon before it; empty where that says nothing more.
 pub fn fact_line(fact: &Fact) -> String {
-    use crate::engine::lease::FenceProof;
-
     match fact {
         Fact::Done => String::new(),
         Fact::Epoch { epoch } => format!(": epoch {epoch}"),
@@ -259,34 +285,7 @@ pub fn fact_line(fact: &Fact) -> String {
             };
             format!(": the standby is at {position}{rest}")
         }
-        Fact::Fenced {
-            proof: FenceProof::Agent { relayed, said },
-        } => {
-            let way = if *relayed {
-                "through the peer agent"
-            } else {
-                "directly"
-            };
-            format!(": the agent confirms {way}: {said} (F1)")
-        }
-        Fact::Fenced {
-            proof:
-                FenceProof::WaitedOut {
-                    severed_ago,
-                    vouched_ago,
-                    granted_ago,
-                },
-        } => format!(
-            ": waited out; severed {} ago, last vouched for {} ago, last granted {} ago (F3)",
-            super::status::rough(*severed_ago),
-            super::status::rough(vouched_ago.unwrap_or(*severed_ago)),
-            super::status::rough(*granted_ago)
-        ),
-        Fact::Fenced {
-            proof: FenceProof::Override { operator, reason },
-        } => {
-            format!(": asserted by {operator}: {reason} (F4)")
-        }
+        Fact::Fenced { proof } => proof_line(proof),
         Fact::Declared { loss, .. } => loss_line(loss),
         Fact::Promoted {
             timeline,

@@ -70,7 +70,7 @@ impl LastError {
     /// The cause, and how it ended where that was something else.
     pub fn tell(&self) -> String {
         match (&self.cause, &self.late) {
-            (Some(cause), Some(late)) if cause != late => format!("{cause}; in the end: {late}"),
+            (Some(cause), Some(late)) if cause != late => format!("{cause}; finally: {late}"),
             (Some(cause), _) => cause.clone(),
             (None, Some(late)) => late.clone(),
             (None, None) => "nothing came of it".to_owned(),
@@ -95,7 +95,7 @@ mod tests {
             (
                 "eight with a cause, and a last one that is late",
                 vec![cause(), cause(), late()],
-                "`ALTER SYSTEM` is not allowed; in the end: no answer in time",
+                "`ALTER SYSTEM` is not allowed; finally: no answer in time",
             ),
             (
                 "late ones first",
@@ -105,12 +105,12 @@ mod tests {
             (
                 "a connection that did not come about in the last milliseconds",
                 vec![cause(), Failed("no answer within 20 ms".to_owned())],
-                "`ALTER SYSTEM` is not allowed; in the end: no answer within 20 ms",
+                "`ALTER SYSTEM` is not allowed; finally: no answer within 20 ms",
             ),
             (
                 "a last one that nobody knows of",
                 vec![cause(), Unknown("connection lost".to_owned())],
-                "`ALTER SYSTEM` is not allowed; in the end: connection lost",
+                "`ALTER SYSTEM` is not allowed; finally: connection lost",
             ),
             (
                 "a clear no at the end",

@@ -420,6 +420,7 @@ fn traffic_that_somebody_else_changed_is_read_again_and_moved() {
             "read traffic",
             "move traffic",
             "read traffic",
+            "confirm traffic",
         ];
         assert_eq!(traffic, again);
     });

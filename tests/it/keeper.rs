@@ -151,6 +151,7 @@ impl Succession for Database {
     }
 
     async fn promote(&self, _within: Duration) -> Result<(Timeline, Lsn), EffectError> {
+        tracing::info!("promoting");
         self.promotions.fetch_add(1, Ordering::SeqCst);
         if self.promotes_badly.load(Ordering::SeqCst) {
             return Err(EffectError::Failed("connection refused".to_owned()));

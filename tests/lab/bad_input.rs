@@ -5,7 +5,6 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use failover::adapters::certificates::Authority;
@@ -38,7 +37,6 @@ pub(crate) struct House {
     authority: Authority,
     pub(crate) listen: SocketAddr,
     pub(crate) databases: [SocketAddr; 2],
-    expected_errors: Mutex<ExpectedErrors>,
 }
 
 /// A running controller, killed with the test.
@@ -71,8 +69,8 @@ impl Drop for House {
         if std::thread::panicking() {
             return;
         }
-        let expected = self.expected_errors.lock().unwrap();
-        let unexpected = expected.unexpected_in(self.dir.path()).unwrap();
+        let unexpected = ExpectedErrors::default().unexpected_in(self.dir.path());
+        let unexpected = unexpected.unwrap();
         let lines = unexpected.join("\n");
         assert!(
             unexpected.is_empty(),
@@ -82,11 +80,6 @@ impl Drop for House {
 }
 
 impl House {
-    /// Says that what the test does has our programs log an error with this text.
-    pub(crate) fn expects_error(&self, text: &str) {
-        self.expected_errors.lock().unwrap().add(text);
-    }
-
     /// With databases where nobody is.
     pub(crate) fn new() -> Self {
         Self::with([socket(), socket()], "watch")
@@ -101,7 +94,6 @@ impl House {
             authority,
             listen: socket(),
             databases,
-            expected_errors: Mutex::default(),
         };
         house.issue(&Identity::Controller);
         let file = |name| house.file(name);

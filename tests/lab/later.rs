@@ -16,7 +16,7 @@ use crate::stage::until;
 /// The report of an agent of another program, whose last answer was `heard`.
 fn report_by(program: &str, format: &str, heard: Option<&ReportAnswer>) -> Value {
     let mut own = report("gcp");
-    own.heard = heard.map(|answer| just(answer.receipt));
+    own.heard = heard.map(|answer| just(answer.intake));
     let mut report = serde_json::to_value(own).unwrap();
     report["written_by"] = json!({"program": program, "format": format});
     report["mood"] = json!({"is": "good"});
@@ -33,7 +33,7 @@ async fn a_report_of_a_later_program_counts_as_far_as_it_is_known() {
     for known in [false, true] {
         let report = report_by("7.1.0", "1.9", heard.as_ref());
         let answer: ReportAnswer = gcp.post(REPORT_PATH, &report, CALL).await.unwrap();
-        assert_eq!(answer.receipt.taken, known, "the first may be any age");
+        assert_eq!(answer.intake.taken, known, "the first may be any age");
         heard = Some(answer);
     }
     let is = |status: &Status, by: &WrittenBy| status.fleet.agents.get(&site("gcp")) == Some(by);
@@ -50,7 +50,7 @@ async fn a_report_of_a_later_program_counts_as_far_as_it_is_known() {
 
     // One of before formats had numbers says of itself what it always said.
     let mut own = report("gcp");
-    own.heard = heard.as_ref().map(|answer| just(answer.receipt));
+    own.heard = heard.as_ref().map(|answer| just(answer.intake));
     own.version = PROGRAM.to_owned();
     let _: ReportAnswer = gcp.post(REPORT_PATH, &own, CALL).await.unwrap();
     let earlier = WrittenBy {

@@ -166,7 +166,11 @@ impl CloudDns {
         let made = sent.map_err(|error| match error {
             // A deletion of what is not there is "not found", as the zone would be.
             EffectError::Refused(text) if text.contains(DELETIONS) => EffectError::Conflict(text),
-            other => other,
+            other @ (EffectError::Failed(_)
+            | EffectError::Refused(_)
+            | EffectError::Unknown(_)
+            | EffectError::Late(_)
+            | EffectError::Conflict(_)) => other,
         })?;
         let id = made.id.ok_or_else(|| {
             EffectError::Unknown("Google answers to a change without an id".to_owned())

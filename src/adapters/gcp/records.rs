@@ -9,7 +9,7 @@ use google_cloud_dns_v1::model::{
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::dns;
-use crate::adapters::weighted::Weighted;
+use crate::adapters::weighted::{Weighted, epoch_of};
 use crate::engine::answer::Answer;
 use crate::engine::topology::SiteName;
 use crate::engine::units::Epoch;
@@ -87,7 +87,7 @@ impl Held {
             return Ok(None);
         };
         match note.rrdatas.as_slice() {
-            [value] if note.routing_policy.is_none() => weighted.epoch_of(value).map(Some),
+            [value] if note.routing_policy.is_none() => epoch_of(value).map(Some),
             [..] => Err(format!(
                 "`{}` is `{}`, not a note of ours: remove it",
                 weighted.note,

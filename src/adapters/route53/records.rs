@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::dns;
-use crate::adapters::weighted::{Place, Weighted};
+use crate::adapters::weighted::{Place, Weighted, epoch_of};
 use crate::engine::answer::Answer;
 use crate::engine::topology::{SiteName, TargetName};
 use crate::engine::units::Epoch;
@@ -203,7 +203,7 @@ impl Layout {
         };
         match note.values.as_slice() {
             [value] if note.set_identifier.is_none() && note.beyond.is_none() => {
-                self.weighted.epoch_of(value).map(Some)
+                epoch_of(value).map(Some)
             }
             [..] => Err(format!(
                 "`{}` is {}, not a note of ours: remove it",

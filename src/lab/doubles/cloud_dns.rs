@@ -136,7 +136,7 @@ impl Inside {
         self.users.hold(names);
     }
 
-    fn knows(&self, project: &str, zone: &str) -> Result<(), Refusal> {
+    fn knows(project: &str, zone: &str) -> Result<(), Refusal> {
         if project == PROJECT && zone == MANAGED_ZONE {
             return Ok(());
         }
@@ -279,7 +279,7 @@ async fn managed_zone(
     Path((project, zone)): Path<(String, String)>,
 ) -> Result<Json<Value>, Refusal> {
     inside.script.read();
-    inside.knows(&project, &zone)?;
+    Inside::knows(&project, &zone)?;
     Ok(Json(json!({
         "kind": "dns#managedZone", "name": zone, "dnsName": inside.zone, "visibility": "public",
     })))
@@ -291,7 +291,7 @@ async fn record_sets(
     Query(filter): Query<BTreeMap<String, String>>,
 ) -> Result<Json<Value>, Refusal> {
     inside.script.read();
-    inside.knows(&project, &zone)?;
+    Inside::knows(&project, &zone)?;
     let wanted = |set: &&Value| {
         let fits = |key: &str| {
             filter
@@ -317,7 +317,7 @@ async fn change(
     {
         return Ok(planned.clone().into_response());
     }
-    inside.knows(&project, &zone)?;
+    Inside::knows(&project, &zone)?;
     let change: Value = serde_json::from_str(&body)
         .map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))?;
     let id = inside.apply(&change)?;
@@ -341,7 +341,7 @@ async fn change_status(
     Path((project, zone, id)): Path<(String, String, String)>,
 ) -> Result<Json<Value>, Refusal> {
     inside.script.read();
-    inside.knows(&project, &zone)?;
+    Inside::knows(&project, &zone)?;
     let number: usize = id.parse().unwrap_or_default();
     let mut kept = inside.kept();
     let asked = number

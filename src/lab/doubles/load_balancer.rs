@@ -262,7 +262,7 @@ impl Inside {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn knows(&self, project: &str, service: &str) -> Result<(), Refusal> {
+    fn knows(project: &str, service: &str) -> Result<(), Refusal> {
         if project == PROJECT && service == SERVICE {
             return Ok(());
         }
@@ -307,7 +307,7 @@ async fn backend_service(
     Path((project, service)): Path<(String, String)>,
 ) -> Result<Json<Value>, Refusal> {
     inside.script.read();
-    inside.knows(&project, &service)?;
+    Inside::knows(&project, &service)?;
     let kept = inside.kept();
     let mut service = kept.service.clone();
     service["fingerprint"] = json!(kept.fingerprint());
@@ -326,7 +326,7 @@ async fn patch(
     {
         return Ok(planned.clone().into_response());
     }
-    inside.knows(&project, &service)?;
+    Inside::knows(&project, &service)?;
     let body: Value = serde_json::from_str(&body)
         .map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))?;
     let (number, service) = inside.kept().patch(query.get("requestId"), &body)?;

@@ -84,7 +84,7 @@ fn a_broken_controller_file_is_refused_in_plain_words() {
         (
             "host=10.1.0.10 port=5432 dbname=app user=failover\"\npassword_file = \"db.password\"\ndatabase_ca = ",
             "host=db.example.com user=failover\"\nallow_plaintext = false\n# ",
-            "or set `sites.aws.allow_plaintext = true`",
+            "or `sites.aws.allow_plaintext = true` if the network itself",
         ),
         (
             "database_ca = \"database-ca.pem\"",

@@ -50,7 +50,7 @@ impl Wire {
 }
 
 async fn pass(mut client: TcpStream, mut server: TcpStream, is_change: IsChange, seen: Arc<Seen>) {
-    let (mut from_client, mut from_server) = ([0; 65536], [0; 65536]);
+    let (mut from_client, mut from_server) = (vec![0; 65536], vec![0; 65536]);
     let mut swallowing = false;
     loop {
         tokio::select! {
