@@ -252,20 +252,11 @@ pub fn read_part(
 
 /// What is wrong with an entry, and what to do.
 fn broken(why: &Broken) -> String {
-    let (is, hint) = match why {
-        Broken::NotUnderstood { version, .. } => (
-            "is not understood",
-            format!("start failover {version} or a later one on it; "),
-        ),
-        Broken::Form
-        | Broken::Digest
-        | Broken::Entry(_)
-        | Broken::Link
-        | Broken::Number { .. }
-        | Broken::Opening
-        | Broken::TooLong { .. }
-        | Broken::Unfaithful(_)
-        | Broken::Saga(_) => ("does not verify", String::new()),
+    let (is, hint) = if let Broken::NotUnderstood { version, .. } = why {
+        let hint = format!("start failover {version} or a later one on it; ");
+        ("is not understood", hint)
+    } else {
+        ("does not verify", String::new())
     };
     format!(
         "{is}: {why}\n\nhint: {hint}nothing was started and nothing was changed; see runbooks/log-broken.md"

@@ -63,3 +63,45 @@ impl AgentStore for FileStore {
         write().map_err(|cause| self.failed(&cause))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::units::Epoch;
+
+    #[tokio::test]
+    async fn a_promise_of_a_later_agent_keeps_an_earlier_one_from_starting() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::new(folder.path().to_owned());
+        assert_eq!(store.load().await.unwrap(), None);
+        let memory = AgentMemory {
+            epoch: Epoch(2),
+            desisted: Some(14),
+            ..AgentMemory::default()
+        };
+        store.save(&memory).await.unwrap();
+        assert_eq!(store.load().await.unwrap(), Some(memory.clone()));
+
+        let file = folder.path().join("agent.json");
+        let kept: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let kept_with = |name: &str, value: serde_json::Value| {
+            let mut later = kept.clone();
+            later["written_by"] = serde_json::json!({"program": "7.1.0", "format": "1.9"});
+            later[name] = value;
+            std::fs::write(&file, later.to_string()).unwrap();
+        };
+        kept_with("promised", serde_json::json!({"until": 7}));
+        let refused = store.load().await.unwrap_err().to_string();
+        for told in [
+            "agent.json`: the memory is of failover 7.1.0 (format 1.9)",
+            "unknown field `promised`",
+            "upgrade the agent first",
+        ] {
+            assert!(refused.contains(told), "{refused}");
+        }
+        // A promise that it never gave binds nobody.
+        kept_with("promised", serde_json::Value::Null);
+        assert_eq!(store.load().await.unwrap(), Some(memory));
+    }
+}

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The pages. Each names at least so many tests.
-const PAGES: [(&str, usize); 6] = [
+const PAGES: [(&str, usize); 7] = [
     ("README.md", 30),
     ("docs/zero-loss.md", 5),
+    ("docs/formats.md", 15),
     ("docs/trials.md", 1),
     ("docs/threat-model.md", 40),
     ("docs/postgres.md", 50),
