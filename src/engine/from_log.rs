@@ -52,9 +52,10 @@ pub fn automation_of(group: &GroupState, now: &Moment) -> AutomationState {
     }
 }
 
-/// What the open plan recorded as lost.
+/// What the open plan recorded as lost. Once its site is the active one it says nothing about a way back.
 pub fn recorded_loss(group: &GroupState, now: &Moment) -> Option<RecordedLoss> {
-    let saga = group.open.as_ref()?;
+    let open = group.open.as_ref();
+    let saga = open.filter(|saga| saga.plan.route.from == group.active)?;
     let before = saga.opened.wall.since(saga.plan.known_at);
     Some(RecordedLoss {
         loss: saga.plan.loss.clone(),

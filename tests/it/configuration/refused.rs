@@ -186,7 +186,7 @@ fn each_kind_of_traffic_has_keys_of_its_own() {
             "Cloud DNS",
             "project = ",
             "zone_id = \"Z0\"\nproject = ",
-            "`traffic[].zone_id` is not a key here",
+            "unknown key `traffic[].zone_id`",
         ),
         (
             "Cloud DNS",
