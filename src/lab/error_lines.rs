@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 /// Errors that what is done to a lab is known to cause, each by a part of its line.
 #[derive(Debug, Clone, Default)]
 pub struct ExpectedErrors(Vec<String>);
@@ -57,6 +59,9 @@ fn logs(dir: &Path) -> io::Result<Vec<PathBuf>> {
 /// Whether a line is one of our programs', of the level `ERROR`. PostgreSQL, which writes into the same
 /// file as its guard, has other forms.
 fn is_error(line: &str) -> bool {
+    if let Ok(event) = serde_json::from_str::<Value>(line) {
+        return event["level"] == "ERROR";
+    }
     let mut words = line.split_whitespace();
     let at = words.next().map(humantime::parse_rfc3339);
     matches!(at, Some(Ok(_))) && words.next() == Some("ERROR")
@@ -79,15 +84,21 @@ mod tests {
         );
         std::fs::write(dir.path().join("aws/agent.log"), agent).unwrap();
         std::fs::write(dir.path().join("aws/data/postgres.log"), postgres).unwrap();
+        let json = r#"{"level":"WARN","message":"ERROR"}
+{"level":"ERROR","message":"worst"}
+"#;
+        std::fs::write(dir.path().join("controller.log"), json).unwrap();
         std::fs::write(dir.path().join("aws/notes"), format!("{at} ERROR x\n")).unwrap();
         let mut expected = ExpectedErrors::default();
         let bad_luck =
             format!("aws/agent.log: {at} ERROR order{{step=\"fence\"}}: failover: bad luck");
         let worse = format!("aws/data/postgres.log: {at} ERROR failover: worse");
+        let worst = r#"controller.log: {"level":"ERROR","message":"worst"}"#.to_owned();
         let found = expected.unexpected_in(dir.path()).unwrap();
-        assert_eq!(found, [bad_luck, worse.clone()]);
+        assert_eq!(found, [bad_luck, worse.clone(), worst.clone()]);
         expected.add("bad luck");
         expected.add("never seen");
-        assert_eq!(expected.unexpected_in(dir.path()).unwrap(), [worse]);
+        let found = expected.unexpected_in(dir.path()).unwrap();
+        assert_eq!(found, [worse, worst]);
     }
 }

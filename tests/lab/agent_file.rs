@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use failover::engine::reason::Code;
 use failover::engine::situation::{AgentFacts, LocalDatabase};
+use failover::lab::error_lines::ExpectedErrors;
 use failover::lab::layout::SiteLayout;
 use failover::lab::standing::Fault;
 use failover::wire::Status;
@@ -34,6 +35,7 @@ fn why_down(status: &Status, site: &SiteLayout) -> String {
 fn a_standby_that_dies_at_once_is_tried_ever_more_seldom_and_told_of_once() {
     let test = "agent_file::a_standby_that_dies_at_once_is_tried_ever_more_seldom_and_told_of_once";
     on_a_lab(test, async |lab| {
+        lab.expects_error("the database ends as soon as it is started");
         let [_, gcp] = lab.layout.sites.clone();
         let file = gcp.instance.dir.join("postgresql.conf");
         let good = fs::read_to_string(&file).unwrap();
@@ -53,6 +55,10 @@ fn a_standby_that_dies_at_once_is_tried_ever_more_seldom_and_told_of_once() {
         let told =
             |line: &&str| line.contains("as soon as it is started") && line.contains("nonsense");
         assert_eq!(said.lines().filter(told).count(), 1, "{said}");
+        // What must be announced is found, of real processes too.
+        let found = ExpectedErrors::default().unexpected_in(&lab.layout.dir);
+        let found = found.unwrap().join("\n");
+        assert!(found.contains("as soon as it is started"), "{found}");
         // The first one of the lab, and the first one after the kill.
         assert!(said.matches("database started").count() <= 2, "{said}");
         fs::write(&file, good).unwrap();

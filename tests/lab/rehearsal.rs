@@ -156,6 +156,7 @@ fn a_standby_whose_settings_cannot_be_written_is_not_severed() {
 fn a_way_to_the_primary_that_does_not_work_is_put_back_and_told() {
     let test = "rehearsal::a_way_to_the_primary_that_does_not_work_is_put_back_and_told";
     on_a_lab(test, async |lab| {
+        lab.expects_error("the former one was put back");
         let [aws, gcp] = lab.layout.sites.clone();
         edit(&gcp.agent_config(), |text| {
             let (before, after) = text.split_once("passfile=").unwrap();

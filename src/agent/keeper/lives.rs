@@ -83,10 +83,7 @@ impl Keeper {
         let of_itself = died && self.look.fenced == self.lives.fenced_at_start;
         if of_itself {
             self.lives.short = self.lives.short.saturating_add(1);
-            if self.lives.is_news(&why) {
-                let pause = self.lives.pause();
-                tracing::error!(why, next_after = ?pause, "the database ends as soon as it is started");
-            }
+            self.tell_of_short_life(&why);
         }
         if self.down.is_none() && !of_itself {
             self.lives.failing_since = None;
@@ -97,6 +94,25 @@ impl Keeper {
             Some((_, known)) if died => *known = why,
             Some(_) => {}
             None => self.down = Some((since, why)),
+        }
+    }
+
+    /// Once may have been a hand: a person is needed where it happens again.
+    fn tell_of_short_life(&mut self, why: &str) {
+        let next_after = self.lives.pause();
+        let again = self.lives.short > 1;
+        if again && self.lives.is_news(why) {
+            tracing::error!(
+                why,
+                ?next_after,
+                "the database ends as soon as it is started"
+            );
+        } else if !again {
+            tracing::warn!(
+                why,
+                ?next_after,
+                "the database ended soon after it was started"
+            );
         }
     }
 

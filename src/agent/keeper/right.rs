@@ -150,6 +150,9 @@ impl Keeper {
                 let span = order.span();
                 self.superseded(order.epoch).instrument(span).await;
             }
+            // Without a right there is none that the word could end: so it is answered to whoever has
+            // just begun and knows no epoch yet.
+            Err(_) if self.holder.is_none() => self.disbelieved = None,
             Err(why) => {
                 if self.disbelieved.as_ref() != Some(&why) {
                     tracing::error!(%why, "the peer agent says `superseded` and is not believed");

@@ -111,7 +111,8 @@ fn told(said: &[Said; 3], silent: &str, over: &str) {
         assert_eq!(ended.len(), 1, "{ended:?}");
         let lasted = ended[0].split_once("lasting.ms=").unwrap().1;
         let lasted: u128 = lasted.split(' ').next().unwrap().parse().unwrap();
-        assert!(lasted >= MISSED.as_millis(), "{ended:?}");
+        // A report that gets no answer is one only after a second or two.
+        assert!(lasted >= MISSED.as_millis() / 2, "{ended:?}");
     }
     for said in said {
         for (kind, times) in said.kinds() {
