@@ -232,11 +232,7 @@ async fn numbers_and_texts_that_json_cannot_carry_are_refused_where_they_come_in
             &format!("\"{}\"", "x".repeat(5000)),
             "(5000 bytes)",
         ),
-        (
-            "/observations",
-            &many,
-            "1000 observations, and 16 are the most",
-        ),
+        ("/observations", &many, "1000 observations, the limit is 16"),
     ] {
         let answer = raw(&house, &files, REPORT_PATH, &changed(&good, path, value)).await;
         let shown: String = value.chars().take(40).collect();

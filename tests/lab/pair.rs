@@ -60,12 +60,17 @@ pub(crate) fn write() -> HeartbeatWrite {
 /// The PostgreSQL that the tests run on: that of the folder `POSTGRES_DIR`, or the newest on this
 /// machine.
 pub(crate) fn tools() -> PostgresTools {
-    let tools = match std::env::var_os("POSTGRES_DIR") {
-        Some(folder) => PostgresTools::in_folder(folder.into()).unwrap(),
-        None => PostgresTools::find().unwrap(),
-    };
+    let tools = installed();
     let template = template(&tools);
     tools.copying(template)
+}
+
+/// The same, where a database must have a system identifier of its own: copies share one.
+fn installed() -> PostgresTools {
+    match std::env::var_os("POSTGRES_DIR") {
+        Some(folder) => PostgresTools::in_folder(folder.into()).unwrap(),
+        None => PostgresTools::find().unwrap(),
+    }
 }
 
 /// A data directory that all tests copy: making one takes as long as many a test. Made by the first one
@@ -227,11 +232,19 @@ impl Drop for Server {
 
 impl Pair {
     pub(crate) async fn primary_only() -> Self {
-        let tools = tools();
+        Self::primary_by(&tools()).await
+    }
+
+    /// A primary whose system identifier no other database of a test has.
+    pub(crate) async fn primary_of_its_own() -> Self {
+        Self::primary_by(&installed()).await
+    }
+
+    async fn primary_by(tools: &PostgresTools) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let primary = Server::new(&tools, dir.path(), "aws");
-        create_primary(&tools, &primary.instance, &primary.passwords)
+        let primary = Server::new(tools, dir.path(), "aws");
+        create_primary(tools, &primary.instance, &primary.passwords)
             .await
             .unwrap();
         Self {

@@ -102,7 +102,9 @@ pub(crate) fn on_a_lab_of(
         resume_unwind(cause);
     }
     let unexpected = expected.unexpected_in(dir.path()).unwrap();
-    println!("UNANNOUNCED {test}: {unexpected:?}");
+    if !unexpected.is_empty() {
+        println!("errors that were not announced: {unexpected:#?}");
+    }
 }
 
 /// What a panic said.

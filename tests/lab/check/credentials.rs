@@ -30,7 +30,7 @@ fn renew_agent(lab: &Supervisor, lasting: Duration) {
 }
 
 async fn certificates(lab: &Supervisor) {
-    let said = "that of gcp.agent.shop ends at";
+    let said = "that of gcp.agent.shop expires at";
     renew_agent(lab, DAY * 20);
     until_named(lab, Code::CertificateEnding, Warns, said).await;
     assert_eq!(check(lab).await.unwrap().0, 0, "it is time enough");

@@ -486,6 +486,8 @@ impl Lab {
             let kept = self.dir.keep();
             eprintln!("kept in {}", kept.display());
         }
-        println!("UNANNOUNCED partitions: {unexpected:?}");
+        if !unexpected.is_empty() {
+            println!("errors that were not announced: {unexpected:#?}");
+        }
     }
 }
