@@ -437,7 +437,7 @@ async fn a_yes_without_signature_and_a_failing_server_leave_the_outcome_unknown(
         ..lab.settings.clone()
     });
     let to = answer(100, 0, 1);
-    for (code, part) in [(0, "not proven"), (2, "Server Failure")] {
+    for (code, part) in [(0, "not authenticated"), (2, "Server Failure")] {
         let (result, ()) = tokio::join!(fake_target.apply(&empty, &to, "", &|| Ok(())), async {
             let (mut stream, _) = fake.accept().await.unwrap();
             let length = stream.read_u16().await.unwrap();
@@ -493,7 +493,7 @@ async fn settings_that_cannot_work_are_refused_and_show_no_secret() {
         assert!(text.contains(part), "{text}");
     };
     check(|s| s.record = "app.other.test".into(), "not in zone");
-    check(|s| s.record = "*.shop.test".into(), "not a name");
+    check(|s| s.record = "*.shop.test".into(), "is not a record name");
     check(
         |s| s.addresses.values_mut().for_each(Vec::clear),
         "has no address",

@@ -1,4 +1,4 @@
-//! A whole lab for a test: in a process of its own, and ended with the test.
+//! A whole lab for a test: in a process of its own, one at a time, and ended with the test.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use failover::adapters::clock::SystemClock;
@@ -33,6 +34,13 @@ pub(crate) const FAST: &str = include_str!("../../policies/fast.toml");
 const TEST_WITHIN: Duration = Duration::from_secs(180);
 /// How long one thing that is waited for may take, on a machine that has other things to do.
 const WITHIN: Duration = Duration::from_secs(60);
+
+/// The right to have a lab: two at once would wait for each other's processors, and the lab's
+/// limits are those of production.
+pub(crate) fn one_lab() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs a test on a steady lab. Whose descendants a lab ends is a property of a whole process, so
 /// the test has one of its own: this program again, with the one test.
@@ -61,6 +69,7 @@ pub(crate) fn on_a_lab_of(
 ) {
     const ALONE: &str = "FAILOVER_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
+        let _one = one_lab();
         let done = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture"])
             .env(ALONE, "1")

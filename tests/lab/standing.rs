@@ -20,7 +20,7 @@ use failover::wire::Status;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use crate::pair::site;
-use crate::stage::{endings, entries, wait_until};
+use crate::stage::{endings, entries, one_lab, wait_until};
 
 /// A person with a lab that nobody else finds.
 struct Person {
@@ -130,6 +130,7 @@ fn held(entry: &Entry) -> bool {
 
 #[test]
 fn a_person_looks_at_a_lab_holds_it_breaks_it_releases_it_heals_it_and_takes_it_down() {
+    let _one = one_lab();
     let person = Person::new();
     person.ends("status", 2);
     person.ends("lab up", 0);

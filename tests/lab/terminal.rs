@@ -11,7 +11,7 @@ use failover::cli::exit::Exit;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::stage::wait_until;
+use crate::stage::{one_lab, wait_until};
 
 /// A person at a terminal, with a lab that nobody else finds.
 struct Desk {
@@ -196,6 +196,7 @@ fn typed(desk: &Desk) -> Vec<(String, &'static [i32])> {
         ("generate man", &[0]),
         ("generate schema policy", &[0]),
         ("generate reasons", &[0]),
+        ("generate metrics", &[0]),
     ]
     .into_iter()
     .map(|(words, codes)| (words.to_owned(), codes))
@@ -211,6 +212,7 @@ fn typed(desk: &Desk) -> Vec<(String, &'static [i32])> {
 
 #[test]
 fn every_verb_runs_on_a_terminal_and_watching_bears_whatever_happens() {
+    let _one = one_lab();
     let desk = Desk::new();
     desk.ends("lab up", &[0]);
     let typed = typed(&desk);
