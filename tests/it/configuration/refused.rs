@@ -210,7 +210,7 @@ fn each_kind_of_traffic_has_keys_of_its_own() {
             "Google's load balancer",
             "project = ",
             "ttl = \"60s\"\nproject = ",
-            "`traffic[].ttl` is not a key here",
+            "unknown key `traffic[].ttl`",
         ),
         (
             "Google's load balancer",
