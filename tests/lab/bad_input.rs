@@ -72,9 +72,7 @@ impl Drop for House {
         }
         let unexpected = ExpectedErrors::default().unexpected_in(self.dir.path());
         let unexpected = unexpected.unwrap();
-        if !unexpected.is_empty() {
-            println!("errors that were not announced: {unexpected:#?}");
-        }
+        crate::stage::tell_unannounced(&unexpected);
     }
 }
 

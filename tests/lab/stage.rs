@@ -111,8 +111,13 @@ pub(crate) fn on_a_lab_of(
         resume_unwind(cause);
     }
     let unexpected = expected.unexpected_in(dir.path()).unwrap();
-    if !unexpected.is_empty() {
-        println!("errors that were not announced: {unexpected:#?}");
+    tell_unannounced(&unexpected);
+}
+
+/// Prints the errors that our programs logged and the test did not announce.
+pub(crate) fn tell_unannounced(errors: &[String]) {
+    if !errors.is_empty() {
+        println!("errors that were not announced: {errors:#?}");
     }
 }
 

@@ -221,9 +221,7 @@ fn a_person_looks_at_a_lab_holds_it_breaks_it_releases_it_heals_it_and_takes_it_
     assert!(person.ends("log show", 0).contains("promote"));
 
     let unexpected = ExpectedErrors::default().unexpected_in(&lab).unwrap();
-    if !unexpected.is_empty() {
-        println!("errors that were not announced: {unexpected:#?}");
-    }
+    crate::stage::tell_unannounced(&unexpected);
 
     // Gone.
     assert!(person.processes().len() > 5, "{:?}", person.processes());

@@ -486,8 +486,6 @@ impl Lab {
             let kept = self.dir.keep();
             eprintln!("kept in {}", kept.display());
         }
-        if !unexpected.is_empty() {
-            println!("errors that were not announced: {unexpected:#?}");
-        }
+        crate::stage::tell_unannounced(&unexpected);
     }
 }
