@@ -67,7 +67,7 @@ impl Access {
 
 /// Reads a service account's key once, to see whether it is one.
 pub fn check_key_file(path: &Path) -> Result<(), String> {
-    key_file::read(path).map(drop)
+    key_file::check(path).map(drop)
 }
 
 /// Sets what every client of ours has: credentials, address, and no retries: an unknown outcome is

@@ -402,7 +402,7 @@ async fn an_operation_that_is_done_with_an_error_has_changed_nothing() {
 
 #[tokio::test]
 async fn an_operation_that_is_done_is_not_yet_what_users_get() {
-    let double = balancer(Duration::ZERO, Duration::from_secs(1)).await;
+    let double = balancer(Duration::ZERO, Duration::from_secs(3)).await;
     let within = Duration::from_secs(2);
     let target = backend_rig::target(double.address, vec![double.edge], within).await;
     let from = target.read().await.unwrap();
@@ -442,7 +442,11 @@ async fn an_edge_that_turns_users_away_is_wrong_and_one_that_is_away_is_unseen()
     let edges = vec![double.edge, (Ipv4Addr::LOCALHOST, port).into()];
     let target = backend_rig::target(double.address, edges, Duration::from_secs(2)).await;
     let from = target.read().await.unwrap();
-    apply(&target, &from).await.unwrap();
+    let receipt = apply(&target, &from).await.unwrap();
+    until("the operation is done", async || {
+        target.confirm(&receipt).await == Ok(Confirmation::Made)
+    })
+    .await;
     double.meddle(|service| service["backends"][1]["group"] = json!("elsewhere"));
     let text = refusal(target.read().await);
     assert!(text.contains("`elsewhere`"), "{text}");

@@ -1,13 +1,19 @@
 //! The key of a service account in a file that may change at any time.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use aws_lc_rs::signature::RsaKeyPair;
 use axum::http::{Extensions, HeaderMap};
 use google_cloud_auth::credentials::{
     CacheableResource, Credentials, CredentialsProvider, service_account,
 };
 use google_cloud_auth::errors::CredentialsError;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::SCOPE;
 use crate::adapters::keys;
@@ -23,19 +29,43 @@ impl KeyFile {
     }
 }
 
-/// A file with a key as Google hands it out.
-pub(super) fn read(path: &Path) -> Result<Credentials, String> {
+/// What of a key is used, as Google hands it out.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "each must be there for Google's library to sign")]
+struct Key {
+    client_email: String,
+    private_key_id: String,
+    private_key: String,
+    project_id: String,
+}
+
+/// Whether a file holds a key that can sign. Needs no runtime, unlike the credentials that are made
+/// of one.
+pub(super) fn check(path: &Path) -> Result<Value, String> {
     let text = keys::read_secret(path).map_err(|cause| cause.to_string())?;
-    let wrong = |cause: &dyn std::fmt::Display| {
+    let wrong = |cause: &dyn fmt::Display| {
         format!(
             "`{}` is not the key of a service account, as JSON: {cause}",
             path.display()
         )
     };
-    let key = serde_json::from_slice(&text).map_err(|cause| wrong(&cause))?;
+    let whole: Value = serde_json::from_slice(&text).map_err(|cause| wrong(&cause))?;
+    let key = Key::deserialize(&whole).map_err(|cause| wrong(&cause))?;
+    let signs = PrivatePkcs8KeyDer::from_pem_slice(key.private_key.as_bytes())
+        .map_err(|cause| wrong(&format_args!("`private_key`: {cause}")))?;
+    RsaKeyPair::from_pkcs8(signs.secret_pkcs8_der())
+        .map_err(|cause| wrong(&format_args!("`private_key`: {cause}")))?;
+    Ok(whole)
+}
+
+/// What signs for the account of a key.
+fn read(path: &Path) -> Result<Credentials, String> {
+    let key = check(path)?;
     let scopes = service_account::AccessSpecifier::from_scopes([SCOPE]);
     let account = service_account::Builder::new(key).with_access_specifier(scopes);
-    account.build().map_err(|cause| wrong(&cause))
+    account
+        .build()
+        .map_err(|cause| format!("`{}`: {cause}", path.display()))
 }
 
 impl CredentialsProvider for KeyFile {
@@ -59,7 +89,7 @@ mod tests {
     use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
     use aws_lc_rs::rsa::{KeyPair, KeySize};
     use data_encoding::{BASE64, BASE64URL_NOPAD};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -111,19 +141,21 @@ mod tests {
         assert!(!format!("{file:?}").contains("PRIVATE"));
     }
 
-    #[tokio::test]
-    async fn a_file_that_is_no_key_or_open_to_others_is_refused() {
+    /// Settings are checked where no runtime runs.
+    #[test]
+    fn a_file_that_is_no_key_or_open_to_others_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key.json");
-        assert!(read(&path).unwrap_err().contains("key.json"));
-        for text in ["", "secret", "{}", "{\"type\": \"authorized_user\"}"] {
+        assert!(check(&path).unwrap_err().contains("key.json"));
+        let unsigned = key("first").replace("PRIVATE KEY", "PUBLIC KEY");
+        for text in ["", "secret", "{}", "{\"type\": \"authorized_user\"}", &unsigned] {
             write(&path, text, 0o600);
-            let said = read(&path).unwrap_err();
+            let said = check(&path).unwrap_err();
             assert!(said.contains("not the key of a service account"), "{said}");
         }
         write(&path, &key("first"), 0o644);
-        assert!(read(&path).unwrap_err().contains("chmod 600"));
+        assert!(check(&path).unwrap_err().contains("chmod 600"));
         write(&path, &key("first"), 0o600);
-        assert!(read(&path).is_ok());
+        assert!(check(&path).is_ok());
     }
 }

@@ -15,7 +15,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -393,6 +393,9 @@ fn chosen(shares: &[u32], turn: u32) -> Option<usize> {
 const NO_BACKEND: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
+/// The longest head of a request that the edge reads before it turns a user away, in bytes.
+const HEAD_LIMIT: usize = 16 << 10;
+
 async fn pass(mut client: TcpStream, site: Option<SocketAddr>) -> io::Result<()> {
     let server = match site {
         Some(site) => TcpStream::connect(site).await.ok(),
@@ -400,8 +403,20 @@ async fn pass(mut client: TcpStream, site: Option<SocketAddr>) -> io::Result<()>
     };
     match server {
         Some(mut server) => copy_bidirectional(&mut client, &mut server).await.map(drop),
-        None => client.write_all(NO_BACKEND).await,
+        None => turn_away(&mut client).await,
     }
+}
+
+/// The request is read first: a connection that is closed while something unread lies in it is reset,
+/// and the client may lose the answer.
+async fn turn_away(client: &mut TcpStream) -> io::Result<()> {
+    let mut head = Vec::new();
+    while head.len() < HEAD_LIMIT && !head.ends_with(b"\r\n\r\n") {
+        if client.read_buf(&mut head).await? == 0 {
+            break;
+        }
+    }
+    client.write_all(NO_BACKEND).await
 }
 
 #[cfg(test)]
