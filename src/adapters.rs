@@ -6,6 +6,7 @@ pub mod reread;
 pub mod files;
 pub mod keys;
 pub mod messages;
+pub mod places;
 pub mod http;
 pub mod exposition;
 pub mod tls;

@@ -379,16 +379,33 @@ pub struct LogPart {
     pub last: u64,
 }
 
+/// Where a process takes the messages of a group: the paths below are the same for every group.
+pub fn place_of(group: &GroupName) -> String {
+    format!("{ONLY_PLACE}{GROUPS_PATH}/{group}")
+}
+
+/// The place of a process's only group, from before each group had one of its own.
+pub const ONLY_PLACE: &str = "/v1";
+/// Where the controller lists its groups; below it is the place of each.
+pub const GROUPS_PATH: &str = "/groups";
+
 /// Where an agent takes orders, signed by the controller.
-pub const ORDER_PATH: &str = "/v1/order";
+pub const ORDER_PATH: &str = "/order";
 /// Where an agent takes orders that it must relay to the other one.
-pub const RELAY_PATH: &str = "/v1/relay";
+pub const RELAY_PATH: &str = "/relay";
 /// Where an agent answers the other one's questions.
-pub const PEER_PATH: &str = "/v1/peer";
+pub const PEER_PATH: &str = "/peer";
 /// Where the controller takes reports.
-pub const REPORT_PATH: &str = "/v1/report";
+pub const REPORT_PATH: &str = "/report";
 /// Where the controller takes reports of extra observers.
-pub const OBSERVED_PATH: &str = "/v1/observed";
+pub const OBSERVED_PATH: &str = "/observed";
+
+/// The groups of a controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Groups {
+    /// Their names.
+    pub groups: Vec<GroupName>,
+}
 
 /// The most observations in one report. There are four targets, and the newest of each is sent.
 pub const OBSERVATIONS: usize = 16;

@@ -16,6 +16,7 @@ use super::keeper::{News, Shown};
 use super::metrics::{self, Scraped};
 use crate::adapters::exposition::expose;
 use crate::adapters::messages::{Incoming, Outgoing};
+use crate::adapters::places::placed;
 use crate::adapters::tls::{Identity, PeerClient, PeerIdentity};
 use crate::engine::topology::{GroupName, SiteName};
 use crate::ports::{Clock, EffectError, Signer, Verifier};
@@ -54,12 +55,14 @@ pub struct Api {
 
 /// The API for the controller and the peer agent.
 pub fn router(api: Api) -> Router {
-    Router::new()
+    let group = api.group.clone();
+    let routes = Router::new()
         .route(ORDER_PATH, post(order))
         .route(RELAY_PATH, post(relay))
         .route(PEER_PATH, post(peer))
         .layer(DefaultBodyLimit::max(MESSAGE_LIMIT))
-        .with_state(api)
+        .with_state(api);
+    placed(&group, routes)
 }
 
 /// The API for load balancers and supervisors.

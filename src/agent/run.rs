@@ -148,8 +148,8 @@ fn links(config: &Config, material: &TlsMaterial) -> anyhow::Result<TlsLinks> {
         address: config.controller.clone(),
     };
     Ok(TlsLinks {
-        controller: PeerClient::new(material, controller)?,
-        peer: PeerClient::new(material, peer)?,
+        controller: PeerClient::new(material, controller)?.of(&config.group),
+        peer: PeerClient::new(material, peer)?.of(&config.group),
     })
 }
 

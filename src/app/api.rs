@@ -19,6 +19,7 @@ use super::metrics;
 use crate::adapters::exposition::expose;
 use crate::adapters::files;
 use crate::adapters::messages::{Incoming, Outgoing, Unread};
+use crate::adapters::places::placed;
 use crate::adapters::tls::{Identity, OperatorRole, PeerIdentity};
 use crate::engine::rate::{Budgets, Rate};
 use crate::engine::readiness;
@@ -26,8 +27,8 @@ use crate::engine::text::{harmless, typed};
 use crate::engine::topology::GroupName;
 use crate::ports::Clock;
 use crate::wire::{
-    LogPart, MESSAGE_LIMIT, OBSERVED_LIMIT, OBSERVED_PATH, PromoteAsk, REPORT_LIMIT, REPORT_PATH,
-    Readiness, Status,
+    GROUPS_PATH, Groups, LogPart, MESSAGE_LIMIT, OBSERVED_LIMIT, OBSERVED_PATH, ONLY_PLACE,
+    PromoteAsk, REPORT_LIMIT, REPORT_PATH, Readiness, Status,
 };
 
 mod orders;
@@ -101,7 +102,8 @@ fn unprocessable(text: String) -> Problem {
 
 /// The API for agents and operators.
 pub fn router(api: Api) -> Router {
-    Router::new()
+    let group = api.group.clone();
+    let routes = Router::new()
         .route(
             REPORT_PATH,
             post(reports::report).layer(DefaultBodyLimit::max(REPORT_LIMIT)),
@@ -110,17 +112,19 @@ pub fn router(api: Api) -> Router {
             OBSERVED_PATH,
             post(reports::observed).layer(DefaultBodyLimit::max(OBSERVED_LIMIT)),
         )
-        .route("/v1/status", get(status))
-        .route("/v1/check", get(check))
-        .route("/v1/promote", post(promote))
-        .route("/v1/hold", post(orders::hold))
-        .route("/v1/release", post(orders::release))
-        .route("/v1/adopt", post(orders::adopt))
-        .route("/v1/adopt-instance", post(orders::adopt_instance))
-        .route("/v1/log", get(log))
+        .route("/status", get(status))
+        .route("/check", get(check))
+        .route("/promote", post(promote))
+        .route("/hold", post(orders::hold))
+        .route("/release", post(orders::release))
+        .route("/adopt", post(orders::adopt))
+        .route("/adopt-instance", post(orders::adopt_instance))
+        .route("/log", get(log))
         // A route's own header takes precedence.
         .layer(DefaultBodyLimit::max(MESSAGE_LIMIT))
-        .with_state(api)
+        .with_state(api.clone());
+    let groups = get(groups).with_state(api);
+    placed(&group, routes).route(&format!("{ONLY_PLACE}{GROUPS_PATH}"), groups)
 }
 
 /// The API for health checks and metrics.
@@ -213,6 +217,17 @@ fn person(api: &Api, peer: &PeerIdentity, verb: Verb) -> Result<String, Problem>
 /// An operator's reason for a command, if the log can hold it unchanged.
 fn reason(text: &str) -> Result<String, Problem> {
     typed(text).map_err(|error| Problem(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+/// Which groups there are, for whoever was told of none.
+async fn groups(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
+) -> Answer<Groups> {
+    person(&api, &peer, Verb::Read)?;
+    Ok(Outgoing(Groups {
+        groups: vec![api.group],
+    }))
 }
 
 async fn status(

@@ -225,7 +225,10 @@ fn make_agents(config: &Config, material: &TlsMaterial) -> anyhow::Result<Signed
             identity,
             address: site.agent.clone(),
         };
-        agents.insert(name.clone(), PeerClient::new(material, peer)?);
+        agents.insert(
+            name.clone(),
+            PeerClient::new(material, peer)?.of(&config.group),
+        );
     }
     Ok(SignedOrders::new(
         agents,

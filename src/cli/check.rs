@@ -23,8 +23,8 @@ pub struct CheckArgs {
 
 /// Shows every check with its value, limit and page.
 pub fn run(args: &CheckArgs, output: &Output) -> anyhow::Result<Exit> {
-    let client = Client::new(&args.reach)?;
-    let readiness: Readiness = client.get("/v1/check")?;
+    let client = Client::new(&args.reach, args.group.as_ref())?;
+    let readiness: Readiness = client.get("/check")?;
     if let Some(group) = args
         .group
         .as_ref()

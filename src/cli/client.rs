@@ -10,9 +10,10 @@ use serde_json::Value;
 use super::Reach;
 use crate::adapters::tls::{CallError, Identity, Peer, PeerClient, TlsFiles, TlsMaterial};
 use crate::engine::text::harmless;
+use crate::engine::topology::GroupName;
 use crate::lab::standing;
-use crate::wire::LogPart;
 use crate::wire::written::{Message, Written};
+use crate::wire::{GROUPS_PATH, Groups, LogPart};
 
 /// How long the controller may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -29,8 +30,9 @@ pub struct Client {
 }
 
 impl Client {
-    /// As the options say; otherwise to this user's running lab.
-    pub fn new(reach: &Reach) -> anyhow::Result<Self> {
+    /// As the options say; otherwise to this user's running lab. Without a group it is for the only one
+    /// that the controller has.
+    pub fn new(reach: &Reach, group: Option<&GroupName>) -> anyhow::Result<Self> {
         let standing = if reach.controller.is_none() {
             standing::find()?
         } else {
@@ -62,11 +64,39 @@ impl Client {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        Ok(Self {
+        let mut client = Self {
             peer: PeerClient::new(&material, peer)?,
             runtime,
             address,
-        })
+        };
+        let group = group
+            .cloned()
+            .map_or_else(|| client.only_group(), |it| Ok(Some(it)))?;
+        if let Some(group) = group {
+            client.peer = client.peer.of(&group);
+        }
+        Ok(client)
+    }
+
+    /// The only group of the controller; `None` from one that knows no groups yet, and has only one.
+    fn only_group(&self) -> anyhow::Result<Option<GroupName>> {
+        let answer = self.runtime.block_on(self.peer.get(GROUPS_PATH, ANSWER));
+        let answer: Value = match answer {
+            Err(CallError::Status { code: 404, .. }) => return Ok(None),
+            answer => answer.map_err(|error| self.explain(error))?,
+        };
+        let Groups { groups } = read(answer)?;
+        match groups.as_slice() {
+            [only] => Ok(Some(only.clone())),
+            several => {
+                let names: Vec<String> = several.iter().map(ToString::to_string).collect();
+                anyhow::bail!(
+                    "controller `{}` has the groups {}: name one",
+                    self.address,
+                    names.join(", ")
+                )
+            }
+        }
     }
 
     fn explain(&self, error: CallError) -> anyhow::Error {

@@ -81,12 +81,12 @@ fn show(args: &ShowArgs, output: &Output) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::Done);
     }
-    let client = Client::new(&args.reach)?;
+    let client = Client::new(&args.reach, None)?;
     let mut from = args.from;
     let mut left = args.limit;
     loop {
         let wait = if args.follow { 10_000 } else { 0 };
-        let path = format!("/v1/log?from={from}&wait_ms={wait}");
+        let path = format!("/log?from={from}&wait_ms={wait}");
         let part: LogPart = client.log(&path)?;
         for line in part.lines.iter().take(left) {
             let (_, entry) = read_line(line.as_bytes())?;

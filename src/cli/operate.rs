@@ -119,7 +119,7 @@ pub struct AdoptInstanceArgs {
 }
 
 fn check_group(client: &Client, group: &GroupName) -> anyhow::Result<Status> {
-    let status: Status = client.get("/v1/status")?;
+    let status: Status = client.get("/status")?;
     let known = &status.situation.group;
     anyhow::ensure!(
         known == group,
@@ -132,13 +132,13 @@ fn check_group(client: &Client, group: &GroupName) -> anyhow::Result<Status> {
 pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
     anyhow::ensure!(!args.lasting.is_zero(), "`--for` must be longer than zero");
     let reason = typed(&args.reason)?;
-    let client = Client::new(&args.reach)?;
+    let client = Client::new(&args.reach, Some(&args.group))?;
     check_group(&client, &args.group)?;
     let ask = HoldAsk {
         reason,
         lasting: args.lasting,
     };
-    client.order("/v1/hold", &ask)?;
+    client.order("/hold", &ask)?;
     output.say(format!(
         "automation of `{}` is held for {}",
         args.group,
@@ -150,10 +150,10 @@ pub fn hold(args: &HoldArgs, output: &Output) -> anyhow::Result<Exit> {
 /// Resumes automation.
 pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
     let reason = typed(&args.reason)?;
-    let client = Client::new(&args.reach)?;
+    let client = Client::new(&args.reach, Some(&args.group))?;
     check_group(&client, &args.group)?;
     client.order(
-        "/v1/release",
+        "/release",
         &ReleaseAsk {
             reason,
             rebuilt: args.standby_rebuilt,
@@ -169,14 +169,14 @@ pub fn release(args: &ReleaseArgs, output: &Output) -> anyhow::Result<Exit> {
 /// Makes the log continue from the actual state.
 pub fn adopt(args: &AdoptArgs, output: &Output) -> anyhow::Result<Exit> {
     let reason = typed(&args.reason)?;
-    let client = Client::new(&args.reach)?;
+    let client = Client::new(&args.reach, Some(&args.group))?;
     check_group(&client, &args.group)?;
     let ask = AdoptAsk {
         epoch: args.epoch,
         active: args.active.clone(),
         reason,
     };
-    client.order("/v1/adopt", &ask)?;
+    client.order("/adopt", &ask)?;
     output.say(format!(
         "`{}` goes on in epoch {} with `{}` active; automation is disarmed until reverse replication streams, or `failover release`",
         args.group, args.epoch, args.active
@@ -187,14 +187,14 @@ pub fn adopt(args: &AdoptArgs, output: &Output) -> anyhow::Result<Exit> {
 /// Transfers a site to another instance.
 pub fn adopt_instance(args: &AdoptInstanceArgs, output: &Output) -> anyhow::Result<Exit> {
     let reason = typed(&args.reason)?;
-    let client = Client::new(&args.reach)?;
+    let client = Client::new(&args.reach, Some(&args.group))?;
     check_group(&client, &args.group)?;
     let ask = AdoptInstanceAsk {
         site: args.site.clone(),
         instance: args.instance,
         reason,
     };
-    client.order("/v1/adopt-instance", &ask)?;
+    client.order("/adopt-instance", &ask)?;
     output.say(format!(
         "site `{}` of `{}` is instance {}",
         args.site, args.group, args.instance
@@ -205,7 +205,7 @@ pub fn adopt_instance(args: &AdoptInstanceArgs, output: &Output) -> anyhow::Resu
 /// Makes a site active.
 pub fn promote(args: &PromoteArgs, output: &Output) -> anyhow::Result<Exit> {
     let reason = typed(&args.reason)?;
-    let client = Client::new(&args.reach)?;
+    let client = Client::new(&args.reach, Some(&args.group))?;
     let before = check_group(&client, &args.group)?;
     let mut ask = PromoteAsk {
         to: args.to.clone(),
@@ -215,7 +215,7 @@ pub fn promote(args: &PromoteArgs, output: &Output) -> anyhow::Result<Exit> {
         accept_replay: args.accept_replay,
         dry_run: true,
     };
-    let seen: PromoteAnswer = client.post("/v1/promote", &ask)?;
+    let seen: PromoteAnswer = client.post("/promote", &ask)?;
     if args.dry_run && output.is_json() {
         output.json(&seen)?;
     } else {
@@ -232,7 +232,7 @@ pub fn promote(args: &PromoteArgs, output: &Output) -> anyhow::Result<Exit> {
         return Ok(Exit::No);
     }
     ask.dry_run = false;
-    let opened: PromoteAnswer = client.post("/v1/promote", &ask)?;
+    let opened: PromoteAnswer = client.post("/promote", &ask)?;
     let Some(plan) = opened.plan else {
         output.say(format!(
             "{} the situation changed meanwhile; nothing was done",
@@ -296,7 +296,7 @@ fn show_plan(args: &PromoteArgs, answer: &PromoteAnswer, output: &Output) {
 /// Shows a plan's steps as they are logged, from an entry on, until the plan ends.
 fn follow(client: &Client, plan: u64, mut from: u64, output: &Output) -> anyhow::Result<Exit> {
     loop {
-        let part: LogPart = client.log(&format!("/v1/log?from={from}&wait_ms=5000"))?;
+        let part: LogPart = client.log(&format!("/log?from={from}&wait_ms=5000"))?;
         for line in &part.lines {
             let (_, entry) = read_line(line.as_bytes())?;
             from = entry.seq.saturating_add(1);

@@ -29,14 +29,14 @@ pub struct StatusArgs {
 
 /// Shows the controller's status.
 pub fn run(args: &StatusArgs, output: &Output) -> anyhow::Result<Exit> {
-    let client = Client::new(&args.reach)?;
+    let client = Client::new(&args.reach, None)?;
     if !args.watch {
-        let status: Status = client.get("/v1/status")?;
+        let status: Status = client.get("/status")?;
         show(&status, output)?;
         return Ok(exit_of(&status));
     }
     let mut seen = false;
-    client.watch("/v1/status", EVERY, |read: anyhow::Result<Status>| {
+    client.watch("/status", EVERY, |read: anyhow::Result<Status>| {
         match read {
             Ok(status) => {
                 seen = true;

@@ -189,7 +189,7 @@ impl Watch<'_> {
 
     /// Takes in what the controller wrote since the last look.
     async fn entries(&mut self) -> anyhow::Result<Vec<Sight>> {
-        let path = format!("/v1/log?from={}", self.next_entry);
+        let path = format!("/log?from={}", self.next_entry);
         let part: Result<LogPart, _> = self.lab.controller.get(&path, Duration::from_secs(2)).await;
         // A controller that is away (a fault may be that) is asked again.
         let Ok(part) = part else {

@@ -75,7 +75,7 @@ impl Supervisor {
             identity: Identity::Controller,
             address: layout.controller.into(),
         };
-        let controller = PeerClient::new(&material, peer)?;
+        let controller = PeerClient::new(&material, peer)?.of(&layout.group);
         let mut lab = Self {
             layout,
             processes,
@@ -145,7 +145,7 @@ impl Supervisor {
     pub async fn status(&self) -> anyhow::Result<Status> {
         Ok(self
             .controller
-            .get("/v1/status", Duration::from_secs(2))
+            .get("/status", Duration::from_secs(2))
             .await?)
     }
 

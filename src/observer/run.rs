@@ -48,7 +48,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         identity: Identity::Controller,
         address: config.controller.clone(),
     };
-    let link = TlsLink(PeerClient::new(&material, peer)?);
+    let link = TlsLink(PeerClient::new(&material, peer)?.of(&config.group));
 
     let mut tasks = Tasks::new();
     tasks.spawn(named("certificates", material.clone().watch()));

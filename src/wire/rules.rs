@@ -36,5 +36,6 @@ rules! {
     PromoteAnswer: "answer to the command", "command line", Unknown::Ignored;
     Status: "status", "command line", Unknown::Ignored;
     Readiness: "list of checks", "command line", Unknown::Ignored;
+    Groups: "list of groups", "command line", Unknown::Ignored;
     LogPart: "part of the log", "command line", Unknown::Ignored;
 }

@@ -14,7 +14,7 @@ use failover::agent::keeper::News;
 use failover::engine::units::{Epoch, Lsn};
 use failover::ports::{Agents, EffectError, Signer, Way};
 use failover::wire::sealed::{SealError, Sealed, SignedOrder, open_answer, seal_answer};
-use failover::wire::{Came, ORDER_PATH, Order, RELAY_PATH, RelayAnswer, What};
+use failover::wire::{Came, ONLY_PLACE, ORDER_PATH, Order, RELAY_PATH, RelayAnswer, What};
 use tokio::sync::mpsc;
 
 use crate::tls::{AGENT, CONTROLLER, House, MARK, SOON, Server, agent_api};
@@ -153,7 +153,11 @@ async fn a_relay_can_neither_invent_a_fence_nor_show_an_old_one() {
     ];
     let lies: &'static Mutex<Vec<RelayAnswer>> = Box::leak(Box::new(Mutex::new(lies)));
     let lie = || async { Json(lies.lock().unwrap().pop().unwrap()) };
-    let liar = Server::serving(&gcp, Router::new().route(RELAY_PATH, post(lie))).await;
+    let liar = Server::serving(
+        &gcp,
+        Router::new().nest(ONLY_PLACE, Router::new().route(RELAY_PATH, post(lie))),
+    )
+    .await;
 
     let order = order(What::Fence, 3);
     let path = house.dir.path().join("orders.key");
@@ -257,7 +261,11 @@ async fn an_order_of_a_later_controller_is_refused_by_name_and_carried_as_it_is(
         came.send(order.clone()).await.unwrap();
         Json(order)
     };
-    let later = Server::serving(&aws, Router::new().route(ORDER_PATH, post(take))).await;
+    let later = Server::serving(
+        &aws,
+        Router::new().nest(ONLY_PLACE, Router::new().route(ORDER_PATH, post(take))),
+    )
+    .await;
     let (router, _none) = agent_api(&gcp, key.verifying_key(), peer(AGENT, later.address.into()));
     let relay = Server::serving(&gcp, router).await;
     let way = relay.client(&own, OTHER);

@@ -16,6 +16,7 @@ use axum::{Json, response::IntoResponse};
 use failover::adapters::certificates::{Authority, CertificateError};
 use failover::adapters::clock::SystemClock;
 use failover::adapters::keys::{SigningKey, VerifyingKey};
+use failover::adapters::places::placed;
 use failover::adapters::tls::{
     CallError, Identity, Peer, PeerClient, PeerIdentity, RejectedPeer, TlsError, TlsFiles,
     TlsListener, TlsMaterial, install_provider, serve,
@@ -133,7 +134,7 @@ async fn controller_only(ConnectInfo(peer): ConnectInfo<PeerIdentity>) -> impl I
 }
 
 fn router() -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/who", get(who))
         .route(
             "/echo",
@@ -150,7 +151,8 @@ fn router() -> Router {
         .route(
             "/broken",
             get(|| async { (StatusCode::INTERNAL_SERVER_ERROR, "x".repeat(10_000)) }),
-        )
+        );
+    placed(&"shop".parse().unwrap(), routes)
 }
 
 #[tokio::test]
@@ -173,6 +175,61 @@ async fn both_sides_know_each_other_by_name() {
     };
     let by_name = PeerClient::new(&material, peer).unwrap();
     assert!(by_name.get::<Identity>("/who", SOON).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_group_is_asked_at_its_own_place_and_an_earlier_program_at_its_only_one() {
+    let house = House::new();
+    let material = house.material(CONTROLLER);
+    let place = || async { "\"of the group\"" };
+    let only = || async { "\"the only one\"" };
+    let today = Router::new()
+        .route("/v1/groups/shop/where", get(place))
+        .route("/v1/where", get(only));
+    let today = Server::serving(&house.material(AGENT), today).await;
+    let earlier = Router::new().route("/v1/where", get(only));
+    let earlier = Server::serving(&house.material(AGENT), earlier).await;
+    let shop = "shop".parse().unwrap();
+    for (server, found) in [(&today, "of the group"), (&earlier, "the only one")] {
+        let client = server.client(&material, AGENT).of(&shop);
+        let said: String = client.get("/where", SOON).await.unwrap();
+        assert_eq!(said, found);
+    }
+    let nowhere = earlier.client(&material, AGENT).of(&shop);
+    let error = nowhere.get::<String>("/elsewhere", SOON).await.unwrap_err();
+    assert!(
+        matches!(error, CallError::Status { code: 404, .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn another_group_is_not_taken_for_ours() {
+    let house = House::new();
+    let server = Server::start(&house.material(AGENT)).await;
+    let material = house.material(CONTROLLER);
+    let [ours, other] = ["shop", "shop-2"].map(|group| {
+        let client = server.client(&material, AGENT);
+        client.of(&group.parse().unwrap())
+    });
+    assert!(ours.get::<Identity>("/who", SOON).await.is_ok());
+    let refused = CallError::Status {
+        code: 404,
+        text: "there is no group `shop-2` here, only `shop`".to_owned(),
+    };
+    assert_eq!(other.get::<Identity>("/who", SOON).await, Err(refused));
+    // Who is denied is denied at each place.
+    let paris = house.material("paris.observer.shop.failover.internal");
+    for client in [
+        server.client(&paris, AGENT),
+        server.client(&paris, AGENT).of(&"shop".parse().unwrap()),
+    ] {
+        let denied = client
+            .post::<_, bool>("/order", &7, SOON)
+            .await
+            .unwrap_err();
+        assert!(matches!(denied, CallError::Denied { .. }), "{denied}");
+    }
 }
 
 #[tokio::test]

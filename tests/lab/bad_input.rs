@@ -165,7 +165,7 @@ impl House {
         until("the controller runs", async || {
             let said = std::fs::read_to_string(self.file("controller.log")).unwrap();
             assert!(running.0.try_wait().unwrap().is_none(), "{said}");
-            operator.get::<Status>("/v1/status", CALL).await.is_ok()
+            operator.get::<Status>("/status", CALL).await.is_ok()
         })
         .await;
         running
@@ -184,7 +184,8 @@ impl House {
             identity: Identity::Controller,
             address: self.listen.into(),
         };
-        PeerClient::new(&TlsMaterial::load(files).unwrap(), peer).unwrap()
+        let client = PeerClient::new(&TlsMaterial::load(files).unwrap(), peer).unwrap();
+        client.of(&"shop".parse().unwrap())
     }
 
     pub(crate) fn operator(&self) -> PeerClient {
@@ -220,7 +221,7 @@ impl House {
         let operator = self.operator();
         let mut found = None;
         until(what, async || {
-            found = operator.get::<Status>("/v1/status", CALL).await.ok();
+            found = operator.get::<Status>("/status", CALL).await.ok();
             found.as_ref().is_some_and(&so)
         })
         .await;
@@ -347,7 +348,7 @@ async fn an_agent_speaks_for_its_own_site_only_and_a_stranger_not_at_all() {
         "{notes:?}"
     );
     // Nor is it an operator.
-    gcp.get::<Status>("/v1/status", CALL).await.unwrap_err();
+    gcp.get::<Status>("/status", CALL).await.unwrap_err();
     let status = house.until("it has decided", |_| true).await;
     let reported = |name| status.situation.sites[&site(name)].agent.is_some();
     assert!(reported("gcp") && !reported("aws"));

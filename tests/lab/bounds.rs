@@ -177,7 +177,7 @@ async fn raw(
     let stream = TcpStream::connect(house.listen).await.unwrap();
     let mut stream = connector.connect(name, stream).await.unwrap();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "POST /v1/groups/shop{path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -251,7 +251,7 @@ async fn numbers_and_texts_that_json_cannot_carry_are_refused_where_they_come_in
     assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
     // A hundred thousand are not even read.
     let flood = vec![b' '; 10 << 20];
-    for path in [REPORT_PATH, OBSERVED_PATH, "/v1/hold", "/v1/promote"] {
+    for path in [REPORT_PATH, OBSERVED_PATH, "/hold", "/promote"] {
         let answer = raw(&house, &files, path, &flood).await;
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 4"),

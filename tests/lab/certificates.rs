@@ -37,14 +37,16 @@ impl Person {
             identity: Identity::Controller,
             address: lab.layout.controller.into(),
         };
-        let client = PeerClient::new(&material, peer).unwrap();
+        let client = PeerClient::new(&material, peer)
+            .unwrap()
+            .of(&lab.layout.group);
         Self { material, client }
     }
 
     async fn until(&self, what: &str, so: impl Fn(&Status) -> bool) {
         until(what, async || {
             self.material.look();
-            let status = self.client.get("/v1/status", Duration::from_secs(2)).await;
+            let status = self.client.get("/status", Duration::from_secs(2)).await;
             status.is_ok_and(|status| so(&status))
         })
         .await;

@@ -143,7 +143,7 @@ async fn hold(lab: &Supervisor) {
         reason: "a copy is looked at".to_owned(),
         lasting: Duration::from_secs(600),
     };
-    let held = lab.controller.post::<_, ()>("/v1/hold", &ask, LIMIT);
+    let held = lab.controller.post::<_, ()>("/hold", &ask, LIMIT);
     held.await.unwrap();
 }
 

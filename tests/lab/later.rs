@@ -96,7 +96,7 @@ async fn what_cannot_be_understood_is_refused_by_name_and_noted() {
     // A command that says more than this controller knows is not obeyed at all.
     let operator = house.operator();
     let hold = json!({"reason": "x", "for_ms": 60_000, "except_for": ["gcp"]});
-    let refused = operator.post::<_, ()>("/v1/hold", &hold, CALL).await;
+    let refused = operator.post::<_, ()>("/hold", &hold, CALL).await;
     let text = refused.unwrap_err().to_string();
     assert!(text.contains("unknown field `except_for`"), "{text}");
     let status = house.until("it has decided", |_| true).await;

@@ -335,10 +335,7 @@ async fn an_agent_that_saw_a_longer_log_in_the_same_epoch_is_believed() {
         reason: "the disk is lost".to_owned(),
     };
     let operator = house.operator();
-    operator
-        .post::<_, ()>("/v1/adopt", &ask, CALL)
-        .await
-        .unwrap();
+    operator.post::<_, ()>("/adopt", &ask, CALL).await.unwrap();
     seen.heard = Some(just(answer.intake));
     let answer: ReportAnswer = gcp.post(REPORT_PATH, &seen, CALL).await.unwrap();
     assert!(

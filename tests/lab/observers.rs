@@ -248,16 +248,13 @@ async fn an_observer_tells_what_it_saw_and_nothing_else() {
             .to_string()
             .contains("may not report for site `aws`")
     );
-    paris.get::<Status>("/v1/status", CALL).await.unwrap_err();
-    paris
-        .get::<Value>("/v1/log?from=1", CALL)
-        .await
-        .unwrap_err();
+    paris.get::<Status>("/status", CALL).await.unwrap_err();
+    paris.get::<Value>("/log?from=1", CALL).await.unwrap_err();
     let promote = json!({ "to": "gcp", "reason": "x", "accept_data_loss": null, "override_fence": true, "dry_run": false });
     for (path, body) in [
-        ("/v1/promote", promote),
-        ("/v1/hold", json!({ "reason": "x", "for_ms": 1000 })),
-        ("/v1/release", json!({ "reason": "x" })),
+        ("/promote", promote),
+        ("/hold", json!({ "reason": "x", "for_ms": 1000 })),
+        ("/release", json!({ "reason": "x" })),
     ] {
         let (status, text) = refused(&paris, path, &body).await;
         assert_eq!(status, 403, "{path}: {text}");

@@ -199,25 +199,22 @@ async fn verbs(client: &PeerClient) -> [(&'static str, Result<(), (u16, String)>
     let hold = json!({ "reason": "x", "for_ms": 60_000 });
     let release = json!({ "reason": "x" });
     [
-        (
-            "status",
-            said(client.get::<Status>("/v1/status", CALL).await),
-        ),
+        ("status", said(client.get::<Status>("/status", CALL).await)),
         (
             "log",
-            said(client.get::<LogPart>("/v1/log?from=1", CALL).await),
+            said(client.get::<LogPart>("/log?from=1", CALL).await),
         ),
         (
             "promote",
-            said(client.post::<_, Value>("/v1/promote", &promote, CALL).await),
+            said(client.post::<_, Value>("/promote", &promote, CALL).await),
         ),
         (
             "hold",
-            said(client.post::<_, Value>("/v1/hold", &hold, CALL).await),
+            said(client.post::<_, Value>("/hold", &hold, CALL).await),
         ),
         (
             "release",
-            said(client.post::<_, Value>("/v1/release", &release, CALL).await),
+            said(client.post::<_, Value>("/release", &release, CALL).await),
         ),
     ]
 }
@@ -278,7 +275,7 @@ async fn a_script_that_commands_without_end_is_slowed_down() {
     let mut refused = 0;
     for _ in 0..100 {
         let hold = json!({ "reason": "again", "for_ms": 1000 });
-        match operator.post::<_, Value>("/v1/hold", &hold, CALL).await {
+        match operator.post::<_, Value>("/hold", &hold, CALL).await {
             Ok(_) => {}
             Err(CallError::Status { code: 429, text }) => {
                 assert!(text.contains("too many"), "{text}");
@@ -356,7 +353,7 @@ async fn a_reason_that_would_forge_a_line_is_refused_and_an_old_one_is_shown_har
         let hold = json!({ "reason": reason, "for_ms": 60_000 });
         let refused = house
             .operator()
-            .post::<_, Value>("/v1/hold", &hold, CALL)
+            .post::<_, Value>("/hold", &hold, CALL)
             .await;
         let Err(CallError::Status { code: 400, text }) = refused else {
             panic!("{refused:?}");

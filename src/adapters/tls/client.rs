@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Identity, TlsError, TlsMaterial, chain_text};
 use crate::engine::text::{clip_to, clipped};
+use crate::engine::topology::GroupName;
 use crate::engine::units::{UnitError, serde_as_text};
 use crate::wire::written::{Message, Written};
+use crate::wire::{ONLY_PLACE, place_of};
 
 /// How long a connection, with its handshake, may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -176,6 +178,7 @@ pub struct PeerClient {
     /// With the number of changes of the material that it knows: a new one makes a new handshake.
     client: Arc<Mutex<(u64, Client)>>,
     peer: Arc<Peer>,
+    group: Option<GroupName>,
 }
 
 impl PeerClient {
@@ -187,7 +190,18 @@ impl PeerClient {
             material: material.clone(),
             client: Arc::new(Mutex::new((known, client))),
             peer: Arc::new(peer),
+            group: None,
         })
+    }
+
+    /// The same connections, for the messages of a group. Without a group they are those of a
+    /// process's only one.
+    #[must_use]
+    pub fn of(&self, group: &GroupName) -> Self {
+        Self {
+            group: Some(group.clone()),
+            ..self.clone()
+        }
     }
 
     /// The client for the next call. After a change of certificates it is a new one, without the
@@ -208,7 +222,7 @@ impl PeerClient {
         &self.peer
     }
 
-    /// Sends `body` as JSON to `path` (`/v1/renew`) and reads the answer as JSON. `timeout`
+    /// Sends `body` as JSON to `path` of the group (`/order`) and reads the answer as JSON. `timeout`
     /// covers everything from the connection to the last byte.
     pub async fn post<B: Serialize + ?Sized, R: DeserializeOwned>(
         &self,
@@ -216,8 +230,8 @@ impl PeerClient {
         body: &B,
         timeout: Duration,
     ) -> Result<R, CallError> {
-        let request = self.client()?.post(self.url(path)).json(body);
-        read(&call(request, timeout).await?)
+        let request = |client: &Client, url| client.post(url).json(body);
+        read(&self.ask(path, request, timeout).await?)
     }
 
     /// Says a message at `path`, and reads the one that it is answered with. `timeout` as for
@@ -228,25 +242,50 @@ impl PeerClient {
         message: &M,
         timeout: Duration,
     ) -> Result<R, CallError> {
-        let request = self.client()?.post(self.url(path));
-        let answer = call(request.json(&Written::ours(message)), timeout).await?;
-        let answer = Written::read(&answer);
+        let message = Written::ours(message);
+        let request = |client: &Client, url| client.post(url).json(&message);
+        let answer = Written::read(&self.ask(path, request, timeout).await?);
         let answer = answer.map_err(|refused| CallError::Garbled(refused.to_string()))?;
         Ok(answer.message)
     }
 
-    /// Reads the JSON at `path`. `timeout` as for [`PeerClient::post`].
+    /// Reads the JSON at `path` of the group. `timeout` as for [`PeerClient::post`].
     pub async fn get<R: DeserializeOwned>(
         &self,
         path: &str,
         timeout: Duration,
     ) -> Result<R, CallError> {
-        read(&call(self.client()?.get(self.url(path)), timeout).await?)
+        read(&self.ask(path, Client::get, timeout).await?)
     }
 
-    fn url(&self, path: &str) -> String {
+    /// The body of the answer at `path` of the group. A process of before groups had places of their
+    /// own answers 404 without a word, and is asked again where it has its only one.
+    async fn ask(
+        &self,
+        path: &str,
+        request: impl Fn(&Client, String) -> RequestBuilder,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, CallError> {
+        let client = self.client()?;
+        let at = |place: &str| call(request(&client, self.url(place, path)), timeout);
+        let Some(group) = &self.group else {
+            return at(ONLY_PLACE).await;
+        };
+        let asked = async {
+            match at(&place_of(group)).await {
+                Err(CallError::Status { code: 404, text }) if text.is_empty() => {
+                    at(ONLY_PLACE).await
+                }
+                answer => answer,
+            }
+        };
+        let asked = tokio::time::timeout(timeout, asked).await;
+        asked.unwrap_or(Err(CallError::Timeout))
+    }
+
+    fn url(&self, place: &str, path: &str) -> String {
         format!(
-            "https://{}:{}{path}",
+            "https://{}:{}{place}{path}",
             self.peer.identity, self.peer.address.port
         )
     }

@@ -21,8 +21,8 @@ use failover::ports::{AgentMemory, EffectError};
 use failover::wire::sealed::{Sealed, SignedOrder, open_answer};
 use failover::wire::written::{self, Message, Unknown, Written};
 use failover::wire::{
-    AdoptAsk, AdoptInstanceAsk, Came, HoldAsk, LogPart, ObserverAnswer, ObserverReport, Order,
-    PeerAnswer, PeerQuestion, PromoteAnswer, PromoteAsk, Readiness, RelayAnswer, Relayed,
+    AdoptAsk, AdoptInstanceAsk, Came, Groups, HoldAsk, LogPart, ObserverAnswer, ObserverReport,
+    Order, PeerAnswer, PeerQuestion, PromoteAnswer, PromoteAsk, Readiness, RelayAnswer, Relayed,
     ReleaseAsk, Report, ReportAnswer, Status, What,
 };
 use serde::Serialize;
@@ -172,6 +172,7 @@ fn the_rules_in_the_documentation_are_those_of_the_code() {
         rule::<PromoteAnswer>(),
         rule::<Status>(),
         rule::<Readiness>(),
+        rule::<Groups>(),
         rule::<LogPart>(),
         rule::<AgentMemory>(),
         rule::<GuardConfig>(),
