@@ -4,7 +4,7 @@
 
 use super::written::{Message, Unknown};
 use super::{
-    AdoptAsk, AdoptInstanceAsk, HoldAsk, LogPart, ObserverAnswer, ObserverReport, Order,
+    AdoptAsk, AdoptInstanceAsk, Groups, HoldAsk, LogPart, ObserverAnswer, ObserverReport, Order,
     PeerAnswer, PeerQuestion, PromoteAnswer, PromoteAsk, Readiness, Relayed, ReleaseAsk, Report,
     ReportAnswer, Status,
 };

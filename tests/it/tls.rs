@@ -186,9 +186,10 @@ async fn a_group_is_asked_at_its_own_place_and_an_earlier_program_at_its_only_on
     let today = Router::new()
         .route("/v1/groups/shop/where", get(place))
         .route("/v1/where", get(only));
-    let today = Server::serving(&house.material(AGENT), today).await;
+    let agent = house.material(AGENT);
+    let today = Server::serving(&agent, today).await;
     let earlier = Router::new().route("/v1/where", get(only));
-    let earlier = Server::serving(&house.material(AGENT), earlier).await;
+    let earlier = Server::serving(&agent, earlier).await;
     let shop = "shop".parse().unwrap();
     for (server, found) in [(&today, "of the group"), (&earlier, "the only one")] {
         let client = server.client(&material, AGENT).of(&shop);

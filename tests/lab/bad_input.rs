@@ -1,5 +1,6 @@
 //! A controller alone, given what is wrong: each time it says what, and does no harm.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -26,7 +27,7 @@ use failover::wire::{Heard, Intake, Postmark, REPORT_PATH, Report, ReportAnswer,
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::pair::{Pair, Server, place, site};
-use crate::stage::{FAST, entries, until};
+use crate::stage::{FAST, entries, no_other_errors, until};
 
 /// So long that nobody is told of its end.
 const LASTING: Duration = Duration::from_secs(365 * 86_400);
@@ -38,6 +39,7 @@ pub(crate) struct House {
     authority: Authority,
     pub(crate) listen: SocketAddr,
     pub(crate) databases: [SocketAddr; 2],
+    expected_errors: RefCell<ExpectedErrors>,
 }
 
 /// A running controller, killed with the test.
@@ -70,13 +72,16 @@ impl Drop for House {
         if std::thread::panicking() {
             return;
         }
-        let unexpected = ExpectedErrors::default().unexpected_in(self.dir.path());
-        let unexpected = unexpected.unwrap();
-        crate::stage::tell_unannounced(&unexpected);
+        no_other_errors(&self.expected_errors.borrow(), self.dir.path());
     }
 }
 
 impl House {
+    /// Says that what is done here has the controller log an error with this text.
+    pub(crate) fn expects_error(&self, text: &str) {
+        self.expected_errors.borrow_mut().add(text);
+    }
+
     /// With databases where nobody is.
     pub(crate) fn new() -> Self {
         Self::with([socket(), socket()], "watch")
@@ -91,6 +96,7 @@ impl House {
             authority,
             listen: socket(),
             databases,
+            expected_errors: RefCell::default(),
         };
         house.issue(&Identity::Controller);
         let file = |name| house.file(name);

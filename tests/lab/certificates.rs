@@ -169,6 +169,8 @@ fn authority_and_all_certificates_change_one_at_a_time_while_users_write() {
 fn certificates_that_end_stop_no_production_not_even_when_agent_and_controller_are_restarted() {
     let test = "certificates::certificates_that_end_stop_no_production_not_even_when_agent_and_controller_are_restarted";
     on_a_lab(test, async |lab| {
+        lab.expects_error("a certificate expires soon");
+        lab.expects_error("a certificate has expired");
         let [aws, _] = lab.layout.sites.clone();
         let mut client = start_client(lab).unwrap();
         let writes = |attempts: &[Attempt]| written_at(attempts, "aws") >= 50;

@@ -169,6 +169,7 @@ async fn writes_alone(lab: &Supervisor, site: &SiteLayout) {
 fn a_copy_of_the_active_site_gets_no_right_and_the_first_one_writes_on() {
     let test = "instances::a_copy_of_the_active_site_gets_no_right_and_the_first_one_writes_on";
     on_a_lab(test, async |lab| {
+        lab.expects_error("this is a second instance of the site");
         let [aws, _] = lab.layout.sites.clone();
         let mut client = start_client(lab).unwrap();
         client
@@ -233,6 +234,7 @@ async fn copy_takes_over(
     lab: &mut Supervisor,
     before: impl AsyncFnOnce(&mut Supervisor),
 ) -> Duration {
+    lab.expects_error("this is a second instance of the site");
     let [aws, _] = lab.layout.sites.clone();
     hold(lab).await;
     lab.fault(Fault::KillSite, &aws.name).await.unwrap();
@@ -295,6 +297,7 @@ fn a_controller_started_again_lets_a_copy_wait_from_its_own_start() {
 fn a_copy_of_the_standby_has_no_word_and_the_first_one_is_promoted() {
     let test = "instances::a_copy_of_the_standby_has_no_word_and_the_first_one_is_promoted";
     on_a_lab(test, async |lab| {
+        lab.expects_error("this is a second instance of the site");
         let [aws, gcp] = lab.layout.sites.clone();
         let copy = Copy::of(lab, &gcp);
         copy.start(lab);
@@ -320,6 +323,7 @@ fn a_copy_of_the_standby_has_no_word_and_the_first_one_is_promoted() {
 fn where_nobody_can_say_that_the_first_right_is_over_a_person_can() {
     let test = "instances::where_nobody_can_say_that_the_first_right_is_over_a_person_can";
     on_a_lab(test, async |lab| {
+        lab.expects_error("this is a second instance of the site");
         let [aws, gcp] = lab.layout.sites.clone();
         hold(lab).await;
         lab.fault(Fault::KillSite, &gcp.name).await.unwrap();

@@ -96,6 +96,8 @@ impl Drop for Unmounted {
 fn on_a_lab_with_a_disk(test: &str, body: impl AsyncFnOnce(&mut Supervisor, Disk)) {
     let prepare = |layout: &Layout| drop(Disk::under_the_log_of(layout));
     on_a_prepared_lab(test, FAST, prepare, async |lab| {
+        // At the end the disk goes first.
+        lab.expects_error("is not this controller's any more");
         let disk = Disk::of(lab);
         let _unmounted = Unmounted(disk.folder.clone());
         body(lab, disk).await;
@@ -194,6 +196,7 @@ fn a_full_disk_under_the_log_stops_automation_and_nothing_else() {
         let mut client = start_client(lab).unwrap();
         let writes = |attempts: &[Attempt]| written_at(attempts, "aws") >= 50;
         client.until(writes).await.unwrap();
+        lab.expects_error("No space left on device");
         disk.fill();
         lab.fault(Fault::KillSite, &gcp.name).await.unwrap();
         until_stopped(lab).await;

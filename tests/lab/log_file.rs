@@ -82,6 +82,7 @@ async fn a_log_that_was_moved_cut_replaced_or_written_by_others_is_not_written_a
         ("continued", "somebody else wrote into it"),
     ] {
         let house = House::new();
+        house.expects_error("is not this controller's any more");
         let mut running = house.start().await;
         let log = house.file("decision.log");
         let before = std::fs::read(&log).unwrap();

@@ -116,6 +116,7 @@ fn whoever_starts_a_fenced_primary_is_stopped_or_named_whatever_was_said_before(
     let test =
         "old_word::whoever_starts_a_fenced_primary_is_stopped_or_named_whatever_was_said_before";
     on_a_lab(test, async |lab| {
+        lab.expects_error("PostgreSQL was started by somebody else");
         let [aws, gcp] = lab.layout.sites.clone();
         let tools = lab.layout.tools.clone();
         let done = failover(lab, "promote shop --to gcp --yes --reason drill").await;

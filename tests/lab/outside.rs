@@ -120,6 +120,7 @@ fn a_name_server_that_still_leads_to_the_old_site_keeps_the_plan_until_it_does_n
         &policy,
         |layout| ask_too(layout, &[at]),
         async |lab| {
+            lab.expects_error("plan stuck");
             let [aws, gcp] = lab.layout.sites.clone();
             let dir = tempfile::tempdir().unwrap();
             let (_server, target) = second(lab, dir.path(), at).await;

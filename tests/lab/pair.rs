@@ -99,12 +99,14 @@ pub(crate) fn template(tools: &PostgresTools) -> PathBuf {
             std::os::unix::fs::chown(&folder, Some(user.uid), Some(user.gid)).unwrap();
         }
         let half = folder.join("half");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        // In a thread of its own: whoever asks may run in a runtime already.
         std::thread::scope(|scope| {
-            let making = scope.spawn(|| runtime.block_on(tools.init(&half)));
+            let making = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                runtime.unwrap().block_on(tools.init(&half))
+            });
             making.join().unwrap().unwrap();
         });
         fs::rename(&half, &data).unwrap();

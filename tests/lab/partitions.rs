@@ -27,6 +27,7 @@ use std::process::{Command, Stdio};
 use failover::lab::network::Place::Client;
 use failover::lab::network::{Namespaces, Network};
 
+use crate::stage::one_lab;
 use lab::Lab;
 use rows::{Expect, Row, Section, Then};
 use table::Measured;
@@ -46,6 +47,7 @@ fn in_a_network(test: &str, run: impl FnOnce(Namespaces)) {
     if let Ok(owner) = std::env::var(OWNER) {
         return run(Namespaces::of(owner.parse().unwrap()));
     }
+    let _one = one_lab();
     let network = Network::create().unwrap();
     let program = std::env::current_exe().unwrap();
     let mut inside: Command = network.namespaces.command(Client, "unshare");

@@ -131,6 +131,7 @@ fn served_after(attempts: &[Attempt], moment_ms: u64) -> Option<u64> {
 fn a_sever_that_fails_for_ever_gives_production_back_within_seconds() {
     let test = "skew::a_sever_that_fails_for_ever_gives_production_back_within_seconds";
     on_a_lab(test, async |lab| {
+        lab.expects_error("left to be tidied up");
         let client = users_write(lab).await;
         let [aws, gcp] = lab.layout.sites.clone();
         let point = "start-workloads:after-outcome";

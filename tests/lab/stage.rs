@@ -21,6 +21,7 @@ use failover::engine::chain::{Body, Entry};
 use failover::engine::saga::Ending;
 use failover::engine::step::{Event, Fact, Step};
 use failover::lab::client::{Attempt, Outcome};
+use failover::lab::error_lines::ExpectedErrors;
 use failover::lab::layout::{Layout, Servers};
 use failover::lab::processes::Processes;
 use failover::lab::supervisor::Supervisor;
@@ -110,15 +111,16 @@ pub(crate) fn on_a_lab_of(
         eprintln!("{said}\n{}", cause_of(&*cause));
         resume_unwind(cause);
     }
-    let unexpected = expected.unexpected_in(dir.path()).unwrap();
-    tell_unannounced(&unexpected);
+    no_other_errors(&expected, dir.path());
 }
 
-/// Prints the errors that our programs logged and the test did not announce.
-pub(crate) fn tell_unannounced(errors: &[String]) {
-    if !errors.is_empty() {
-        println!("errors that were not announced: {errors:#?}");
-    }
+/// That our programs logged no error in this folder but those that the test announced.
+pub(crate) fn no_other_errors(expected: &ExpectedErrors, dir: &Path) {
+    let found = expected.unexpected_in(dir).unwrap();
+    assert!(
+        found.is_empty(),
+        "errors that were not announced: {found:#?}"
+    );
 }
 
 /// What a panic said.

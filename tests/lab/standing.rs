@@ -20,7 +20,7 @@ use failover::wire::Status;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use crate::pair::site;
-use crate::stage::{endings, entries, one_lab, wait_until};
+use crate::stage::{endings, entries, no_other_errors, one_lab, wait_until};
 
 /// A person with a lab that nobody else finds.
 struct Person {
@@ -220,8 +220,7 @@ fn a_person_looks_at_a_lab_holds_it_breaks_it_releases_it_heals_it_and_takes_it_
     person.ends(&format!("log verify {kept} --head {}", "0".repeat(64)), 1);
     assert!(person.ends("log show", 0).contains("promote"));
 
-    let unexpected = ExpectedErrors::default().unexpected_in(&lab).unwrap();
-    crate::stage::tell_unannounced(&unexpected);
+    no_other_errors(&ExpectedErrors::default(), &lab);
 
     // Gone.
     assert!(person.processes().len() > 5, "{:?}", person.processes());

@@ -148,7 +148,13 @@ mod tests {
         let path = dir.path().join("key.json");
         assert!(check(&path).unwrap_err().contains("key.json"));
         let unsigned = key("first").replace("PRIVATE KEY", "PUBLIC KEY");
-        for text in ["", "secret", "{}", "{\"type\": \"authorized_user\"}", &unsigned] {
+        for text in [
+            "",
+            "secret",
+            "{}",
+            "{\"type\": \"authorized_user\"}",
+            &unsigned,
+        ] {
             write(&path, text, 0o600);
             let said = check(&path).unwrap_err();
             assert!(said.contains("not the key of a service account"), "{said}");

@@ -33,6 +33,8 @@ pub(super) struct Lives {
     short: u32,
     /// When the first of those went down.
     failing_since: Option<MonoTime>,
+    /// How many starts in a row failed.
+    unstarted: u32,
     /// The last message logged about it.
     told: String,
 }
@@ -186,13 +188,18 @@ impl Keeper {
     fn was_started(&mut self, as_what: Role) {
         self.lives.on_trial = self.lives.last_start;
         self.lives.fenced_at_start.clone_from(&self.look.fenced);
+        self.lives.unstarted = 0;
         if self.lives.short == 0 {
             tracing::info!(role = %as_what, epoch = self.memory.epoch.0, "database started");
         }
     }
 
+    /// Once is what a killed server causes, whose processes have not all ended yet.
     fn did_not_start(&mut self, why: &str) {
-        if self.lives.is_news(why) {
+        self.lives.unstarted = self.lives.unstarted.saturating_add(1);
+        if self.lives.unstarted == 1 {
+            tracing::warn!(why, "the database does not start yet");
+        } else if self.lives.is_news(why) {
             tracing::error!(why, "the database does not start");
         }
     }

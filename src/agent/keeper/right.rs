@@ -150,9 +150,9 @@ impl Keeper {
                 let span = order.span();
                 self.superseded(order.epoch).instrument(span).await;
             }
-            // Without a right there is none that the word could end: so it is answered to whoever has
-            // just begun and knows no epoch yet.
-            Err(_) if self.holder.is_none() => self.disbelieved = None,
+            // There is no right that the word could end: so it is answered to whoever has just begun
+            // and knows no epoch yet, and to what was asked before the right there is now.
+            Err(_) if !self.could_end_by(answer.epoch) => self.disbelieved = None,
             Err(why) => {
                 if self.disbelieved.as_ref() != Some(&why) {
                     tracing::error!(%why, "the peer agent says `superseded` and is not believed");
@@ -160,6 +160,12 @@ impl Keeper {
                 self.disbelieved = Some(why);
             }
         }
+    }
+
+    /// Whether a right is held that whoever knows this epoch could call superseded.
+    fn could_end_by(&self, known: Epoch) -> bool {
+        let held = self.holder.as_ref().map(Holder::epoch);
+        held.is_some_and(|held| known > held)
     }
 
     /// The controller's order that the other agent shows: one that was for that agent, and makes an

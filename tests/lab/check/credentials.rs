@@ -85,6 +85,8 @@ async fn passwords(lab: &Supervisor, aws: &SiteLayout) {
 fn it_names_certificates_that_end_and_passwords_that_are_refused() {
     let test = "check::credentials::it_names_certificates_that_end_and_passwords_that_are_refused";
     on_a_prepared_lab(test, FAST, own_password, async |lab| {
+        lab.expects_error("a certificate expires soon");
+        lab.expects_error("the new content is not used");
         let aws = lab.layout.sites[0].clone();
         until_green(lab, "nothing is planted").await;
         certificates(lab).await;

@@ -27,6 +27,7 @@ use super::disk::{self, Disk};
 use super::log::{self, Log, decisions, milliseconds, window};
 use super::rows::{Full, Row, Then};
 use super::table::Measured;
+use crate::stage::no_other_errors;
 
 /// `fail_after` of it, five times.
 const HELD_FOR: Duration = Duration::from_secs(10);
@@ -478,14 +479,14 @@ impl Lab {
         drop((self.user, self.stubborn));
         let expected = self.supervisor.expected_errors.clone();
         self.supervisor.end().await.unwrap();
-        let unexpected = expected.unexpected_in(self.dir.path()).unwrap();
+        if !keep {
+            no_other_errors(&expected, self.dir.path());
+        }
         if let Some(disk) = self.disk.filter(|_| keep) {
             disk.keep();
         }
         if keep {
-            let kept = self.dir.keep();
-            eprintln!("kept in {}", kept.display());
+            eprintln!("kept in {}", self.dir.keep().display());
         }
-        crate::stage::tell_unannounced(&unexpected);
     }
 }
