@@ -582,6 +582,23 @@ fn a_right_does_not_wait_for_a_log_that_stands_still() {
 }
 
 #[test]
+fn a_plan_that_was_not_looked_at_again_before_too_much_could_be_lost_is_taken_back() {
+    let whole = whole();
+    let log = whole.log.lock().unwrap().clone();
+    let plan = plan_line(&whole);
+    play(async {
+        let stage = Stage::new(log[plan].1.clone());
+        *stage.log.lock().unwrap() = log[..=plan].to_vec();
+        // Longer than the window that may be lost: for all that anybody knows, the old primary went on.
+        stage.pass(seconds(100)).await;
+        let _running = stage.start().await;
+        stage.pass(seconds(120)).await;
+        assert!(matches!(ending(&stage), Ending::Undone { .. }));
+        stage.change(|earth| assert_eq!(earth.promotions(), 0));
+    });
+}
+
+#[test]
 fn a_new_process_ends_the_plan_from_every_entry_with_one_promotion() {
     let whole = whole();
     let log = whole.log.lock().unwrap().clone();
