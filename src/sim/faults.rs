@@ -79,7 +79,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    const OFTEN: &[Fault] = &[
+    /// What goes wrong where nothing else is asked for.
+    pub const OFTEN: &[Fault] = &[
         Fault::Links,
         Fault::Links,
         Fault::Links,
@@ -113,7 +114,7 @@ impl Fault {
 }
 
 /// Faults for ever.
-pub async fn for_ever(world: Arc<World>, kill: Kill) {
+pub async fn for_ever(world: Arc<World>, kill: Kill, often: &'static [Fault]) {
     let gap = world.with(|state, _| {
         state
             .chance
@@ -123,7 +124,7 @@ pub async fn for_ever(world: Arc<World>, kill: Kill) {
     tokio::time::sleep(Duration::from_secs(8)).await;
     loop {
         let (fault, wait) = world.with(|state, _| {
-            let fault = state.chance.pick(Fault::OFTEN).unwrap_or(Fault::Links);
+            let fault = state.chance.pick(often).unwrap_or(Fault::Links);
             (fault, state.chance.millis(100, gap))
         });
         tokio::spawn(happen(Arc::clone(&world), kill.clone(), fault));

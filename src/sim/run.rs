@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::checks::Checks;
-use super::faults::{self, Kill};
+use super::faults::{self, Fault, Kill};
 use super::invariant::{Invariant, Violation};
 use super::liar;
 use super::machine::Truth;
@@ -50,6 +50,8 @@ pub struct Setup {
     pub policy: Policy,
     /// What goes wrong.
     pub course: Course,
+    /// What goes wrong by chance, in [`Course::Faults`]: each as often as it stands here.
+    pub faults: &'static [Fault],
     /// How far clocks are apart; `None`: as far as the policy bears.
     pub drift_ppm: Option<u64>,
     /// How far wall clocks are apart, in milliseconds; `None`: hours where faults are of every kind, since
@@ -67,6 +69,7 @@ impl Setup {
             lasting,
             policy,
             course: Course::Faults,
+            faults: Fault::OFTEN,
             drift_ppm: None,
             wall_ms: None,
             plant: Arc::new(Honest),
@@ -226,6 +229,7 @@ async fn live(setup: &Setup, topology: Topology) -> Report {
         Course::Faults => drop(tokio::spawn(faults::for_ever(
             Arc::clone(&world),
             kill.clone(),
+            setup.faults,
         ))),
         Course::Calm => {}
         Course::SeverFails => drop(tokio::spawn(faults::never_severed(Arc::clone(&world)))),

@@ -14,6 +14,7 @@ use failover::engine::units::Epoch;
 use failover::ports::{
     AgentLinks, Confirmation, EffectError, OutsideView, Probe, Still, Traffic, Versioned,
 };
+use failover::sim::faults::Fault;
 use failover::sim::invariant::Invariant;
 use failover::sim::processes::Plant;
 use failover::sim::world::World;
@@ -173,6 +174,16 @@ fn a_right_that_is_granted_on_an_old_log_makes_two_writers() {
     finds(Invariant::OneWriter, "beside", |seed| {
         let mut setup = planted(seed, PlantNobodyKnows);
         setup.lasting = minutes(5);
+        // What it takes: a site that is cut off and replaced, a log from before that, and agents that
+        // were not told anything since they began.
+        setup.faults = &[
+            Fault::Isolation,
+            Fault::Isolation,
+            Fault::Links,
+            Fault::LogRestored,
+            Fault::AgentKilled,
+            Fault::AgentKilled,
+        ];
         setup
     });
 }
