@@ -53,6 +53,7 @@ pub mod primaries;
 pub mod gate;
 pub mod decision;
 pub mod rearm;
+pub mod horizon;
 pub mod readiness;
 pub mod receipt;
 pub mod step;

@@ -34,6 +34,7 @@ use crate::engine::waits::Waits;
 use crate::engine::witness::{Log, Testimony};
 
 mod fleet;
+mod horizon;
 mod instances;
 mod marks;
 mod reports;

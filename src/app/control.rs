@@ -1,5 +1,6 @@
-//! The control loop: one task that owns what the controller knows. Everything arrives in one queue;
-//! decisions are made at every tick and at every arrival, and logged when they change.
+//! The control loop: one task that owns what the controller knows. Everything arrives in one queue.
+//! It decides at every arrival, and when the engine says that the decision can change by itself;
+//! decisions are logged when they change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::brain::Brain;
 use super::executor::{Executor, World};
-use super::journal::{Journal, JournalError};
+use super::journal::{Delay, Journal, JournalError, View};
 use super::rehearser::Rehearser;
 use crate::engine::answer::Answer;
 use crate::engine::chain::Body;
@@ -36,14 +37,13 @@ use crate::wire::{
 mod asked;
 mod handle;
 mod pace;
+mod waking;
 mod writing;
 
 pub use asked::Asked;
 pub use handle::{Ended, Handle};
+use waking::{ExecutorEnd, Woken};
 use writing::{Desk, Then};
-
-/// How often it decides when nothing arrives. Bounds the delay after the end of a window.
-pub const TICK: Duration = Duration::from_millis(25);
 
 /// An input of the loop.
 #[derive(Debug)]
@@ -105,6 +105,12 @@ pub struct Control {
     closed: Option<MonoTime>,
     /// When the loop last ran.
     went_round: MonoTime,
+    /// When to decide again if nothing arrives.
+    due: MonoTime,
+    /// The state according to the log.
+    view: watch::Receiver<View>,
+    /// The entry that is not durable yet.
+    delay: watch::Receiver<Option<Delay>>,
     desk: Desk,
     executor: Option<tokio::task::JoinHandle<Result<(), JournalError>>>,
 }
@@ -121,6 +127,7 @@ impl Control {
     ) -> (Self, watch::Receiver<Option<Status>>) {
         let (status, shown) = watch::channel(None);
         let went_round = clock.now();
+        let (view, delay) = (journal.view(), journal.delays());
         let control = Self {
             brain,
             journal,
@@ -135,6 +142,9 @@ impl Control {
             decisions: Budget::default(),
             closed: None,
             went_round,
+            due: went_round,
+            view,
+            delay,
             desk: Desk::default(),
             executor: None,
         };
@@ -155,41 +165,21 @@ impl Control {
     /// Decides until the log is not this controller's any more.
     pub async fn run(mut self) -> Result<(), JournalError> {
         loop {
-            let mut input = None;
-            tokio::select! {
-                biased;
-                (then, written) = self.desk.written() => self.go_on(then, written)?,
-                came = self.inputs.recv() => input = came,
-                () = self.clock.sleep(TICK) => {}
-            }
+            let woken = self.woken().await?;
             self.begin_anew_after_a_standstill();
-            if let Some(input) = input {
-                self.take(input)?;
-                while let Ok(input) = self.inputs.try_recv() {
-                    self.take(input)?;
+            match woken {
+                Woken::Input(input) => {
+                    self.take(*input)?;
+                    while let Ok(input) = self.inputs.try_recv() {
+                        self.take(input)?;
+                    }
                 }
+                Woken::Executor(ended) => self.executor_ended(ended)?,
+                Woken::Changed | Woken::Due => {}
+                Woken::Beat => continue,
             }
             self.look_at_desk();
-            self.look_after_executor().await?;
             self.decide()?;
-        }
-    }
-
-    /// A process that stood still for longer than a probe may take only knows the past: it starts
-    /// over, as after a restart. A site that was failing then may be healthy now.
-    fn begin_anew_after_a_standstill(&mut self) {
-        let now = self.clock.now();
-        let stood_still = now.since(std::mem::replace(&mut self.went_round, now));
-        if stood_still
-            > self
-                .brain
-                .policy()
-                .detect
-                .probe_timeout
-                .saturating_add(TICK)
-        {
-            tracing::warn!(?stood_still, "stood still: every window begins anew");
-            self.brain.begin_anew(now);
         }
     }
 
@@ -249,8 +239,7 @@ impl Control {
 
     /// The state of the group; also tells the brain where the log ends.
     fn group(&mut self) -> GroupState {
-        let view = self.journal.view();
-        let view = view.borrow();
+        let view = self.view.borrow_and_update();
         self.brain.log_ends(view.recent.clone());
         view.state.clone()
     }
@@ -274,6 +263,7 @@ impl Control {
         let known_at = self.clock.wall();
         let situation = self.situation(None);
         let decision = decide(&situation, self.brain.policy());
+        self.decide_again(&situation);
         self.show(&situation, &decision);
         if !self.desk.is_free(self.clock.now()) || self.rearm(&situation) {
             return Ok(());
@@ -336,11 +326,8 @@ impl Control {
         self.executor = Some(tokio::spawn(executor.run()));
     }
 
-    async fn look_after_executor(&mut self) -> Result<(), JournalError> {
-        let Some(executor) = self.executor.take_if(|executor| executor.is_finished()) else {
-            return Ok(());
-        };
-        match executor.await {
+    fn executor_ended(&mut self, ended: ExecutorEnd) -> Result<(), JournalError> {
+        match ended {
             Ok(Err(cause)) if cause.passes() => {
                 // The plan stays open, and is resumed.
                 self.desk.rest(self.clock.now());

@@ -235,6 +235,11 @@ impl Journal {
         self.view.clone()
     }
 
+    /// The entry that is not durable yet; can be awaited.
+    pub fn delays(&self) -> watch::Receiver<Option<Delay>> {
+        self.delay.clone()
+    }
+
     /// The entry that is not durable yet, if there is one.
     pub fn delay(&self) -> Option<Delay> {
         self.delay.borrow().clone()

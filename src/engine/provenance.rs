@@ -55,4 +55,4 @@ pub fn second_instances(situation: &Situation, policy: &Policy) -> Vec<Reason> {
 }
 
 /// How long a silent second instance is still shown: longer than a crash-looping copy is silent.
-const SECOND_SHOWN: Duration = Duration::from_secs(15);
+pub(super) const SECOND_SHOWN: Duration = Duration::from_secs(15);

@@ -31,6 +31,12 @@ impl Budget {
         self.whole = self.whole.max(now).plus(rate.every);
         true
     }
+
+    /// From when on one more is allowed.
+    pub fn allowed_at(&self, rate: Rate) -> MonoTime {
+        let burst = rate.burst.saturating_sub(1);
+        self.whole.minus(rate.every.saturating_mul(burst))
+    }
 }
 
 /// A budget for each of many keys, of which a limited number is remembered.

@@ -94,13 +94,34 @@ impl Replication {
         )
     }
 
+    /// How long until the estimated loss, which grows with the age of the last reading, is larger than
+    /// `limit`. `None`: it is already, or never will be.
+    pub fn exceeds_in(&self, limit: Bytes) -> Option<Duration> {
+        let last = self.primary.as_ref()?;
+        let more = limit.0.checked_sub(self.lacking()?.0)?.saturating_add(1);
+        let ms = u128::from(more).saturating_mul(1000);
+        let rate = u128::from(self.rate.0);
+        let ms = ms
+            .saturating_add(rate.saturating_sub(1))
+            .checked_div(rate)?;
+        let exceeded = Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX));
+        let left = exceeded.checked_sub(last.age)?;
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// What the standby lacked at the last reading, by its own word or the active side's, whichever
+    /// is less.
+    fn lacking(&self) -> Option<Bytes> {
+        let has = self.standby.as_ref()?.fact;
+        let has = self.confirmed.map_or(has, |confirmed| has.min(confirmed));
+        Some(self.primary.as_ref()?.fact.bytes_since(has))
+    }
+
     /// What a promotion would lose, as an estimate: what the standby lacked at the last reading, by its own
     /// word or the active side's, whichever is less, and the rate of writing over the age of that
     /// reading.
     pub fn loss_estimate(&self) -> Option<Bytes> {
-        let has = self.standby.as_ref()?.fact;
-        let has = self.confirmed.map_or(has, |confirmed| has.min(confirmed));
-        let lag = self.primary.as_ref()?.fact.bytes_since(has);
+        let lag = self.lacking()?;
         let age = self.primary.as_ref()?.age;
         let since = u128::from(self.rate.0)
             .saturating_mul(age.as_millis())

@@ -92,7 +92,7 @@ pub fn replay_gate(situation: &Situation, policy: &Policy) -> Option<Gate> {
 }
 
 /// How old a rehearsal of the sever may be: an agent makes several in that time.
-const REHEARSED_WITHIN: Duration = Duration::from_secs(120);
+pub(super) const REHEARSED_WITHIN: Duration = Duration::from_secs(120);
 
 /// Whether the standby could be severed and reconnected: rehearsed beforehand, because a sever that
 /// cannot be undone leaves no site with a lease.

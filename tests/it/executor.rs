@@ -19,6 +19,7 @@ use self::stage::{Earth, Fault, Stage, aws, gcp};
 mod forward;
 mod lines;
 mod told;
+mod waking;
 pub(crate) mod stage;
 
 fn play<T>(scene: impl Future<Output = T>) -> T {

@@ -19,6 +19,7 @@ use failover::sim::seeds::in_order;
 
 mod copies;
 mod counted;
+mod lateness;
 mod liars;
 mod memory;
 mod orders;

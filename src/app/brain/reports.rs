@@ -313,7 +313,7 @@ impl Brain {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::engine::credential::CredentialFacts;
     use crate::engine::detector::{State, VoteKind};
@@ -328,7 +328,7 @@ mod tests {
 
     const FAST: &str = include_str!("../../../policies/fast.toml");
 
-    fn topology() -> Topology {
+    pub(in crate::app::brain) fn topology() -> Topology {
         Topology {
             group: "shop".parse().unwrap(),
             first: "aws".parse().unwrap(),
@@ -341,7 +341,7 @@ mod tests {
         MonoTime(Duration::from_secs(count))
     }
 
-    const LIFE: u64 = 7;
+    pub(in crate::app::brain) const LIFE: u64 = 7;
 
     /// What a process heard that answers at once.
     fn heard(at: u64) -> Heard {
@@ -369,7 +369,12 @@ mod tests {
         brain.situation(&group, false, None, second(now), WallTime(0))
     }
 
-    fn saw(site: &str, kind: TargetKind, finding: Finding, age: Duration) -> SentObservation {
+    pub(in crate::app::brain) fn saw(
+        site: &str,
+        kind: TargetKind,
+        finding: Finding,
+        age: Duration,
+    ) -> SentObservation {
         let site = site.parse().unwrap();
         SentObservation {
             target: Target { site, kind },
@@ -379,7 +384,10 @@ mod tests {
         }
     }
 
-    fn report(name: &str, observations: Vec<SentObservation>) -> ObserverReport {
+    pub(in crate::app::brain) fn report(
+        name: &str,
+        observations: Vec<SentObservation>,
+    ) -> ObserverReport {
         ObserverReport {
             group: "shop".parse().unwrap(),
             name: name.parse().unwrap(),
@@ -389,7 +397,7 @@ mod tests {
         }
     }
 
-    fn primary() -> Finding {
+    pub(in crate::app::brain) fn primary() -> Finding {
         Finding::Good(Facts::Database(Box::new(DatabaseFacts {
             role: Role::Primary,
             system_id: SystemId(7),

@@ -30,6 +30,9 @@ impl Control {
             return true;
         }
         let may = self.decisions.spend(DECISIONS, self.clock.now());
+        if !may {
+            self.decide_by(self.decisions.allowed_at(DECISIONS));
+        }
         if !may && self.left_out.as_ref() != Some(signature) {
             self.left_out = Some(signature.clone());
             let verdict = &decision.verdict;

@@ -91,6 +91,15 @@ impl Desk {
         self.writing.is_none() && self.pause.is_none_or(|until| now >= until)
     }
 
+    /// When something here has its time, although nothing arrives: a pause ends, or a report has
+    /// waited long enough.
+    pub(super) fn due(&self, now: MonoTime) -> Option<MonoTime> {
+        let reports = self.reports.iter().map(|(since, ..)| since);
+        let answered = reports.min().map(|since| since.plus(ANSWERED_WITHIN));
+        let pause = self.pause.filter(|until| now < *until);
+        [answered, pause].into_iter().flatten().min()
+    }
+
     /// Nothing is tried for a while.
     pub(super) fn rest(&mut self, now: MonoTime) {
         self.pause = Some(now.plus(AGAIN_AFTER));

@@ -2,6 +2,7 @@
 //! a clock that moves on when everybody waits.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,9 +34,9 @@ use failover::ports::{
 };
 use failover::wire::written::Written;
 use failover::wire::{
-    Came, Heard, Order, OrderAnswer, Postmark, Report, ReportAnswer, SentObservation, What,
+    Came, Heard, Order, OrderAnswer, Postmark, Report, ReportAnswer, SentObservation, Status, What,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub(crate) fn aws() -> SiteName {
@@ -127,6 +128,29 @@ impl Clock for TestClock {
         };
         self.timers.lock().unwrap().insert(key, sleeper);
         woken.await.unwrap_or_default();
+    }
+}
+
+/// The control loop's clock, which counts how often it goes to sleep.
+#[derive(Debug)]
+struct Counted {
+    of: Arc<TestClock>,
+    slept: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Clock for Counted {
+    fn now(&self) -> MonoTime {
+        self.of.now()
+    }
+
+    fn wall(&self) -> WallTime {
+        self.of.wall()
+    }
+
+    async fn sleep(&self, wait: Duration) {
+        self.slept.fetch_add(1, Ordering::Relaxed);
+        self.of.sleep(wait).await;
     }
 }
 
@@ -484,6 +508,7 @@ pub(crate) struct Stage {
     pub(crate) still: Mutex<bool>,
     /// A traffic target that makes a change some time after it took it.
     pub(crate) later: Mutex<Later>,
+    slept: Arc<AtomicU64>,
     target: TargetName,
 }
 
@@ -500,7 +525,15 @@ pub(crate) struct Later {
 pub(crate) struct Running {
     pub(crate) handle: Handle,
     pub(crate) control: JoinHandle<Result<(), JournalError>>,
+    pub(crate) status: watch::Receiver<Option<Status>>,
     others: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// From now on nobody looks, and nobody reports.
+    pub(crate) fn nothing_comes(&self) {
+        self.others[0].abort();
+    }
 }
 
 impl Drop for Running {
@@ -525,6 +558,7 @@ impl Stage {
             full_after: Mutex::default(),
             still: Mutex::default(),
             later: Mutex::default(),
+            slept: Arc::default(),
             target: "dns".parse().unwrap(),
         })
     }
@@ -569,6 +603,11 @@ impl Stage {
         let log = self.log.lock().unwrap();
         let read = |line: &Vec<u8>| read_line(line.trim_ascii_end()).unwrap().1;
         log.iter().map(|(line, _)| read(line)).collect()
+    }
+
+    /// How often the control loop went to sleep.
+    pub(crate) fn slept(&self) -> u64 {
+        self.slept.load(Ordering::Relaxed)
     }
 
     /// Every event of a step and every end of a plan, as words.
@@ -631,13 +670,17 @@ impl Stage {
         let (handle, inputs) = Handle::new();
         let ways = (handle.clone(), inputs);
         let name = "fast.toml".to_owned();
-        let (control, status) = Control::new(brain, journal, clock, Arc::new(world), ways, name);
-        drop(status);
+        let counted = Arc::new(Counted {
+            of: self.clock.clone(),
+            slept: Arc::clone(&self.slept),
+        });
+        let (control, status) = Control::new(brain, journal, counted, Arc::new(world), ways, name);
         let feeding = tokio::spawn(feed(Arc::clone(self), handle.clone()));
         let writing = tokio::spawn(async { writer.run().await.unwrap_or_default() });
         Running {
             handle,
             control: tokio::spawn(control.run()),
+            status,
             others: vec![feeding, writing],
         }
     }
@@ -659,7 +702,7 @@ impl Stage {
         let mut woken = std::pin::pin!(self.clock.sleep(wait));
         while self.clock.elapsed() < end {
             // Everybody who can go on does, as far as answers of one another go.
-            for _ in 0..40 {
+            for _ in 0..160 {
                 tokio::task::yield_now().await;
             }
             tokio::select! {
