@@ -20,3 +20,4 @@ pub mod rfc2136;
 pub mod weighted;
 pub mod route53;
 pub mod gcp;
+pub mod kubernetes;
