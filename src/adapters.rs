@@ -21,3 +21,4 @@ pub mod rfc2136;
 pub mod weighted;
 pub mod route53;
 pub mod gcp;
+pub mod kubernetes;

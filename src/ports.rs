@@ -18,7 +18,11 @@ pub use crate::wire::sealed::{Signer, Verifier};
 
 mod site;
 mod traffic;
+mod machines;
+mod infrastructure;
 
+pub use self::infrastructure::{FencedBefore, FencedProof, InfrastructureFence};
+pub use self::machines::Machines;
 pub use self::site::{
     AgentLinks, AgentMemory, AgentStore, Ledger, LocalDatabase, LocalLook, LocalRight, Server,
     Succession, Synchronous, Workloads,

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::{Extensions, Uri};
-use google_cloud_auth::credentials::{Credentials, anonymous};
+use google_cloud_auth::credentials::{CacheableResource, Credentials, anonymous};
 use google_cloud_gax::error::Error;
 
 use self::key_file::KeyFile;
@@ -62,6 +62,24 @@ impl Access {
             credentials,
             endpoint: endpoint.map(|uri| uri.to_string().trim_end_matches('/').to_owned()),
         })
+    }
+}
+
+impl Access {
+    /// A token for whoever trusts Google's: what an API server of GKE takes. Asked for anew only when the
+    /// last one is about to end.
+    pub(crate) async fn token(&self) -> Result<String, String> {
+        let headers = self.credentials.headers(Extensions::new()).await;
+        let headers = match headers.map_err(|cause| cause.to_string())? {
+            CacheableResource::New { data, .. } => data,
+            CacheableResource::NotModified => return Err("no headers".to_owned()),
+        };
+        let text = headers.get("authorization").map(|value| value.to_str());
+        let text = text.and_then(Result::ok);
+        let token = text.and_then(|text| text.strip_prefix("Bearer "));
+        token
+            .map(ToOwned::to_owned)
+            .ok_or_else(|| "the credentials make no token".to_owned())
     }
 }
 

@@ -5,3 +5,4 @@ pub mod script;
 pub mod shares;
 pub mod cloud_dns;
 pub mod load_balancer;
+pub mod kubernetes;

@@ -22,3 +22,4 @@ mod named_tests;
 mod references;
 mod golden;
 mod guard_hello;
+mod kubernetes;
