@@ -29,10 +29,10 @@ impl KeyFile {
     }
 }
 
-/// What of a key is used, as Google hands it out.
+/// What is used of a key, as Google hands it out.
 #[derive(Deserialize)]
 #[expect(dead_code, reason = "each must be there for Google's library to sign")]
-struct Key {
+struct Fields {
     client_email: String,
     private_key_id: String,
     private_key: String,
@@ -50,7 +50,7 @@ pub(super) fn check(path: &Path) -> Result<Value, String> {
         )
     };
     let whole: Value = serde_json::from_slice(&text).map_err(|cause| wrong(&cause))?;
-    let key = Key::deserialize(&whole).map_err(|cause| wrong(&cause))?;
+    let key = Fields::deserialize(&whole).map_err(|cause| wrong(&cause))?;
     let signs = PrivatePkcs8KeyDer::from_pem_slice(key.private_key.as_bytes())
         .map_err(|cause| wrong(&format_args!("`private_key`: {cause}")))?;
     RsaKeyPair::from_pkcs8(signs.secret_pkcs8_der())
