@@ -70,20 +70,20 @@ impl SentObservation {
             target: observation.target.clone(),
             began: now.since(observation.began),
             ended: now.since(observation.ended),
-            finding: observation.finding.clone().clipped(),
+            finding: observation.finding.clone().clipped(&[]),
         }
     }
 
     /// What it is to a process that received it at `received`: as old as the sender said, not
     /// counting the way, which was short (see [`Intake`]). Evidence of a failure so never looks
-    /// older than it is.
-    pub fn unpack(self, vantage: Vantage, received: MonoTime) -> Observation {
+    /// older than it is. `sites`: those of the group.
+    pub fn unpack(self, vantage: Vantage, received: MonoTime, sites: &[&SiteName]) -> Observation {
         Observation {
             target: self.target,
             vantage,
             began: received.minus(self.began),
             ended: received.minus(self.ended),
-            finding: self.finding.clipped(),
+            finding: self.finding.clipped(sites),
         }
     }
 }

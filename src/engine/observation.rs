@@ -2,6 +2,7 @@
 //!
 //! An observation says what was seen, not what it means: that is the detector's job.
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::time::Duration;
 
@@ -52,11 +53,11 @@ impl Finding {
     }
 
     /// The same within the limits of what is kept: whoever looks, or takes in what others saw, calls
-    /// this first of all.
+    /// this first of all. `sites`: those of the group, as far as the caller knows them.
     #[must_use]
-    pub fn clipped(mut self) -> Self {
+    pub fn clipped(mut self, sites: &[&SiteName]) -> Self {
         match &mut self {
-            Finding::Good(Facts::Database(facts)) => facts.clip(),
+            Finding::Good(Facts::Database(facts)) => facts.clip(sites),
             Finding::Good(Facts::Api | Facts::Agent) => {}
             Finding::Bad(failure) => failure.clip(),
         }
@@ -252,10 +253,14 @@ pub const SENDERS_KEPT: usize = 32;
 impl DatabaseFacts {
     /// Bounds texts, lists and numbers. The database's owner chooses most of them: the names of
     /// standbys, the rows of our tables, its clock.
-    fn clip(&mut self) {
+    ///
+    /// Of many senders those named as a site stay, the furthest first: what the standby has flushed
+    /// decides how much a failover loses. Then those that commits wait for.
+    fn clip(&mut self, sites: &[&SiteName]) {
         if self.senders.len() > SENDERS_KEPT {
-            // Those that commits wait for come first: they must not be cut off.
-            self.senders.sort_by_key(|sender| !sender.confirms());
+            let is_site = |sender: &SenderFacts| sites.iter().any(|it| it.as_str() == sender.name);
+            self.senders
+                .sort_by_key(|it| (!is_site(it), !it.confirms(), Reverse(it.flushed)));
             self.senders.truncate(SENDERS_KEPT);
             self.senders.shrink_to_fit();
         }
@@ -279,14 +284,20 @@ impl DatabaseFacts {
     }
 
     /// Of a primary: how far the standby of this name has flushed, as the primary says; if nothing
-    /// streams under that name, the most that any stream has.
+    /// streams under that name, the most that any stream has. Of a list that may have been cut
+    /// nobody knows that: the stream in question may be missing, and be behind all others.
     pub fn flushed_by(&self, standby: &SiteName) -> Option<Lsn> {
         let of = |named: bool| {
             let those = self.senders.iter();
             let those = those.filter(|sender| !named || sender.name == standby.as_str());
             those.filter_map(|sender| sender.flushed).max()
         };
-        of(true).or_else(|| of(false))
+        let named = self.senders.iter().any(|it| it.name == standby.as_str());
+        if named || self.senders.len() >= SENDERS_KEPT {
+            of(true)
+        } else {
+            of(false)
+        }
     }
 
     /// The names that commits wait for although nothing streams under them (postgres.md P24).
@@ -473,6 +484,7 @@ impl PositionHistory {
 
 #[cfg(test)]
 mod tests {
+    use super::super::situation::samples::{aws, gcp, healthy};
     use super::*;
 
     fn sample(seconds: u64, position: u64) -> PositionSample {
@@ -538,5 +550,61 @@ mod tests {
         ] {
             assert_eq!(failure.bearing(), bearing, "{failure:?}");
         }
+    }
+
+    fn sender(name: &str, flushed: u64, sync_state: &str) -> SenderFacts {
+        SenderFacts {
+            name: name.to_owned(),
+            state: "streaming".to_owned(),
+            flushed: Some(Lsn(flushed)),
+            sync_state: sync_state.to_owned(),
+        }
+    }
+
+    /// A primary with a standby that is far behind, and more streams than are kept that are not.
+    fn crowded(place: usize, sync_state: &str) -> DatabaseFacts {
+        let mut facts = healthy().sites[&aws()].database.clone().unwrap().fact;
+        let others = (0..100).map(|n| sender(&format!("reader {n}"), 9000, sync_state));
+        facts.senders = others.collect();
+        facts.senders.insert(place, sender("gcp", 100, "async"));
+        facts
+    }
+
+    #[test]
+    fn a_standby_in_a_crowd_is_kept_and_never_looks_further_than_it_is() {
+        for (place, sync_state) in [(0, "async"), (100, "async"), (50, "sync"), (100, "quorum")] {
+            let facts = crowded(place, sync_state);
+            assert_eq!(facts.flushed_by(&gcp()), Some(Lsn(100)));
+            let known = Finding::Good(Facts::Database(Box::new(facts.clone())));
+            let Finding::Good(Facts::Database(cut)) = known.clone().clipped(&[&aws(), &gcp()])
+            else {
+                panic!("it is another finding");
+            };
+            assert_eq!(cut.senders.len(), SENDERS_KEPT);
+            assert_eq!(
+                cut.flushed_by(&gcp()),
+                Some(Lsn(100)),
+                "{place} {sync_state}"
+            );
+            // Whoever cuts it without knowing the sites leaves it unknown.
+            let Finding::Good(Facts::Database(cut)) = known.clipped(&[]) else {
+                panic!("it is another finding");
+            };
+            let flushed = cut.flushed_by(&gcp());
+            assert!(
+                flushed.is_none() || flushed == Some(Lsn(100)),
+                "{flushed:?}"
+            );
+        }
+        // A few streams, none of them of that name: the most that any has.
+        let mut few = crowded(0, "async");
+        few.senders = vec![sender("walreceiver", 700, "async")];
+        assert_eq!(few.flushed_by(&gcp()), Some(Lsn(700)));
+        // A stream of that name that has not said yet how far it is does not get another's word.
+        few.senders.push(SenderFacts {
+            flushed: None,
+            ..sender("gcp", 0, "async")
+        });
+        assert_eq!(few.flushed_by(&gcp()), None);
     }
 }

@@ -230,9 +230,12 @@ impl Brain {
             finding: Finding::Good(Facts::Agent),
         };
         self.detector.observe(&heard, &self.policy.detect);
+        let sites = self.topology.sites().map(Clone::clone);
+        let sites = sites.each_ref();
         for sent in observations {
             if !self.is_foreign(&sent.target) {
-                self.take(&sent.unpack(Vantage::Agent(site.clone()), now), way);
+                let vantage = Vantage::Agent(site.clone());
+                self.take(&sent.unpack(vantage, now, &sites), way);
             }
         }
     }
@@ -299,7 +302,7 @@ impl Brain {
             sent.began = sent.began.min(oldest);
             sent.ended = sent.ended.min(sent.began);
             let vantage = Vantage::Observer(name.clone());
-            let seen = sent.unpack(vantage, now);
+            let seen = sent.unpack(vantage, now, &self.topology.sites());
             self.detector.observe(&seen, &self.policy.detect);
         }
         let detect = &self.policy.detect;
