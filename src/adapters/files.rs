@@ -386,9 +386,12 @@ impl FileLog {
             let settled = done.is_ok() || held.settle(&path).is_ok();
             (held, done, settled)
         });
-        let (held, done, settled) = done
-            .await
-            .map_err(|cause| AppendError::Conflict(told(&cause)))?;
+        let (held, done, settled) = match done.await {
+            Ok(done) => done,
+            // The process ends, and with it whoever waits here.
+            Err(cause) if cause.is_cancelled() => return std::future::pending().await,
+            Err(cause) => return Err(AppendError::Conflict(told(&cause))),
+        };
         match done {
             Ok(()) => {
                 self.file = Some(held);

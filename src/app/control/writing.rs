@@ -110,11 +110,15 @@ impl Desk {
         let Some(writing) = &mut self.writing else {
             return future::pending().await;
         };
-        let done = (&mut writing.task).await;
-        let done = done.unwrap_or_else(|cause| {
-            tracing::error!(%cause, "an entry was not written to its end");
-            Err(JournalError::Closed)
-        });
+        let done = match (&mut writing.task).await {
+            Ok(done) => done,
+            // The process ends, and with it whoever waits here.
+            Err(cause) if cause.is_cancelled() => return future::pending().await,
+            Err(cause) => {
+                tracing::error!(%cause, "an entry was not written to its end");
+                Err(JournalError::Closed)
+            }
+        };
         match self.writing.take() {
             Some(writing) => (writing.then, done),
             None => (Then::GoOn, done),
