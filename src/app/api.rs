@@ -239,12 +239,14 @@ async fn status(
     status.map(Outgoing).ok_or_else(only_just_started)
 }
 
-/// Every check of what would block a failover now.
+/// Every check of what would block a failover now. Whoever asks again a second later is told what was
+/// rehearsed meanwhile.
 async fn check(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<PeerIdentity>,
 ) -> Answer<Readiness> {
     person(&api, &peer, Verb::Read)?;
+    api.control.rehearse();
     let status = api.status.borrow().clone();
     status
         .map(|status| Outgoing(Readiness::of(&status)))

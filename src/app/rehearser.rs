@@ -18,6 +18,8 @@ use crate::ports::{Clock, EffectError, FrontDoor, OutsideFault, Traffic};
 const EVERY: Duration = Duration::from_secs(10);
 /// How often the front door is entered, including a write if configured.
 const FRONT_EVERY: Duration = Duration::from_secs(20);
+/// How soon after a rehearsal the next one begins if somebody asks what would block a failover.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
 /// The time limit for a probe that has none of its own.
 const WITHIN: Duration = Duration::from_secs(5);
 /// At most this many connections left is worth reporting.
@@ -84,7 +86,11 @@ impl Rehearser {
                     return;
                 }
             }
-            self.clock.sleep(every).await;
+            self.clock.sleep(ASKED_EVERY).await;
+            tokio::select! {
+                () = self.control.asked_to_rehearse() => {}
+                () = self.clock.sleep(every.saturating_sub(ASKED_EVERY)) => {}
+            }
         }
     }
 

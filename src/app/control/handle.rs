@@ -1,6 +1,8 @@
 //! The handle to the control loop, for everything that sends it inputs or requests.
 
-use tokio::sync::{mpsc, oneshot};
+use std::sync::Arc;
+
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Input;
 
@@ -11,6 +13,7 @@ const WAITING: usize = 256;
 #[derive(Debug, Clone)]
 pub struct Handle {
     queue: mpsc::Sender<Input>,
+    rehearse: Arc<Notify>,
 }
 
 /// The control loop has ended, so its callers must end too.
@@ -22,7 +25,19 @@ impl Handle {
     /// A handle to a control loop, and the queue that the loop reads.
     pub fn new() -> (Self, mpsc::Receiver<Input>) {
         let (queue, inputs) = mpsc::channel(WAITING);
-        (Self { queue }, inputs)
+        let rehearse = Arc::default();
+        (Self { queue, rehearse }, inputs)
+    }
+
+    /// Somebody wants to know what would block a failover now: whatever pauses between two
+    /// rehearsals goes on.
+    pub fn rehearse(&self) {
+        self.rehearse.notify_waiters();
+    }
+
+    /// Ends when somebody calls [`Handle::rehearse`].
+    pub async fn asked_to_rehearse(&self) {
+        self.rehearse.notified().await;
     }
 
     /// Sends something that has no answer.

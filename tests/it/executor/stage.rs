@@ -12,6 +12,7 @@ use failover::app::control::{Control, Handle, Input};
 use failover::app::executor::World;
 use failover::app::journal::{Journal, JournalError, Stamp};
 use failover::app::leadership::Leadership;
+use failover::app::rehearser::Rehearser;
 use failover::engine::answer::Answer;
 use failover::engine::chain::{Body, Chain, Digest, Entry, read_line};
 use failover::engine::credential::CredentialFacts;
@@ -526,6 +527,8 @@ pub(crate) struct Running {
     pub(crate) handle: Handle,
     pub(crate) control: JoinHandle<Result<(), JournalError>>,
     pub(crate) status: watch::Receiver<Option<Status>>,
+    /// Rehearses only where a test lets it.
+    pub(crate) rehearser: Rehearser,
     others: Vec<JoinHandle<()>>,
 }
 
@@ -679,6 +682,7 @@ impl Stage {
         let writing = tokio::spawn(async { writer.run().await.unwrap_or_default() });
         Running {
             handle,
+            rehearser: control.rehearser(),
             control: tokio::spawn(control.run()),
             status,
             others: vec![feeding, writing],

@@ -58,3 +58,30 @@ fn an_entry_that_hangs_is_told_when_its_second_is_over_although_nothing_arrives(
         );
     });
 }
+
+#[test]
+fn whoever_asks_what_would_block_is_told_what_was_tried_just_now() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        let running = after_quiet(&stage, |_| ()).await;
+        let rehearsing = tokio::spawn(running.rehearser.clone().run());
+        stage.pass(seconds(1)).await;
+        let oldest = || {
+            let status = running.status.borrow().clone().unwrap();
+            let ages = status.situation.rehearsals.iter().map(|look| look.age);
+            ages.max().unwrap()
+        };
+        let mut unasked = Duration::ZERO;
+        for _ in 0..12 {
+            stage.pass(seconds(1)).await;
+            unasked = unasked.max(oldest());
+        }
+        assert!(unasked >= seconds(8), "{unasked:?}");
+        for _ in 0..4 {
+            running.handle.rehearse();
+            stage.pass(seconds(1)).await;
+        }
+        assert!(oldest() <= seconds(2), "{:?}", oldest());
+        rehearsing.abort();
+    });
+}
