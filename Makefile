@@ -15,7 +15,7 @@ lab: packages
 
 # Only what simulates is worth optimising: the rest is built in a quarter of that time.
 test: packages doubles
-	INSTA_UPDATE=no $(CARGO) test --profile dev --locked --lib --bins --test it --test fuzz --test lab
+	INSTA_UPDATE=no $(CARGO) test --profile dev --locked --lib --bins --test it --test fuzz --test memory --test lab
 	INSTA_UPDATE=no $(CARGO) test --locked --test model --test sim
 
 # The inner loop, within a minute: the engine's tables, executor, recovery, command line, documents.

@@ -28,6 +28,7 @@ pub mod credential;
 pub mod policy;
 pub mod timers;
 pub mod observation;
+pub mod position;
 pub mod arrival;
 pub mod replay;
 pub mod waits;

@@ -13,10 +13,9 @@ use crate::engine::from_log::{automation_of, book_of, gives_back, recorded_loss}
 use crate::engine::instance::Instance;
 use crate::engine::lease::{LastRight, LeaseBook, can_wait_out};
 use crate::engine::loss::LossEvidence;
-use crate::engine::observation::{
-    DatabaseFacts, Facts, Finding, Observation, PositionHistory, PositionSample,
-};
+use crate::engine::observation::{DatabaseFacts, Facts, Finding, Observation};
 use crate::engine::policy::Policy;
+use crate::engine::position::{PositionHistory, PositionSample};
 use crate::engine::rehearsal::{Found, Rehearsals};
 use crate::engine::replay::ReplayWatch;
 use crate::engine::replication::Replication;
@@ -29,7 +28,7 @@ use crate::engine::skew::Skew;
 use crate::engine::topology::{
     ObserverName, Role, SiteName, Target, TargetKind, Topology, Vantage,
 };
-use crate::engine::units::{Aged, Epoch, Lsn, MonoTime, WallTime};
+use crate::engine::units::{Aged, Epoch, Lsn, MonoTime, Shared, WallTime};
 use crate::engine::waits::Waits;
 use crate::engine::witness::{Log, Testimony};
 
@@ -43,6 +42,9 @@ mod witnesses;
 use self::fleet::Programs;
 use self::marks::Marks;
 use self::witnesses::Said;
+
+/// The newest of something for each site, and when it was so. Shared with what is shown.
+type BySite<T> = BTreeMap<SiteName, (MonoTime, Shared<T>)>;
 
 /// What the controller knows.
 #[derive(Debug)]
@@ -63,8 +65,8 @@ pub struct Brain {
     replay: ReplayWatch,
     waits: Waits,
     claims: Claims,
-    databases: BTreeMap<SiteName, (MonoTime, DatabaseFacts)>,
-    agents: BTreeMap<SiteName, (MonoTime, AgentFacts)>,
+    databases: BySite<DatabaseFacts>,
+    agents: BySite<AgentFacts>,
     marks: Marks,
     /// How far each agent's wall clock is from ours.
     clocks: BTreeMap<SiteName, Skew>,
@@ -75,7 +77,7 @@ pub struct Brain {
     /// When the counting instance of each site's agent last reported, even if delayed.
     counted: BTreeMap<SiteName, MonoTime>,
     /// The last instance of each site's agent that reported but does not count.
-    seconds: BTreeMap<SiteName, (MonoTime, SecondInstance)>,
+    seconds: BySite<SecondInstance>,
     /// What each instance of a site's agent last said about the write lease.
     said: BTreeMap<(SiteName, Option<Instance>), Said>,
     /// What others remember, compared with the log.
@@ -230,8 +232,8 @@ impl Brain {
         if newest.is_some_and(|newest| newest > observation.began) {
             return;
         }
-        self.databases
-            .insert(site.clone(), (observation.began, facts.clone()));
+        let known = (observation.began, Shared::from(facts.clone()));
+        self.databases.insert(site.clone(), known);
         let active = *site == self.readings_of;
         match facts.role {
             // A reading that looked younger than it is would make later acknowledged writes count
@@ -415,11 +417,7 @@ impl Brain {
     }
 }
 
-fn aged<T: Clone>(
-    all: &BTreeMap<SiteName, (MonoTime, T)>,
-    site: &SiteName,
-    now: MonoTime,
-) -> Option<Aged<T>> {
+fn aged<T: Clone>(all: &BySite<T>, site: &SiteName, now: MonoTime) -> Option<Aged<Shared<T>>> {
     all.get(site).map(|(at, fact)| Aged {
         age: now.since(*at),
         fact: fact.clone(),

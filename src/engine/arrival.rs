@@ -75,7 +75,7 @@ mod tests {
                 written: WallTime(0),
             });
         });
-        situation.sites[&gcp()].database.clone().unwrap().fact
+        situation.sites[&gcp()].database.clone().unwrap().fact.own()
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::collections::VecDeque;
 
 use super::units::{Lsn, MonoTime};
 
-/// The most claims that wait for the standby's report: some minutes of reports.
-const CLAIMS_KEPT: usize = 256;
+/// The most claims that wait for the standby's report: a minute of reports. Of more the newest one
+/// waits.
+const CLAIMS_KEPT: usize = 64;
 
 /// What was confirmed under the standby's name while commits waited for it.
 #[derive(Debug, Clone, Default)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::human;
 use super::reason::{Code, Reason};
-use super::text::{WORD_LIMIT, clip, clip_to};
+use super::text::{WORD_LIMIT, clip_fact, clip_to};
 use super::units::{WallTime, millis};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -27,9 +27,12 @@ pub const URGENT: Duration = DAY.saturating_mul(7);
 /// red for these thirty days.
 pub const GRACE: Duration = DAY.saturating_mul(30);
 
-/// The most expiries and refusals that one process reports: its own and those of two databases, two
-/// services and the front door are fewer.
-const MOST: usize = 16;
+/// The most expiries that one process reports: its own and those of two databases, two services and
+/// the front door are fewer.
+const MOST: usize = 10;
+
+/// The most refusals that one process reports: each names a file that somebody replaced.
+const MOST_REFUSED: usize = 4;
 
 /// The expiry of one certificate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -67,11 +70,13 @@ impl CredentialFacts {
     /// The report limited to what a process of ours would send, and safe to display.
     pub fn clipped(mut self) -> Self {
         self.ends.truncate(MOST);
-        self.refused.truncate(MOST);
+        self.refused.truncate(MOST_REFUSED);
+        self.ends.shrink_to_fit();
+        self.refused.shrink_to_fit();
         for end in &mut self.ends {
             clip_to(&mut end.owner, WORD_LIMIT);
         }
-        self.refused.iter_mut().for_each(clip);
+        self.refused.iter_mut().for_each(clip_fact);
         self
     }
 
@@ -172,8 +177,10 @@ mod tests {
             refused: vec!["x".repeat(5000); 500],
         };
         let facts = facts.clipped();
-        assert_eq!((facts.ends.len(), facts.refused.len()), (MOST, MOST));
-        assert!(facts.refused.iter().all(|text| text.len() <= 1000));
+        let counts = (facts.ends.len(), facts.refused.len());
+        assert_eq!(counts, (MOST, MOST_REFUSED));
+        let limit = super::super::text::FACT_LIMIT;
+        assert!(facts.refused.iter().all(|text| text.len() <= limit));
         assert!(facts.ends.iter().all(|end| end.owner.len() <= WORD_LIMIT));
     }
 

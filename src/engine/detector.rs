@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -61,14 +62,14 @@ pub struct Vote {
     /// The vantage point.
     pub vantage: Vantage,
     /// `good`, or the failure.
-    pub says: String,
+    pub says: Arc<str>,
     /// Whether it counts for the target, against it, or not at all.
     pub kind: VoteKind,
     /// Whether the target itself answered that its disk is full or failing: alive, but useless.
     pub disk_failed: bool,
     /// What blocks its access to our own rows there, whatever else it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub blocked: Option<String>,
+    pub blocked: Option<Arc<str>>,
     /// How long it has said so without interruption.
     #[serde(rename = "since_ms", with = "millis")]
     pub since: Duration,
@@ -94,8 +95,8 @@ pub enum VoteKind {
 struct Track {
     kind: VoteKind,
     disk_failed: bool,
-    blocked: Option<String>,
-    says: String,
+    blocked: Option<Arc<str>>,
+    says: Arc<str>,
     /// When the first probe of the unbroken run began.
     run_began: MonoTime,
     /// When the last probe began and ended.
@@ -103,10 +104,14 @@ struct Track {
     last_ended: MonoTime,
 }
 
+/// What each vantage point has seen of one target. Boxed: a map has room for eleven from the first one
+/// on.
+type Tracks = BTreeMap<Vantage, Box<Track>>;
+
 /// Stores the observations, and judges.
 #[derive(Debug, Clone, Default)]
 pub struct Detector {
-    tracks: BTreeMap<Target, BTreeMap<Vantage, Track>>,
+    tracks: BTreeMap<Target, Tracks>,
     /// Targets that failed and have not yet been healthy for the recovery window.
     failed: BTreeSet<Target>,
 }
@@ -116,12 +121,12 @@ impl Detector {
     /// overtaken. One that arrives when the last is already stale starts a new run: nobody knows
     /// what happened in between.
     pub fn observe(&mut self, observation: &Observation, policy: &Detect) {
-        let (kind, says) = match &observation.finding {
-            Finding::Good(_) => (VoteKind::For, "good".to_owned()),
+        let (kind, says): (_, Arc<str>) = match &observation.finding {
+            Finding::Good(_) => (VoteKind::For, "good".into()),
             Finding::Bad(failure) if failure.speaks_against_target() => {
-                (VoteKind::Against, failure.to_string())
+                (VoteKind::Against, failure.to_string().into())
             }
-            Finding::Bad(failure) => (VoteKind::Mute, failure.to_string()),
+            Finding::Bad(failure) => (VoteKind::Mute, failure.to_string().into()),
         };
         let tracks = self.tracks.entry(observation.target.clone()).or_default();
         let last = tracks.get(&observation.vantage);
@@ -140,13 +145,13 @@ impl Detector {
                 observation.finding,
                 Finding::Bad(ProbeFailure::DiskFailed(_))
             ),
-            blocked: blocked(&observation.finding),
+            blocked: blocked(&observation.finding, &says),
             says,
             run_began,
             last_began: observation.began,
             last_ended: observation.ended,
         };
-        tracks.insert(observation.vantage.clone(), track);
+        tracks.insert(observation.vantage.clone(), Box::new(track));
     }
 
     /// The target's health now.
@@ -169,6 +174,7 @@ impl Detector {
         let of = |kind| {
             tracks
                 .values()
+                .map(AsRef::as_ref)
                 .filter(fresh)
                 .filter(move |track| track.kind == kind)
         };
@@ -195,11 +201,11 @@ impl Detector {
     }
 }
 
-/// What blocked a probe's access to our own rows.
-fn blocked(finding: &Finding) -> Option<String> {
+/// What blocked a probe's access to our own rows. `says`: its failure as text.
+fn blocked(finding: &Finding, says: &Arc<str>) -> Option<Arc<str>> {
     match finding {
-        Finding::Bad(failure @ ProbeFailure::Blocked(_)) => Some(failure.to_string()),
-        Finding::Good(Facts::Database(facts)) => facts.blocked.clone(),
+        Finding::Bad(ProbeFailure::Blocked(_)) => Some(Arc::clone(says)),
+        Finding::Good(Facts::Database(facts)) => facts.blocked.as_deref().map(Into::into),
         Finding::Good(Facts::Api | Facts::Agent) | Finding::Bad(_) => None,
     }
 }
@@ -214,7 +220,7 @@ fn judge_well(
     now: MonoTime,
     good: &[&Track],
     mute: &[&Track],
-    all: &BTreeMap<Vantage, Track>,
+    all: &Tracks,
     was_failed: bool,
     policy: &Detect,
 ) -> (State, Duration, String) {
@@ -234,7 +240,7 @@ fn judge_well(
         return (
             State::Unknown,
             now.since(track.run_began),
-            track.says.clone(),
+            track.says.to_string(),
         );
     }
     match all.values().max_by_key(|track| track.last_ended) {
@@ -258,7 +264,7 @@ fn judge_failing(
     began.sort_unstable();
     let says = against
         .first()
-        .map(|track| track.says.clone())
+        .map(|track| track.says.to_string())
         .unwrap_or_default();
     let quorum = usize::try_from(policy.quorum).unwrap_or(usize::MAX);
     // The window begins when the vote that completes the quorum began.

@@ -55,11 +55,19 @@ pub struct LogMark {
 /// How many digests are kept to compare marks with: agents hear of a new end every second or so.
 const RECENT: usize = 1024;
 
-/// The digests of a log's last entries.
+/// The beginning of a digest: enough to compare what nobody can choose, in 8 KiB.
+type Beginning = u64;
+
+fn beginning(digest: &Digest) -> Beginning {
+    let bytes = digest.0.iter().take(8);
+    bytes.fold(0, |beginning: u64, byte| beginning << 8 | u64::from(*byte))
+}
+
+/// The digests of a log's last entries: the last one whole, and the beginnings of all.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recent {
-    entries: u64,
-    digests: Arc<VecDeque<Digest>>,
+    end: Option<LogMark>,
+    beginnings: Arc<VecDeque<Beginning>>,
 }
 
 /// How a mark that somebody remembers compares with a log.
@@ -77,33 +85,36 @@ pub enum Fit {
 
 impl Recent {
     pub(super) fn push(&mut self, digest: Digest) {
-        self.entries = self.entries.saturating_add(1);
-        let digests = Arc::make_mut(&mut self.digests);
-        if digests.len() >= RECENT {
-            digests.pop_front();
+        self.end = Some(LogMark {
+            entries: self.entries().saturating_add(1),
+            head: digest,
+        });
+        let beginnings = Arc::make_mut(&mut self.beginnings);
+        if beginnings.len() >= RECENT {
+            beginnings.pop_front();
         }
-        digests.push_back(digest);
+        beginnings.push_back(beginning(&digest));
+    }
+
+    fn entries(&self) -> u64 {
+        self.end.map_or(0, |end| end.entries)
     }
 
     /// The end of the log; `None` where it has no entry.
     pub fn end(&self) -> Option<LogMark> {
-        let entries = self.entries;
-        self.digests.back().map(|head| LogMark {
-            entries,
-            head: *head,
-        })
+        self.end
     }
 
     /// Compares a mark with the log.
     pub fn fits(&self, mark: &LogMark) -> Fit {
-        let Some(back) = self.entries.checked_sub(mark.entries) else {
+        let Some(back) = self.entries().checked_sub(mark.entries) else {
             return Fit::Longer;
         };
         let from_end = usize::try_from(back).ok();
-        let kept = from_end.and_then(|back| self.digests.iter().rev().nth(back));
+        let kept = from_end.and_then(|back| self.beginnings.iter().rev().nth(back));
         match kept {
             None => Fit::TooOld,
-            Some(digest) if *digest == mark.head => Fit::Same,
+            Some(kept) if *kept == beginning(&mark.head) => Fit::Same,
             Some(_) => Fit::Other,
         }
     }

@@ -264,7 +264,7 @@ fn standby_gates(situation: &Situation, policy: &Policy) -> Vec<Gate> {
         let primary = situation
             .active_site()
             .and_then(|facts| facts.database.as_ref());
-        let primary = primary.map(|primary| &primary.fact);
+        let primary = primary.map(|primary| &*primary.fact);
         gates.extend(promotable(site, &database.fact, primary));
     }
     gates.extend(replay_gate(situation, policy));
@@ -399,6 +399,7 @@ fn fresh_agent<'s>(situation: &'s Situation, policy: &Policy) -> Option<&'s Agen
         .agent
         .as_ref()?
         .within(policy.detect.stale_after)
+        .map(|agent| &**agent)
 }
 
 /// Whether the agent beside the active database reports it down for good: that is proof (F1),

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::text::{WORD_LIMIT, clip, clip_to};
+use super::text::{NAME_LIMIT, STATE_LIMIT, clip_fact, clip_to};
 use super::topology::{Role, SiteName, Target, Vantage};
 use super::units::{
-    Bytes, Epoch, LARGEST_EXACT, LAST_WALL_MILLIS, Lsn, MonoTime, SystemId, Timeline, WallTime,
-    exact, millis,
+    Epoch, LARGEST_EXACT, LAST_WALL_MILLIS, Lsn, MonoTime, SystemId, Timeline, WallTime, exact,
+    millis,
 };
 
 /// One fact about one target.
@@ -143,7 +143,7 @@ impl ProbeFailure {
             | ProbeFailure::DiskFailed(text)
             | ProbeFailure::Blocked(text)
             | ProbeFailure::Unauthorized(text)
-            | ProbeFailure::Protocol(text) => clip(text),
+            | ProbeFailure::Protocol(text) => clip_fact(text),
             ProbeFailure::Refused | ProbeFailure::Status(_) => {}
         }
     }
@@ -247,8 +247,11 @@ pub struct DatabaseFacts {
     pub blocked: Option<String>,
 }
 
-/// The most senders of a primary that are kept: two sites, a few readers and backups, times four.
-pub const SENDERS_KEPT: usize = 32;
+/// The most senders of a primary that are kept: two sites, a few readers and backups, times two.
+pub const SENDERS_KEPT: usize = 16;
+
+/// The most waiting commits that are kept: as many as a probe asks for.
+const COMMITS_KEPT: usize = 16;
 
 impl DatabaseFacts {
     /// Bounds texts, lists and numbers. The database's owner chooses most of them: the names of
@@ -265,16 +268,24 @@ impl DatabaseFacts {
             self.senders.shrink_to_fit();
         }
         for sender in &mut self.senders {
-            for text in [&mut sender.name, &mut sender.state, &mut sender.sync_state] {
-                clip_to(text, WORD_LIMIT);
-            }
+            clip_to(&mut sender.name, NAME_LIMIT);
+            clip_to(&mut sender.state, STATE_LIMIT);
+            clip_to(&mut sender.sync_state, STATE_LIMIT);
         }
         if let Some(receiver) = &mut self.receiver {
-            clip_to(&mut receiver.status, WORD_LIMIT);
+            clip_to(&mut receiver.status, STATE_LIMIT);
         }
-        clip(&mut self.synchronous_names);
+        if let ReplayState::Held { by } = &mut self.replay_state {
+            clip_to(by, NAME_LIMIT);
+        }
+        self.commits_waiting.truncate(COMMITS_KEPT);
+        self.commits_waiting.shrink_to_fit();
+        for statement in &mut self.commits_waiting {
+            clip_to(statement, NAME_LIMIT);
+        }
+        clip_fact(&mut self.synchronous_names);
         if let Some(blocked) = &mut self.blocked {
-            clip(blocked);
+            clip_fact(blocked);
         }
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.sequence = heartbeat.sequence.min(LARGEST_EXACT);
@@ -397,160 +408,10 @@ impl fmt::Display for ReplayPause {
     }
 }
 
-/// One reading of the primary's position: every commit acknowledged before `began` is at or below
-/// `position`. The declared window starts at the latest reading that the standby covers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PositionSample {
-    /// When the reading began.
-    pub began: MonoTime,
-    /// The primary's position.
-    pub position: Lsn,
-}
-
-/// An hour at one reading a second is plenty: a standby further behind is far beyond any limit, and
-/// the window then simply starts at "unknown".
-const SAMPLES_KEPT: usize = 4096;
-
-/// The readings of the primary's position, oldest first.
-#[derive(Debug, Clone, Default)]
-pub struct PositionHistory {
-    samples: std::collections::VecDeque<PositionSample>,
-    confirmed: Option<Lsn>,
-}
-
-impl PositionHistory {
-    /// Adds a reading. One that is older than the last is ignored: a late answer adds nothing.
-    pub fn add(&mut self, sample: PositionSample) {
-        if self
-            .samples
-            .back()
-            .is_some_and(|last| sample.began < last.began)
-        {
-            return;
-        }
-        if self.samples.len() >= SAMPLES_KEPT {
-            self.samples.pop_front();
-        }
-        self.samples.push_back(sample);
-    }
-
-    /// The primary reports that its standby has flushed up to `position`.
-    pub fn confirm(&mut self, flushed: Option<Lsn>) {
-        self.confirmed = self.confirmed.max(flushed);
-    }
-
-    /// How far the standby has flushed, as the primary reports; `None` if it never did.
-    pub fn confirmed(&self) -> Option<Lsn> {
-        self.confirmed
-    }
-
-    /// Forgets all readings: another primary has another history.
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
-
-    /// The last reading.
-    pub fn last(&self) -> Option<PositionSample> {
-        self.samples.back().copied()
-    }
-
-    /// The latest reading that a standby at `position` covers: whatever was acknowledged before it
-    /// began is safe there.
-    pub fn covered_by(&self, position: Lsn) -> Option<PositionSample> {
-        self.samples
-            .iter()
-            .rev()
-            .find(|sample| sample.position <= position)
-            .copied()
-    }
-
-    /// WAL written per second, over about the last half minute of readings. Zero with fewer than
-    /// two.
-    pub fn rate(&self) -> Bytes {
-        let Some(last) = self.last() else {
-            return Bytes(0);
-        };
-        let recent =
-            |sample: &&PositionSample| last.began.since(sample.began) <= Duration::from_secs(30);
-        let Some(first) = self.samples.iter().rev().take_while(recent).last() else {
-            return Bytes(0);
-        };
-        let took = last.began.since(first.began).as_millis().max(1);
-        let written = u128::from(last.position.bytes_since(first.position).0);
-        let rate = written.saturating_mul(1000).checked_div(took).unwrap_or(0);
-        Bytes::of(u64::try_from(rate).unwrap_or(u64::MAX))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::situation::samples::{aws, gcp, healthy};
     use super::*;
-
-    fn sample(seconds: u64, position: u64) -> PositionSample {
-        PositionSample {
-            began: MonoTime(Duration::from_secs(seconds)),
-            position: Lsn(position),
-        }
-    }
-
-    #[test]
-    fn what_the_standby_has_covers_the_latest_reading_at_or_below_it() {
-        let mut history = PositionHistory::default();
-        assert_eq!(history.covered_by(Lsn(9)), None);
-        for (at, position) in [(1, 100), (2, 200), (3, 300)] {
-            history.add(sample(at, position));
-        }
-        assert_eq!(history.covered_by(Lsn(299)), Some(sample(2, 200)));
-        assert_eq!(history.covered_by(Lsn(300)), Some(sample(3, 300)));
-        assert_eq!(history.covered_by(Lsn(99)), None);
-    }
-
-    #[test]
-    fn a_late_answer_does_not_rewrite_history() {
-        let mut history = PositionHistory::default();
-        history.add(sample(2, 200));
-        history.add(sample(1, 900));
-        assert_eq!(history.last(), Some(sample(2, 200)));
-    }
-
-    #[test]
-    fn the_rate_is_per_second_and_survives_too_few_readings() {
-        let mut history = PositionHistory::default();
-        assert_eq!(history.rate(), Bytes(0));
-        history.add(sample(1, 100));
-        assert_eq!(history.rate(), Bytes(0));
-        history.add(sample(3, 2100));
-        assert_eq!(history.rate(), Bytes(1000));
-    }
-
-    #[test]
-    fn every_failure_of_a_look_is_sorted() {
-        use Bearing::{Against, Nothing, Unknown};
-        let text = || "sample".to_owned();
-        for (failure, bearing) in [
-            (ProbeFailure::Timeout(1000), Against),
-            (ProbeFailure::Refused, Against),
-            (ProbeFailure::Unreachable(text()), Against),
-            (ProbeFailure::NotAccepting(text()), Against),
-            (ProbeFailure::CannotWrite(text()), Against),
-            (ProbeFailure::DiskFailed(text()), Against),
-            (ProbeFailure::Exhausted(text()), Nothing),
-            (ProbeFailure::Blocked(text()), Nothing),
-            (ProbeFailure::Unauthorized(text()), Nothing),
-            (ProbeFailure::Protocol(text()), Unknown),
-            (ProbeFailure::Status(301), Against),
-            (ProbeFailure::Status(401), Nothing),
-            (ProbeFailure::Status(403), Nothing),
-            (ProbeFailure::Status(404), Against),
-            (ProbeFailure::Status(407), Nothing),
-            (ProbeFailure::Status(429), Nothing),
-            (ProbeFailure::Status(500), Against),
-            (ProbeFailure::Status(503), Against),
-        ] {
-            assert_eq!(failure.bearing(), bearing, "{failure:?}");
-        }
-    }
 
     fn sender(name: &str, flushed: u64, sync_state: &str) -> SenderFacts {
         SenderFacts {
@@ -563,7 +424,7 @@ mod tests {
 
     /// A primary with a standby that is far behind, and more streams than are kept that are not.
     fn crowded(place: usize, sync_state: &str) -> DatabaseFacts {
-        let mut facts = healthy().sites[&aws()].database.clone().unwrap().fact;
+        let mut facts = healthy().sites[&aws()].database.clone().unwrap().fact.own();
         let others = (0..100).map(|n| sender(&format!("reader {n}"), 9000, sync_state));
         facts.senders = others.collect();
         facts.senders.insert(place, sender("gcp", 100, "async"));
@@ -606,5 +467,33 @@ mod tests {
             ..sender("gcp", 0, "async")
         });
         assert_eq!(few.flushed_by(&gcp()), None);
+    }
+
+    #[test]
+    fn every_failure_of_a_look_is_sorted() {
+        use Bearing::{Against, Nothing, Unknown};
+        let text = || "sample".to_owned();
+        for (failure, bearing) in [
+            (ProbeFailure::Timeout(1000), Against),
+            (ProbeFailure::Refused, Against),
+            (ProbeFailure::Unreachable(text()), Against),
+            (ProbeFailure::NotAccepting(text()), Against),
+            (ProbeFailure::CannotWrite(text()), Against),
+            (ProbeFailure::DiskFailed(text()), Against),
+            (ProbeFailure::Exhausted(text()), Nothing),
+            (ProbeFailure::Blocked(text()), Nothing),
+            (ProbeFailure::Unauthorized(text()), Nothing),
+            (ProbeFailure::Protocol(text()), Unknown),
+            (ProbeFailure::Status(301), Against),
+            (ProbeFailure::Status(401), Nothing),
+            (ProbeFailure::Status(403), Nothing),
+            (ProbeFailure::Status(404), Against),
+            (ProbeFailure::Status(407), Nothing),
+            (ProbeFailure::Status(429), Nothing),
+            (ProbeFailure::Status(500), Against),
+            (ProbeFailure::Status(503), Against),
+        ] {
+            assert_eq!(failure.bearing(), bearing, "{failure:?}");
+        }
     }
 }

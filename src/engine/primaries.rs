@@ -10,7 +10,7 @@ use super::policy::Policy;
 use super::reason::{Code, Reason};
 use super::situation::{AgentFacts, LocalDatabase, SiteFacts, Situation};
 use super::topology::{Role, TargetKind};
-use super::units::Aged;
+use super::units::{Aged, Shared};
 
 /// The reason to alert an operator: both databases take writes, and the engine must not choose.
 ///
@@ -86,7 +86,7 @@ fn contradiction(site: &SiteFacts, policy: &Policy) -> Option<String> {
     }
 }
 
-fn agent<'s>(site: &'s SiteFacts, policy: &Policy) -> Option<&'s Aged<AgentFacts>> {
+fn agent<'s>(site: &'s SiteFacts, policy: &Policy) -> Option<&'s Aged<Shared<AgentFacts>>> {
     let limit = policy.detect.stale_after;
     site.agent.as_ref().filter(|agent| agent.age <= limit)
 }

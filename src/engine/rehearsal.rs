@@ -2,12 +2,12 @@
 //! targets, their name servers, the front door and the standby's connections. `rehearsed.rs` judges
 //! the results.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::text::clip;
+use super::text::{FACT_LIMIT, WORD_LIMIT, clip_to};
 use super::topology::{SiteName, TargetName};
 use super::units::{MonoTime, millis};
 
@@ -77,6 +77,14 @@ pub struct Rehearsal {
 /// The result of one probe.
 pub type Found = (Subject, Option<(TroubleKind, String)>);
 
+/// The most results that are kept: four traffic targets with four name servers each, the front door
+/// and the connections. Of more, some name servers are left out; everything else stays.
+const KEPT: usize = 24;
+
+/// How long a name server is remembered that the probes of its target no longer name: more than a
+/// dozen slow probes.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
+
 /// The results of the slow probes.
 #[derive(Debug, Default)]
 pub struct Rehearsals {
@@ -108,18 +116,72 @@ impl Rehearsals {
         if began < self.not_before {
             return;
         }
-        for (subject, trouble) in found {
+        let mut probed = BTreeSet::new();
+        for (mut subject, trouble) in found {
+            if let Subject::Traffic { target } | Subject::Place { target, .. } = &subject {
+                probed.insert(target.clone());
+            }
+            if let Subject::Place { place, .. } = &mut subject {
+                clip_to(place, WORD_LIMIT);
+            }
             let before = self
                 .seen
                 .get(&subject)
                 .and_then(|seen| seen.trouble.as_ref());
+            let limit = match &subject {
+                Subject::Place { .. } => WORD_LIMIT,
+                Subject::Traffic { .. } | Subject::FrontDoor | Subject::Connections => FACT_LIMIT,
+            };
             let trouble = trouble.map(|(kind, mut why)| {
-                clip(&mut why);
+                clip_to(&mut why, limit);
                 let lasting = before.filter(|(was, _, _)| *was == kind);
                 (kind, why, lasting.map_or(began, |(_, _, since)| *since))
             });
             self.seen.insert(subject, Seen { began, trouble });
         }
+        self.seen.retain(|subject, seen| match subject {
+            Subject::Place { target, .. } if probed.contains(target) => {
+                began.since(seen.began) < FORGOTTEN_AFTER
+            }
+            Subject::Place { .. }
+            | Subject::Traffic { .. }
+            | Subject::FrontDoor
+            | Subject::Connections => true,
+        });
+        while self.seen.len() > KEPT
+            && let Some(least) = self.missed_least()
+        {
+            self.seen.remove(&least);
+        }
+    }
+
+    /// The name server whose result is missed least: one that answers beside another one of its
+    /// target, then a silent one, and of two the one that was probed longer ago.
+    fn missed_least(&self) -> Option<Subject> {
+        let places = self
+            .seen
+            .iter()
+            .filter_map(|(subject, seen)| match subject {
+                Subject::Place { target, .. } => Some((subject, target, seen)),
+                Subject::Traffic { .. } | Subject::FrontDoor | Subject::Connections => None,
+            });
+        let answer_of = |of: &TargetName| {
+            let answers = places.clone();
+            let answers =
+                answers.filter(|(_, target, seen)| *target == of && seen.trouble.is_none());
+            answers.count()
+        };
+        let least = places.clone().min_by_key(|(_, target, seen)| {
+            let kind = seen.trouble.as_ref().map(|(kind, ..)| *kind);
+            let rank = match kind {
+                None if answer_of(target) > 1 => 0,
+                Some(TroubleKind::Silent) => 1,
+                Some(TroubleKind::Astray | TroubleKind::Refused | TroubleKind::Scarce) => 2,
+                None => 3,
+            };
+            (rank, seen.began)
+        });
+        least.map(|(subject, ..)| subject.clone())
     }
 
     /// The results as of `now`.
@@ -134,5 +196,65 @@ impl Rehearsals {
             }),
         });
         each.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> MonoTime {
+        MonoTime(Duration::from_secs(seconds))
+    }
+
+    fn place(number: usize) -> Subject {
+        Subject::Place {
+            target: "dns".parse().unwrap(),
+            place: format!("10.0.0.{number}:53"),
+        }
+    }
+
+    fn followed() -> Rehearsals {
+        let mut known = Rehearsals::default();
+        known.follow(&"aws".parse().unwrap(), at(0));
+        known
+    }
+
+    #[test]
+    fn a_name_server_that_is_gone_is_forgotten_after_a_while() {
+        let mut known = followed();
+        known.take(at(10), vec![(place(1), None), (place(2), None)]);
+        let patience = FORGOTTEN_AFTER.as_secs();
+        known.take(at(9 + patience), vec![(place(2), None)]);
+        assert_eq!(known.at(at(400)).len(), 2, "one probe may have missed it");
+        known.take(at(10 + patience), vec![(place(2), None)]);
+        let left: Vec<Subject> = known.at(at(400)).into_iter().map(|it| it.subject).collect();
+        assert_eq!(left, [place(2)]);
+    }
+
+    #[test]
+    fn of_too_many_name_servers_the_wrong_ones_and_one_good_one_stay() {
+        let mut known = followed();
+        let astray = || Some((TroubleKind::Astray, "x".repeat(5000)));
+        let silent = || Some((TroubleKind::Silent, "no answer".to_owned()));
+        for number in 0..200 {
+            let trouble = match number % 20 {
+                7 => astray(),
+                8 | 9 => silent(),
+                _ => None,
+            };
+            known.take(at(10), vec![(place(number), trouble)]);
+        }
+        known.take(at(10), vec![(Subject::FrontDoor, None)]);
+        let left = known.at(at(11));
+        assert_eq!(left.len(), KEPT);
+        let of = |kind: Option<TroubleKind>| {
+            let of = |it: &&Rehearsal| it.trouble.as_ref().map(|trouble| trouble.kind) == kind;
+            left.iter().filter(of).count()
+        };
+        assert_eq!(of(Some(TroubleKind::Astray)), 10);
+        assert_eq!(of(None), 2, "the front door and one name server");
+        let texts = left.iter().filter_map(|it| it.trouble.as_ref());
+        assert!(texts.into_iter().all(|it| it.why.len() <= WORD_LIMIT));
     }
 }

@@ -127,7 +127,7 @@ mod tests {
             facts.replayed = Lsn(replayed);
             facts.replay_state = state;
         });
-        situation.sites[&gcp()].database.clone().unwrap().fact
+        situation.sites[&gcp()].database.clone().unwrap().fact.own()
     }
 
     fn held() -> ReplayState {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::observation::PositionHistory;
+use super::position::PositionHistory;
 use super::replay::Replay;
 use super::units::{Aged, Bytes, Lsn, MonoTime, millis};
 

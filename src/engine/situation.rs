@@ -16,9 +16,9 @@ use super::rehearsal::Rehearsal;
 use super::replication::Replication;
 use super::skew::Skew;
 use super::synchrony::{RpoWindow, SyncFacts};
-use super::text::{WORD_LIMIT, clip, clip_to};
+use super::text::{NAME_LIMIT, clip_fact, clip_to};
 use super::topology::{GroupName, ObserverName, SiteName, TargetKind};
-use super::units::{Aged, Bytes, Epoch, WallTime, millis};
+use super::units::{Aged, Bytes, Epoch, Shared, WallTime, millis};
 
 /// Everything that is known at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,15 +176,15 @@ pub struct SiteFacts {
     /// arrives.
     pub reached: bool,
     /// The newest good answer of its database, with its age.
-    pub database: Option<Aged<DatabaseFacts>>,
+    pub database: Option<Aged<Shared<DatabaseFacts>>>,
     /// The newest report of its agent, with its age.
-    pub agent: Option<Aged<AgentFacts>>,
+    pub agent: Option<Aged<Shared<AgentFacts>>>,
     /// How far its wall clock was from the controller's at that report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Skew>,
     /// Another instance of its agent that reports beside the one that counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub second: Option<Aged<SecondInstance>>,
+    pub second: Option<Aged<Shared<SecondInstance>>>,
 }
 
 /// An instance of a site's agent whose reports do not count.
@@ -278,28 +278,29 @@ impl AgentFacts {
     #[must_use]
     pub fn clipped(mut self) -> Self {
         if let LocalDatabase::Down { why, .. } = &mut self.database {
-            clip(why);
+            clip_fact(why);
         }
         if let Some(obstacle) = self
             .synchrony
             .as_mut()
             .and_then(|sync| sync.obstacle.as_mut())
         {
-            clip(obstacle);
+            clip_fact(obstacle);
         }
         let rehearsal = self.rehearsal.as_mut();
         if let Some(obstacle) = rehearsal.and_then(|it| it.obstacle.as_mut()) {
-            clip(obstacle);
+            clip_fact(obstacle);
         }
         if let Some(slot) = &mut self.slot {
-            clip(slot);
+            clip_to(slot, NAME_LIMIT);
         }
         if let Some(foreign) = &mut self.foreign {
-            clip(foreign);
+            clip_fact(foreign);
         }
         self.pending.truncate(KEYS_KEPT);
+        self.pending.shrink_to_fit();
         for key in &mut self.pending {
-            clip_to(key, WORD_LIMIT);
+            clip_to(key, NAME_LIMIT);
         }
         self
     }
@@ -497,7 +498,7 @@ pub(crate) mod samples {
             reached: true,
             database: Some(Aged {
                 age: seconds(0),
-                fact: database(role),
+                fact: database(role).into(),
             }),
             agent: Some(Aged {
                 age: seconds(0),
@@ -520,7 +521,8 @@ pub(crate) mod samples {
                     deals_with: None,
                     foreign: None,
                     pending: Vec::new(),
-                },
+                }
+                .into(),
             }),
             clock: None,
             second: None,
@@ -641,7 +643,7 @@ pub(crate) mod samples {
             self.with_site(name, |site| {
                 let health = site.health.get_mut(&TargetKind::Database).unwrap();
                 for vote in &mut health.votes {
-                    vote.blocked = Some(by.to_owned());
+                    vote.blocked = Some(by.into());
                 }
             })
         }

@@ -13,8 +13,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::claims::Contradiction;
-use super::observation::{DatabaseFacts, PositionHistory, PositionSample, ReceiverFacts};
+use super::observation::{DatabaseFacts, ReceiverFacts};
 use super::policy::{Data, Durability, OnStall};
+use super::position::{PositionHistory, PositionSample};
 use super::topology::Role;
 use super::units::{Lsn, MonoTime, exact, millis};
 use super::waits::Waits;
@@ -414,7 +415,7 @@ mod tests {
     fn a_standby_speaks_only_for_the_system_that_it_streams_from() {
         let of = |site: &SiteName, change: fn(&mut DatabaseFacts)| {
             let changed = healthy().with_database(site.clone(), change);
-            changed.sites[site].database.clone().unwrap().fact
+            changed.sites[site].database.clone().unwrap().fact.own()
         };
         let primary = of(&aws(), |_| ());
         let standby = of(&gcp(), |_| ());

@@ -11,6 +11,16 @@ use std::fmt::Write as _;
 /// about 300.
 pub const TEXT_LIMIT: usize = 1000;
 
+/// The limit for a text that is part of what a controller knows of its group, in bytes: dozens of them
+/// are kept at a time.
+pub const FACT_LIMIT: usize = 300;
+
+/// The limit for a name in a database, in bytes: PostgreSQL's is 63.
+pub const NAME_LIMIT: usize = 64;
+
+/// The limit for PostgreSQL's word for a state, in bytes: its own have at most ten letters.
+pub const STATE_LIMIT: usize = 24;
+
 /// The limit for a word from outside, in bytes. PostgreSQL limits names to 63.
 pub const WORD_LIMIT: usize = 128;
 
@@ -22,7 +32,12 @@ pub fn clip(text: &mut String) {
     clip_to(text, TEXT_LIMIT);
 }
 
-/// The same for an owned text.
+/// The same to [`FACT_LIMIT`].
+pub fn clip_fact(text: &mut String) {
+    clip_to(text, FACT_LIMIT);
+}
+
+/// As [`clip`], for an owned text.
 #[must_use]
 pub fn clipped(text: impl Into<String>) -> String {
     let mut text = text.into();

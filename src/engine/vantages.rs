@@ -48,20 +48,20 @@ pub fn judging(situation: &Situation, policy: &Policy) -> usize {
 /// Which vantage points cannot judge a site's database, and why, for people.
 pub fn mute(situation: &Situation, site: &SiteName, policy: &Policy) -> Option<String> {
     named(situation, site, policy, |vote| {
-        (vote.kind == VoteKind::Mute).then_some(&vote.says)
+        (vote.kind == VoteKind::Mute).then_some(&*vote.says)
     })
 }
 
 /// Which vantage points are kept from our own rows in a site's database, and by what, for people.
 pub fn blocked(situation: &Situation, site: &SiteName, policy: &Policy) -> Option<String> {
-    named(situation, site, policy, |vote| vote.blocked.as_ref())
+    named(situation, site, policy, |vote| vote.blocked.as_deref())
 }
 
 fn named(
     situation: &Situation,
     site: &SiteName,
     policy: &Policy,
-    says: impl Fn(&Vote) -> Option<&String>,
+    says: impl Fn(&Vote) -> Option<&str>,
 ) -> Option<String> {
     let votes = fresh(situation.sites.get(site), policy);
     let named: Vec<String> = votes

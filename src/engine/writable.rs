@@ -100,7 +100,7 @@ mod tests {
     /// What the new primary says of itself.
     fn promoted() -> DatabaseFacts {
         let primary = healthy().with_database(aws(), |facts| facts.epoch = Some(EPOCH));
-        primary.sites[&aws()].database.clone().unwrap().fact
+        primary.sites[&aws()].database.clone().unwrap().fact.own()
     }
 
     fn seen(change: impl FnOnce(&mut DatabaseFacts)) -> Finding {
@@ -121,7 +121,7 @@ mod tests {
     ) -> SiteFacts {
         let situation = healthy().with_site(aws(), |site| {
             let database = site.database.as_mut().unwrap();
-            (database.age, database.fact) = (age, promoted());
+            (database.age, database.fact) = (age, promoted().into());
             saw(&mut database.fact);
             let agent = site.agent.as_mut().unwrap();
             (agent.age, agent.fact.epoch_written) = (age, wrote);

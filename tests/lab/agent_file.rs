@@ -18,7 +18,7 @@ use crate::stage::{on_a_lab, until, until_status};
 /// What a site's agent reported a moment ago.
 fn fresh<'s>(status: &'s Status, site: &SiteLayout) -> Option<&'s AgentFacts> {
     let agent = status.situation.sites[&site.name].agent.as_ref()?;
-    agent.within(Duration::from_secs(1))
+    agent.within(Duration::from_secs(1)).map(|agent| &**agent)
 }
 
 fn why_down(status: &Status, site: &SiteLayout) -> String {

@@ -50,7 +50,7 @@ fn refuses(site: &SiteLayout) -> bool {
 async fn report(lab: &Supervisor, site: &SiteLayout) -> Option<(Duration, AgentFacts)> {
     let status = lab.status().await.ok()?;
     let agent = status.situation.sites[&site.name].agent.as_ref()?;
-    Some((agent.age, agent.fact.clone()))
+    Some((agent.age, agent.fact.clone().own()))
 }
 
 /// Waits for a number of new reports, each of which must say what is expected.

@@ -116,7 +116,7 @@ fn plans(log: &[Entry]) -> usize {
 fn agent(status: &Status, name: &str) -> Option<AgentFacts> {
     let agent = status.situation.sites[&site(name)].agent.as_ref()?;
     let fresh = agent.age < Duration::from_secs(2);
-    fresh.then(|| agent.fact.clone())
+    fresh.then(|| agent.fact.clone().own())
 }
 
 /// Whether a failover is held although the active site has failed.

@@ -323,7 +323,7 @@ mod tests {
         }
 
         fn report(&mut self, index: usize, site: SiteName, database: LocalDatabase) {
-            let sample = healthy().sites[&site].agent.clone().unwrap().fact;
+            let sample = healthy().sites[&site].agent.clone().unwrap().fact.own();
             let mut facts = AgentFacts {
                 database,
                 guarded: self.chance.percent(50),

@@ -86,7 +86,7 @@ impl Brain {
             counts,
             why: why.clone(),
         };
-        self.seconds.insert(site, (now, second));
+        self.seconds.insert(site, (now, second.into()));
         Refusal::OtherInstance { counts, why }
     }
 

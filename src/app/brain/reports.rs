@@ -51,7 +51,7 @@ impl Brain {
         let limit = self.policy.detect.stale_after;
         let of = |site: &SiteName| {
             let (read, facts) = self.databases.get(site)?;
-            (now.since(*read) <= limit).then_some(facts)
+            (now.since(*read) <= limit).then_some(&**facts)
         };
         let (standby, primary) = (of(self.topology.peer(&group.active)), of(&group.active));
         StandbyWord::of(standby, primary, self.claims.contradicted())
@@ -216,7 +216,7 @@ impl Brain {
         let made = now.minus(way);
         let newest = self.agents.get(site).map(|(made, _)| *made);
         if newest.is_none_or(|newest| newest <= made) {
-            self.agents.insert(site.clone(), (made, facts));
+            self.agents.insert(site.clone(), (made, facts.into()));
         }
         let target = Target {
             site: site.clone(),

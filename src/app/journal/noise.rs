@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::engine::chain::Body;
-use crate::engine::text::{WORD_LIMIT, clip_to, clipped};
+use crate::engine::text::{FACT_LIMIT, NAME_LIMIT, clip_to};
 use crate::engine::units::MonoTime;
 
 /// The minimum time between two notes of one kind.
@@ -62,8 +62,9 @@ pub(super) struct Told {
 impl Told {
     pub(super) fn new(noise: Noise, who: &str, text: &str) -> Self {
         let mut who = who.to_owned();
-        clip_to(&mut who, WORD_LIMIT);
-        let text = clipped(text);
+        clip_to(&mut who, NAME_LIMIT);
+        let mut text = text.to_owned();
+        clip_to(&mut text, FACT_LIMIT);
         Self { noise, who, text }
     }
 }
