@@ -21,6 +21,7 @@ pub mod site_ports;
 pub mod database;
 pub mod controller_ports;
 pub mod processes;
+pub mod cluster;
 pub mod copies;
 pub mod observer;
 pub mod restored;

@@ -289,6 +289,7 @@ impl Bad {
             deals_with: None,
             foreign: Some(flood("process 7")),
             pending: vec![flood("postgres.port"); 40],
+            machine: Some(flood("pod")),
         }
     }
 

@@ -444,6 +444,7 @@ fn nothing_shown(now: MonoTime) -> Shown {
             severed: None,
             guarded: true,
             enforced_by: Enforcer::Guard,
+            machine: None,
             peer: None,
             peer_clock: None,
             synchrony: None,

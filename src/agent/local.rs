@@ -299,6 +299,10 @@ fn words_of(log: &str) -> Option<String> {
 
 #[async_trait]
 impl Server for GuardedDatabase {
+    fn machine(&self) -> Option<String> {
+        None
+    }
+
     fn enforced_by(&self) -> Enforcer {
         Enforcer::Guard
     }

@@ -1,5 +1,6 @@
-//! A controller, assembled from its ports. The product, the simulator and the tests of the executor get
-//! theirs here, so that what is shown of one of them holds for the others.
+//! A controller, assembled from its ports. The product and the simulator get theirs here, so that what is
+//! shown of one holds for the other. The tests of the executor take less: a control loop and a journal, fed
+//! by hand.
 
 use std::sync::Arc;
 

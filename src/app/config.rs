@@ -10,6 +10,7 @@ use axum::http::{HeaderName, Uri};
 
 use crate::adapters::keys::SigningKey;
 use crate::adapters::tls::{Identity, PeerAddress, TlsFiles};
+use crate::config::cluster::ClusterAccess;
 use crate::config::sites::two_sites;
 use crate::config::{self, DatabaseAccess, Files, Socket, Url};
 use crate::engine::document::{self, Key, Problems, Section, human};
@@ -72,6 +73,19 @@ pub struct Site {
     pub api: Uri,
     /// The database.
     pub database: DatabaseAccess,
+    /// What can end its database without its agent (invariants.md F2); `None`: nothing.
+    pub statefulset: Option<StatefulSet>,
+}
+
+/// The StatefulSet that a site's database runs in, as ended by the controller.
+#[derive(Debug, Clone)]
+pub struct StatefulSet {
+    /// Its cluster.
+    pub cluster: ClusterAccess,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// The users' entry.
@@ -267,10 +281,22 @@ fn build_site(at: &Section<'_>, files: Files<'_>) -> Option<Site> {
     let agent = at.parsed("agent", "10.1.0.10:7401");
     let api = at.parsed::<Url>("api", "http://10.1.0.20:8080/healthz");
     let database = files.database(at);
+    let statefulset = at.optional_section("statefulset");
+    let statefulset = statefulset.map(|at| {
+        let namespace = at.text("namespace", "shop");
+        let name = at.text("name", "db");
+        let cluster = files.cluster(&at.section("cluster"));
+        Some(StatefulSet {
+            cluster: cluster?,
+            namespace: namespace?,
+            name: name?,
+        })
+    });
     Some(Site {
         agent: agent?,
         api: api?.0,
         database: database?,
+        statefulset: statefulset.map_or(Some(None), |set| set.map(Some))?,
     })
 }
 

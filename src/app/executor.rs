@@ -2,6 +2,7 @@
 //! outcome. The saga says what comes next; nothing else is remembered, so that a new process
 //! continues where the last one was killed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +19,11 @@ use crate::engine::plan::Role;
 use crate::engine::policy::Policy;
 use crate::engine::saga::{Ending, Next, OpenSaga};
 use crate::engine::step::{Event, Fact, Step, Undo};
-use crate::engine::topology::{GroupName, Topology};
+use crate::engine::topology::{GroupName, SiteName, Topology};
 use crate::engine::units::MonoTime;
-use crate::ports::{Agents, Clock, EffectError, FrontDoor, LastError, Probe, Traffic};
+use crate::ports::{
+    Agents, Clock, EffectError, FrontDoor, InfrastructureFence, LastError, Probe, Traffic,
+};
 
 /// Everything outside that a step may use.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub struct World {
     pub traffic: Vec<Arc<dyn Traffic>>,
     /// The users' entry, if configured.
     pub front: Option<Arc<dyn FrontDoor>>,
+    /// What fences a site without its agent's help, for each site that has such a thing.
+    pub infrastructure: BTreeMap<SiteName, Arc<dyn InfrastructureFence>>,
     /// Whether this controller may act.
     pub leadership: Leadership,
     /// Where to kill this process, for crash drills.

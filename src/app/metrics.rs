@@ -463,7 +463,10 @@ fn traffic(status: &Status, value: impl Fn(&Rehearsal) -> Value) -> Vec<Series> 
     let all = status.situation.rehearsals.iter();
     let each = all.filter_map(|look| match &look.subject {
         Subject::Traffic { target } => Some(series([target], value(look))),
-        Subject::Place { .. } | Subject::FrontDoor | Subject::Connections => None,
+        Subject::Place { .. }
+        | Subject::FrontDoor
+        | Subject::Connections
+        | Subject::Infrastructure => None,
     });
     each.collect()
 }

@@ -46,6 +46,7 @@ enum Look {
     Traffic(Arc<dyn Traffic>),
     Front(Arc<dyn FrontDoor>),
     Connections,
+    Infrastructure,
 }
 
 impl Rehearser {
@@ -54,7 +55,10 @@ impl Rehearser {
     pub async fn run(self) -> (&'static str, anyhow::Result<()>) {
         let traffic = self.world.traffic.iter().cloned().map(Look::Traffic);
         let front = self.world.front.iter().cloned().map(Look::Front);
-        let looks = traffic.chain(front).chain([Look::Connections]);
+        let fences = !self.world.infrastructure.is_empty();
+        let own = [Look::Connections].into_iter();
+        let own = own.chain(fences.then_some(Look::Infrastructure));
+        let looks = traffic.chain(front).chain(own);
         let mut tasks = tokio::task::JoinSet::new();
         for look in looks {
             let rehearser = self.clone();
@@ -66,7 +70,7 @@ impl Rehearser {
 
     async fn look_for_ever(&self, look: Look) {
         let every = match look {
-            Look::Traffic(_) | Look::Connections => EVERY,
+            Look::Traffic(_) | Look::Connections | Look::Infrastructure => EVERY,
             Look::Front(_) => FRONT_EVERY,
         };
         loop {
@@ -78,6 +82,7 @@ impl Rehearser {
                     Look::Traffic(target) => at_target(target.as_ref(), &group).await,
                     Look::Front(front) => at_front(front.as_ref(), &group.active).await,
                     Look::Connections => self.connections(&group.active).await,
+                    Look::Infrastructure => self.infrastructure(&group.active).await,
                 };
                 // A plan may have begun during the probe: then the result is ambiguous.
                 let undisturbed = self.journal.state().open.is_none();
@@ -92,6 +97,19 @@ impl Rehearser {
                 () = self.clock.sleep(every.saturating_sub(ASKED_EVERY)) => {}
             }
         }
+    }
+
+    /// Looking again and again also makes a fence quicker that comes later.
+    async fn infrastructure(&self, active: &SiteName) -> Vec<Found> {
+        let Some(infrastructure) = self.world.infrastructure.get(active) else {
+            return Vec::new();
+        };
+        let rehearsed = async {
+            infrastructure.look().await?;
+            infrastructure.rehearse().await
+        };
+        let trouble = rehearsed.await.err().map(trouble_of);
+        vec![(Subject::Infrastructure, trouble)]
     }
 
     async fn connections(&self, active: &SiteName) -> Vec<Found> {

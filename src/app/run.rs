@@ -37,6 +37,7 @@ use crate::ports::{Clock, Credentials, FrontDoor, Traffic};
 use crate::tasks::{a_life, named, until_stopped};
 
 mod google;
+mod infrastructure;
 
 /// How many rejected connections may wait to be told of.
 const WAITING: usize = 256;
@@ -181,11 +182,13 @@ async fn make_world(
     let probe = Arc::new(make_probe(config, clock, book)?);
     let traffic = make_traffic(config, clock, book).await?;
     let front = make_front(config, clock, book)?;
+    let infrastructure = infrastructure::make(config, clock, book).await?;
     Ok(|leadership| World {
         agents,
         probe,
         traffic,
         front,
+        infrastructure,
         leadership,
         crash,
     })

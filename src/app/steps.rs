@@ -52,6 +52,7 @@ struct Severed {
     vouched: MonoTime,
 }
 
+mod infrastructure;
 mod promote;
 mod writable;
 mod traffic;
@@ -145,7 +146,10 @@ impl Steps {
             Undo::StopWorkloads => (&route.to, What::StopWorkloads),
             Undo::Reconnect => (&route.to, What::Reconnect),
             // The right itself is its own since the plan failed.
-            Undo::Unfence => (&route.from, What::Unfence),
+            Undo::Unfence => {
+                self.give_back(saga).await?;
+                (&route.from, What::Unfence)
+            }
         };
         let undone = self.simple(saga, site, what, deadline).await;
         match (undone, undo) {
@@ -303,7 +307,7 @@ impl Steps {
             .control
             .ask(|answer| Input::Raise(epoch, answer))
             .await?;
-        let heard = [Mutex::default(), Mutex::default()];
+        let heard = [Mutex::default(), Mutex::default(), Mutex::default()];
         let told = async {
             tokio::select! {
                 biased;
@@ -314,12 +318,18 @@ impl Steps {
         let proof = tokio::select! {
             biased;
             proof = told => proof,
+            proof = self.by_infrastructure(saga, &last, deadline, &heard[2]) => proof,
             proof = self.wait_out(saga, severed, &last) => proof,
             proof = self.vouched_for(saga) => proof,
             () = self.clock.sleep(self.clock.now().until(deadline)) => {
-                let [direct, relayed] = heard.each_ref().map(told_of);
+                let [direct, relayed, infrastructure] = heard.each_ref().map(told_of);
+                let infrastructure = if self.infrastructure_of(saga).is_some() {
+                    format!("; its infrastructure: {infrastructure}")
+                } else {
+                    String::new()
+                };
                 return Err(EffectError::Refused(format!(
-                    "no proof in time that the old primary cannot write; its agent, directly: {direct}; relayed: {relayed}"
+                    "no proof in time that the old primary cannot write; its agent, directly: {direct}; relayed: {relayed}{infrastructure}"
                 )));
             }
         };

@@ -202,6 +202,9 @@ fn command_line(command: &Command) -> String {
 fn event_line(event: &Event) -> String {
     match event {
         Event::Started => "started".to_owned(),
+        Event::Found { machine, .. } => format!(
+            "the right was held on {machine}; what its infrastructure is told to change is kept"
+        ),
         Event::Done { fact } => format!("done{}", fact_line(fact)),
         Event::Failed { why } => format!("failed: {why}"),
         Event::UndoStarted => "being undone".to_owned(),
@@ -255,6 +258,9 @@ fn proof_line(proof: &FenceProof) -> String {
                 "directly"
             };
             format!(": the agent confirms {way}: {said} (F1)")
+        }
+        FenceProof::Infrastructure { said, token: _ } => {
+            format!(": the infrastructure confirms: {said} (F2)")
         }
         FenceProof::WaitedOut {
             severed_ago,

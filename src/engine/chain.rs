@@ -22,7 +22,7 @@ use super::topology::{GroupName, Topology};
 use super::units::{Epoch, WallTime};
 
 /// The format of the entries that are written.
-pub const FORMAT: Format = Format::new(1, 0);
+pub const FORMAT: Format = Format::new(1, 1);
 
 /// One entry of the decision log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -568,6 +568,7 @@ mod tests {
             site: aws(),
             granted: super::super::units::MonoTime::default(),
             alive: Some(true),
+            machine: None,
         };
         let plan = Plan::failover(&healthy().active_lost(), &topology(), &last, WallTime(0));
         let started = |index: usize| Body::Step {

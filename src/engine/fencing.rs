@@ -21,6 +21,15 @@ pub fn waited_out_at(
     proves.then(|| lease::waited_out_at(timers, vouched, last.granted))
 }
 
+/// Which machine must be seen to have ended where the old site's infrastructure is to prove the fence
+/// (invariants.md F2), as the infrastructure calls it. `None` where the infrastructure proves nothing: the
+/// holder of the right runs outside of it, or this process has not heard from it.
+pub fn machine_to_end<'s>(saga: &'s OpenSaga, last: &'s LastRight) -> Option<&'s str> {
+    let found = saga.found.as_ref().map(|found| found.machine.as_str());
+    let heard = (last.site == saga.plan.route.from).then_some(last.machine.as_deref());
+    found.or(heard.flatten())
+}
+
 /// What a named person vouches for, and how long the agent has its chance to confirm before that
 /// counts.
 pub fn vouched_for(saga: &OpenSaga, timers: &LeaseTimers) -> Option<(Duration, FenceProof)> {
@@ -58,6 +67,7 @@ mod tests {
             site: aws(),
             granted: at(20),
             alive,
+            machine: None,
         }
     }
 

@@ -106,6 +106,7 @@ mod tests {
                 site: aws(),
                 granted: now(),
                 alive: Some(true),
+                machine: None,
             };
             let topology = Topology {
                 group: "shop".parse().unwrap(),

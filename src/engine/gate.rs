@@ -10,7 +10,7 @@ use super::detector::{State, Vote};
 use super::policy::{ApiFailure, Mode, OnTotalIsolation, Policy};
 use super::provenance;
 use super::reason::{Code, Reason};
-use super::rehearsed::rehearsal_gates;
+use super::rehearsed::{infrastructure_fences, rehearsal_gates};
 use super::situation::{AgentFacts, LocalDatabase, Situation};
 use super::skew::LIMIT;
 use super::standby::{promotable, replay_gate, sever_gate};
@@ -351,31 +351,44 @@ pub fn replaced(situation: &Situation) -> Option<Reason> {
     situation.replication.replaced.then(|| reason.because(why))
 }
 
-/// Whether any proof that the old primary cannot write is available (invariants.md I2).
+/// Whether any proof that the old primary cannot write is available (invariants.md I2). Where the site
+/// has an infrastructure that fences, all that are available are named: they are tried side by side.
 fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
-    let agent = fresh_agent(situation, policy);
-    let (way, open) = if agent.is_some_and(|agent| agent.guarded) {
-        ("the agent's confirmation (F1)", true)
-    } else if other_agent_hears_it(situation, policy) {
-        ("the agent's confirmation, relayed (F1)", true)
-    } else if situation.can_wait_out {
-        ("waiting out the lease (F3)", true)
-    } else if situation
-        .request
-        .as_ref()
-        .is_some_and(|request| request.override_fence)
-    {
-        ("an operator's override (F4)", true)
-    } else {
-        ("none", false)
+    let guarded = fresh_agent(situation, policy).is_some_and(|agent| agent.guarded);
+    let relayed = !guarded && other_agent_hears_it(situation, policy);
+    let infrastructure = infrastructure_fences(situation);
+    let request = situation.request.as_ref();
+    let ways = [
+        (guarded, "the agent's confirmation (F1)"),
+        (relayed, "the agent's confirmation, relayed (F1)"),
+        (
+            infrastructure == Some(true),
+            "the infrastructure's confirmation (F2)",
+        ),
+        (situation.can_wait_out, "waiting out the lease (F3)"),
+        (
+            request.is_some_and(|request| request.override_fence),
+            "an operator's override (F4)",
+        ),
+    ];
+    let mut ways = ways
+        .into_iter()
+        .filter_map(|(open, way)| open.then_some(way));
+    let named = match (ways.next(), infrastructure) {
+        (None, _) => "none".to_owned(),
+        (Some(first), None) => first.to_owned(),
+        (Some(first), Some(_)) => ways.fold(first.to_owned(), |all, way| format!("{all}, {way}")),
     };
-    let limit = match policy.lease.on_total_isolation {
-        OnTotalIsolation::Fence => "F1, F3 or F4",
-        OnTotalIsolation::Keep => "F1 or F4",
+    let limit = match (policy.lease.on_total_isolation, infrastructure) {
+        (OnTotalIsolation::Fence, None) => "F1, F3 or F4",
+        (OnTotalIsolation::Keep, None) => "F1 or F4",
+        (OnTotalIsolation::Fence, Some(_)) => "F1, F2, F3 or F4",
+        (OnTotalIsolation::Keep, Some(_)) => "F1, F2 or F4",
     };
+    let open = named != "none";
     gate(
         open,
-        Reason::word(Code::FenceUnprovable, way, limit).at(&situation.active),
+        Reason::word(Code::FenceUnprovable, named, limit).at(&situation.active),
     )
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::credential::{URGENT, WARNED};
 use super::policy::Policy;
 use super::provenance::SECOND_SHOWN;
+use super::rehearsal::Subject;
 use super::rehearsed::PATIENCE;
 use super::situation::{AgentFacts, LocalDatabase, SiteFacts, Situation};
 use super::standby::REHEARSED_WITHIN;
@@ -80,6 +81,9 @@ pub fn ages(situation: &Situation) -> Vec<Duration> {
     let troubles = situation.rehearsals.iter();
     let troubles = troubles.filter_map(|look| look.trouble.as_ref());
     ages.extend(troubles.map(|trouble| trouble.since));
+    let fences = situation.rehearsals.iter();
+    let fences = fences.filter(|look| look.subject == Subject::Infrastructure);
+    ages.extend(fences.map(|look| look.age));
     for site in situation.sites.values() {
         ages.extend(ages_at(site));
     }

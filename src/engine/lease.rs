@@ -27,6 +27,8 @@ pub struct LeaseBook {
     /// Whether we granted it ourselves, so that its agent was alive then; otherwise it is only the
     /// moment of taking over.
     alive_at_last_grant: Option<bool>,
+    /// What the infrastructure of the last holder's site calls its machine.
+    machine: Option<String>,
 }
 
 /// Why a grant is refused.
@@ -91,6 +93,9 @@ pub struct LastRight {
     /// Whether its agent was alive then, and everything that may vouch for it is severed. If that
     /// is unknown, waiting proves nothing beyond what a plan recorded earlier.
     pub alive: Option<bool>,
+    /// What the site's infrastructure calls the machine that held it: the uid of a pod. `None` where
+    /// that is unknown, or the site has no such infrastructure.
+    pub machine: Option<String>,
 }
 
 impl LeaseBook {
@@ -103,7 +108,13 @@ impl LeaseBook {
             last_holder: active,
             last_grant: now,
             alive_at_last_grant: None,
+            machine: None,
         }
+    }
+
+    /// What the infrastructure of the site that got the last grant calls its machine.
+    pub fn granted_on(&mut self, machine: Option<String>) {
+        self.machine = machine;
     }
 
     /// When this site may last have been granted the lease; `None` if another site held it since.
@@ -157,6 +168,7 @@ impl LeaseBook {
             site: self.last_holder.clone(),
             granted: self.last_grant,
             alive: self.alive_at_last_grant,
+            machine: self.machine.clone(),
         }
     }
 }
@@ -272,7 +284,6 @@ impl Enforcer {
 }
 
 /// The proof that a site cannot write: without one nothing is promoted (invariants.md I2).
-/// There is no proof by the infrastructure yet (invariants.md F2).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "by")]
 pub enum FenceProof {
@@ -282,6 +293,13 @@ pub enum FenceProof {
         relayed: bool,
         /// How it fenced, in its own words.
         said: String,
+    },
+    /// The site's infrastructure confirms that everything there has ended (invariants.md F2).
+    Infrastructure {
+        /// What it said, for people.
+        said: String,
+        /// What is read again before the pivot, in the infrastructure's own form.
+        token: String,
     },
     /// The lease has certainly expired, and the guard has certainly fenced (invariants.md F3).
     WaitedOut {

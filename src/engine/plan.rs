@@ -199,6 +199,7 @@ mod tests {
             site: aws(),
             granted: MonoTime::default(),
             alive: Some(true),
+            machine: None,
         };
         Plan::failover(&healthy().active_lost(), &topology, &last, WallTime(0))
     }

@@ -77,6 +77,7 @@ codes! {
     LossOverLimit = "loss-over-limit": "The estimated loss is larger than the policy allows.",
     LossWindowOverLimit = "loss-window-over-limit": "The last position that the standby is known to have is older than the policy allows.",
     FenceUnprovable = "fence-unprovable": "There is no way to prove that the old primary cannot write.",
+    InfrastructureUnready = "infrastructure-unready": "The active site's infrastructure could not be told to fence it; other proofs may be available.",
     RpoWindowOpen = "rpo-window-open": "Commits do not wait for the standby, although the policy requires it: a failover now could lose some.",
     CommitsStalled = "commits-stalled": "Commits wait for a standby that does not confirm them.",
     CertificateEnding = "certificate-ending": "A certificate expires within thirty days.",

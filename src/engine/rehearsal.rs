@@ -32,6 +32,8 @@ pub enum Subject {
     FrontDoor,
     /// The connections left at the standby for the role that verifies.
     Connections,
+    /// The fence by the active site's infrastructure (invariants.md F2).
+    Infrastructure,
 }
 
 /// What is wrong with something that was rehearsed.
@@ -130,7 +132,10 @@ impl Rehearsals {
                 .and_then(|seen| seen.trouble.as_ref());
             let limit = match &subject {
                 Subject::Place { .. } => WORD_LIMIT,
-                Subject::Traffic { .. } | Subject::FrontDoor | Subject::Connections => FACT_LIMIT,
+                Subject::Traffic { .. }
+                | Subject::FrontDoor
+                | Subject::Connections
+                | Subject::Infrastructure => FACT_LIMIT,
             };
             let trouble = trouble.map(|(kind, mut why)| {
                 clip_to(&mut why, limit);
@@ -146,7 +151,8 @@ impl Rehearsals {
             Subject::Place { .. }
             | Subject::Traffic { .. }
             | Subject::FrontDoor
-            | Subject::Connections => true,
+            | Subject::Connections
+            | Subject::Infrastructure => true,
         });
         while self.seen.len() > KEPT
             && let Some(least) = self.missed_least()
@@ -163,7 +169,10 @@ impl Rehearsals {
             .iter()
             .filter_map(|(subject, seen)| match subject {
                 Subject::Place { target, .. } => Some((subject, target, seen)),
-                Subject::Traffic { .. } | Subject::FrontDoor | Subject::Connections => None,
+                Subject::Traffic { .. }
+                | Subject::FrontDoor
+                | Subject::Connections
+                | Subject::Infrastructure => None,
             });
         let answer_of = |of: &TargetName| {
             let answers = places.clone();

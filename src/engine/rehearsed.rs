@@ -14,6 +14,7 @@ use super::document::human;
 use super::reason::{Code, Reason};
 use super::rehearsal::{Rehearsal, Subject, Trouble, TroubleKind};
 use super::situation::Situation;
+use super::standby::REHEARSED_WITHIN;
 use super::topology::{TargetKind, TargetName};
 
 /// How long silence or a wrong answer must last before it counts: more than two slow probes, so
@@ -64,7 +65,28 @@ pub(super) fn rehearsal_warnings(situation: &Situation) -> Vec<Reason> {
         let reason = told(Code::StandbyConnections, "connections", &[scarce]);
         warnings.push(reason.at(&situation.passive));
     }
+    let fence = find(situation, &Subject::Infrastructure);
+    let lasts = |trouble: &&Trouble| match trouble.kind {
+        TroubleKind::Refused => true,
+        TroubleKind::Silent | TroubleKind::Astray | TroubleKind::Scarce => {
+            trouble.since >= PATIENCE
+        }
+    };
+    let unready = fence.and_then(|fence| fence.trouble.as_ref()).filter(lasts);
+    if let Some(unready) = unready {
+        let reason = told(Code::InfrastructureUnready, "the fence", &[unready]);
+        warnings.push(reason.at(&situation.active));
+    }
     warnings
+}
+
+/// Whether the active site's infrastructure can be told to fence it, as last rehearsed, and runs what
+/// holds the right; `None` where the site has none.
+pub fn infrastructure_fences(situation: &Situation) -> Option<bool> {
+    let fence = find(situation, &Subject::Infrastructure)?;
+    let agent = situation.active_site()?.agent.as_ref();
+    let within = agent.is_some_and(|agent| agent.fact.machine.is_some());
+    Some(within && fence.trouble.is_none() && fence.age <= REHEARSED_WITHIN)
 }
 
 /// One traffic target: its system must be ready, no name server may lead to the wrong site, and at
@@ -131,7 +153,7 @@ fn targets(situation: &Situation) -> BTreeSet<&TargetName> {
     let named = situation.rehearsals.iter();
     let named = named.filter_map(|look| match &look.subject {
         Subject::Traffic { target } | Subject::Place { target, .. } => Some(target),
-        Subject::FrontDoor | Subject::Connections => None,
+        Subject::FrontDoor | Subject::Connections | Subject::Infrastructure => None,
     });
     named.collect()
 }
@@ -146,7 +168,8 @@ fn places<'s>(
         Subject::Place { .. }
         | Subject::Traffic { .. }
         | Subject::FrontDoor
-        | Subject::Connections => None,
+        | Subject::Connections
+        | Subject::Infrastructure => None,
     })
 }
 

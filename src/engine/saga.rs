@@ -67,6 +67,15 @@ pub struct GroupState {
     pub lost: u64,
 }
 
+/// What there was at a site before its infrastructure was told to fence it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Found {
+    /// In the infrastructure's own form.
+    pub before: String,
+    /// What the infrastructure calls the machine that held the right.
+    pub machine: String,
+}
+
 /// An open plan and the state of its steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OpenSaga {
@@ -78,6 +87,9 @@ pub struct OpenSaga {
     pub plan: Plan,
     /// The state of each of its steps.
     pub states: Vec<StepState>,
+    /// What there was at the old site before its infrastructure was told to fence it; `None` as long as
+    /// it was told nothing.
+    pub found: Option<Found>,
     /// Why it is being undone, if it is.
     pub broken: Option<String>,
     /// Whether it ended `Stuck`, so that an operator is needed.
@@ -239,6 +251,7 @@ impl GroupState {
             opened: opened.clone(),
             plan: plan.clone(),
             states,
+            found: None,
             broken: None,
             stuck: None,
         });
@@ -278,6 +291,13 @@ impl GroupState {
         let gives_up = matches!(saga.plan.role(step), Some(Role::Before(_) | Role::Pivot));
         if let (Event::Failed { why }, true) = (event, gives_up) {
             saga.broken = Some(format!("{step}: {why}"));
+        }
+        if let Event::Found { before, machine } = event {
+            // Whoever looks a second time sees what the first change left.
+            saga.found.get_or_insert_with(|| Found {
+                before: before.clone(),
+                machine: machine.clone(),
+            });
         }
         match (step, event) {
             // From the moment it is logged, whatever happens afterwards.
@@ -456,6 +476,7 @@ mod tests {
             site: aws(),
             granted: MonoTime::default(),
             alive: Some(true),
+            machine: None,
         };
         Plan::failover(&healthy(), &topology(), &last, WallTime(0))
     }

@@ -227,6 +227,9 @@ pub struct AgentFacts {
     /// What that is; an agent of an earlier version, which does not say, has a guard.
     #[serde(default)]
     pub enforced_by: Enforcer,
+    /// What its infrastructure calls the machine it runs on: the uid of its pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     /// How old the newest answer of the other agent is.
     #[serde(rename = "peer_ms", with = "millis::option")]
     pub peer: Option<Duration>,
@@ -296,6 +299,9 @@ impl AgentFacts {
         }
         if let Some(foreign) = &mut self.foreign {
             clip_fact(foreign);
+        }
+        if let Some(machine) = &mut self.machine {
+            clip_to(machine, NAME_LIMIT);
         }
         self.pending.truncate(KEYS_KEPT);
         self.pending.shrink_to_fit();
@@ -508,6 +514,7 @@ pub(crate) mod samples {
                     severed: None,
                     guarded: true,
                     enforced_by: Enforcer::Guard,
+                    machine: None,
                     peer: Some(seconds(0)),
                     peer_clock: None,
                     synchrony: None,

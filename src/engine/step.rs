@@ -208,7 +208,7 @@ impl Fact {
     fn clip(&mut self) {
         match self {
             Fact::Fenced {
-                proof: FenceProof::Agent { said, .. },
+                proof: FenceProof::Agent { said, .. } | FenceProof::Infrastructure { said, .. },
             } => clip(said),
             Fact::NotMoved { why } => clip(why),
             Fact::Moved {
@@ -253,6 +253,14 @@ impl Fact {
 pub enum Event {
     /// It begins. Durable before its effect (invariants.md I3).
     Started,
+    /// What was there before the infrastructure of the old site is told to change it. Durable before
+    /// that, so that whoever takes the plan back knows what to give back.
+    Found {
+        /// In the infrastructure's own form.
+        before: String,
+        /// What the infrastructure calls the machine that held the right.
+        machine: String,
+    },
     /// It is done and verified.
     Done {
         /// The result.
@@ -289,7 +297,8 @@ impl Event {
         match self {
             Event::Failed { why } | Event::Left { why } | Event::Stuck { why } => clip(why),
             Event::Done { fact } => fact.clip(),
-            Event::Started | Event::UndoStarted | Event::Undone => {}
+            // Cut, what was there could not be given back.
+            Event::Found { .. } | Event::Started | Event::UndoStarted | Event::Undone => {}
         }
     }
 
@@ -297,6 +306,7 @@ impl Event {
     pub fn name(&self) -> &'static str {
         match self {
             Event::Started => "started",
+            Event::Found { .. } => "found",
             Event::Done { .. } => "done",
             Event::Failed { .. } => "failed",
             Event::UndoStarted => "undo-started",
@@ -376,7 +386,8 @@ impl StepState {
                 | StepState::Failed { .. }
                 | StepState::Stuck { .. },
                 Event::Started,
-            ) => Ok(StepState::Started),
+            )
+            | (StepState::Started, Event::Found { .. }) => Ok(StepState::Started),
             (StepState::Started, Event::Done { fact }) => {
                 Ok(StepState::Done { fact: fact.clone() })
             }

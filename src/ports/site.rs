@@ -55,6 +55,9 @@ impl LocalDatabase {
 pub trait Server: Send + Sync + fmt::Debug {
     /// What ends the right to take writes when its time is over and the agent does nothing.
     fn enforced_by(&self) -> Enforcer;
+    /// What the site's infrastructure calls the machine that it runs on (the uid of a pod), if there is
+    /// one that can be told to end it (invariants.md F2).
+    fn machine(&self) -> Option<String>;
     /// How it stands. PostgreSQL itself is not asked, so this answers when it does not.
     async fn look(&self) -> Result<LocalLook, EffectError>;
     /// Starts it as a standby.

@@ -99,6 +99,8 @@ pub struct Checks {
     declared_at: Truth,
     /// When that began: a slow disk may write long after it.
     declaring_at: Truth,
+    /// The last plan for which it was written down what its fence by infrastructure finds.
+    found: Option<u64>,
 }
 
 impl Checks {
@@ -129,6 +131,7 @@ impl Checks {
             stepped: false,
             declared_at: Duration::ZERO,
             declaring_at: Duration::ZERO,
+            found: None,
         }
     }
 
@@ -253,6 +256,13 @@ impl Checks {
         }
     }
 
+    /// The controller has pods ended: what was there must be written down, in a fence that is under way.
+    pub fn ends_pods(&mut self, at: Truth) {
+        let plan = self.found.unwrap_or(0);
+        let fits = |step: &Step, event: &str| *step == Step::Fence && event == "started";
+        self.must_be_started(at, plan, "an end of pods", fits);
+    }
+
     /// A traffic answer goes over the wire.
     pub fn answered(&mut self, at: Truth, answer: &Answer, machines: [&Machine; 2]) {
         let on: Vec<&SiteName> = answer.sites_on().collect();
@@ -334,15 +344,7 @@ impl Checks {
                 index,
                 step,
                 event,
-            } => {
-                self.steps
-                    .insert((*plan, *index), (step.clone(), event.name()));
-                if let Event::Done { fact } = event {
-                    self.step_done(at, step, fact, truth);
-                } else if (step, event) == (&Step::Freeze, &Event::Started) {
-                    self.declaring_at = at;
-                }
-            }
+            } => self.stepped(at, (*plan, *index), (step, event), truth),
             Body::Outcome { ending, .. } => {
                 let (word, closed) = match ending {
                     Ending::Done => ("done", true),
@@ -364,6 +366,26 @@ impl Checks {
         entries::fails_over(&entry.body)
     }
 
+    fn stepped(
+        &mut self,
+        at: Truth,
+        (plan, index): (u64, usize),
+        (step, event): (&Step, &Event),
+        truth: &Truths<'_>,
+    ) {
+        if let Event::Found { .. } = event {
+            self.found = Some(plan);
+            return;
+        }
+        self.steps
+            .insert((plan, index), (step.clone(), event.name()));
+        if let Event::Done { fact } = event {
+            self.step_done(at, step, fact, truth);
+        } else if (step, event) == (&Step::Freeze, &Event::Started) {
+            self.declaring_at = at;
+        }
+    }
+
     fn step_done(&mut self, at: Truth, step: &Step, fact: &Fact, truth: &Truths<'_>) {
         let [active, passive] = truth.machines;
         match (step, fact) {
@@ -379,7 +401,10 @@ impl Checks {
             (Step::Fence, Fact::Fenced { proof }) => {
                 self.fenced = true;
                 let vouched = matches!(proof, FenceProof::Override { .. });
-                if active.could_write(at) && !self.excused(at, active) && !vouched {
+                // What a frozen or foreign server does is held against no guard, and against a kubelet.
+                let ended = matches!(proof, FenceProof::Infrastructure { .. });
+                let excused = vouched || (!ended && self.excused(at, active));
+                if active.could_write(at) && !excused {
                     let what = format!(
                         "{} counts as fenced by {proof:?}, and can write",
                         active.site

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::machine::{Truth, Written};
 use super::network::host;
 use super::site_ports::Place;
-use super::world::{Node, World};
+use super::world::{Node, State, World};
 use crate::engine::lease::Enforcer;
 use crate::engine::situation::SeverRehearsal;
 use crate::engine::synchrony::SyncLook;
@@ -82,6 +82,13 @@ impl SimDatabase {
 impl Server for SimDatabase {
     fn enforced_by(&self) -> Enforcer {
         Enforcer::Guard
+    }
+
+    fn machine(&self) -> Option<String> {
+        let cluster = |state: &mut State| state.cluster(self.0.node).map(|it| it.pod.to_string());
+        let pod = self.0.world.with(|state, _| cluster(state));
+        // A copy runs in no pod.
+        pod.filter(|_| !self.0.copy)
     }
 
     async fn look(&self) -> Result<LocalLook, EffectError> {

@@ -59,6 +59,9 @@ pub(super) fn shown(entry: &Entry) -> String {
             Event::Failed { why } => format!("{step} failed: {why}"),
             Event::Left { why } => format!("{step} left: {why}"),
             Event::Stuck { why } => format!("{step} stuck: {why}"),
+            Event::Found { before, machine } => {
+                format!("{step} found {machine}: {before}")
+            }
             Event::Started | Event::UndoStarted | Event::Undone => {
                 format!("{step} {}", event.name())
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::cluster;
 use super::copies::copied;
 use super::machine::{KeptOut, Written};
 use super::processes::Plant;
@@ -317,7 +318,7 @@ pub async fn host_frozen(world: &World, node: Node, lasts: Duration) {
 
 async fn power(world: &World, node: Node, lasts: Duration) {
     let back = world.with(|state, now| {
-        state.machine(node).lose_power(now);
+        cluster::lose_power(state, node, now);
         state.chance.percent(80)
     });
     world.changed();
@@ -325,7 +326,7 @@ async fn power(world: &World, node: Node, lasts: Duration) {
         return;
     }
     tokio::time::sleep(lasts).await;
-    world.with(|state, _| state.machine(node).boot());
+    world.with(|state, _| cluster::boot(state, node));
     world.trace(|| format!("{node}  boots"));
     world.changed();
 }

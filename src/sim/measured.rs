@@ -152,6 +152,7 @@ impl Seen {
             None => "nobody",
             Some(FenceProof::Agent { relayed: false, .. }) => "A, direct (F1)",
             Some(FenceProof::Agent { relayed: true, .. }) => "A, relayed by P (F1)",
+            Some(FenceProof::Infrastructure { .. }) => "A, by its infrastructure (F2)",
             Some(FenceProof::WaitedOut { .. }) => "A, waited out (F3)",
             Some(FenceProof::Override { .. }) => "A, a person vouches (F4)",
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::cluster::{SimInfrastructure, fences};
 use super::controller_ports::{SimAgents, SimCrash, SimFront, SimLead, SimLog, SimTraffic};
 use super::database::SimDatabase;
 use super::network::Door;
@@ -24,7 +25,8 @@ use crate::engine::instance::Instance;
 use crate::engine::policy::Policy;
 use crate::engine::topology::Target;
 use crate::ports::{
-    AgentLinks, AgentStore, Agents, Clock, LocalDatabase, LogStore, Probe, Traffic, Verifier,
+    AgentLinks, AgentStore, Agents, Clock, InfrastructureFence, LocalDatabase, LogStore, Probe,
+    Traffic, Verifier,
 };
 use crate::tasks::Tasks;
 
@@ -68,6 +70,14 @@ pub trait Plant: Send + Sync + fmt::Debug {
     }
     /// The traffic target.
     fn traffic(&self, of: Arc<dyn Traffic>) -> Arc<dyn Traffic> {
+        of
+    }
+    /// Whether the sites are clusters; `drawn`: the seed says so.
+    fn clusters(&self, drawn: bool) -> bool {
+        drawn
+    }
+    /// What fences a site that is a cluster.
+    fn infrastructure(&self, of: Arc<SimInfrastructure>) -> Arc<dyn InfrastructureFence> {
         of
     }
     /// The decision log's disk.
@@ -211,6 +221,12 @@ fn outside(
         let (place, name) = (place.clone(), name.clone());
         plant.traffic(Arc::new(SimTraffic { place, name }))
     });
+    let infrastructure = fences(place).into_iter().map(|(node, fence)| {
+        let site = place
+            .world
+            .with(|state, _| state.machine(node).site.clone());
+        (site, plant.infrastructure(fence))
+    });
     let agents = SimAgents {
         place: place.clone(),
         believed: plant.answers(Arc::new(SimKeys)),
@@ -220,6 +236,7 @@ fn outside(
         probe: Arc::clone(probe),
         traffic: traffic.collect(),
         front: Some(Arc::new(SimFront(place.clone()))),
+        infrastructure: infrastructure.collect(),
         leadership,
         crash: Some(Arc::new(crash)),
     }

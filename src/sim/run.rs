@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::checks::Checks;
+use super::cluster;
 use super::faults::{self, Fault, Kill};
 use super::invariant::{Invariant, Violation};
 use super::liar;
@@ -160,6 +161,10 @@ fn made(setup: &Setup, topology: Topology, clocks: Clocks) -> Arc<World> {
     let world = World::new(setup.seed, policy, topology, clocks, observer.clone());
     if let Some(name) = observer {
         tokio::spawn(observer::keep(Arc::clone(&world), name));
+    }
+    let drawn = setup.course == Course::Faults && cluster::of_seed(setup.seed);
+    if setup.plant.clusters(drawn) {
+        cluster::found(&world);
     }
     let drawn = setup.course == Course::Faults && liar::of_seed(setup.seed);
     if setup.plant.lies(drawn) {

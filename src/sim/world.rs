@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::chance::Chance;
 use super::checks::Checks;
+use super::cluster::Cluster;
 use super::machine::{Machine, Truth, stream};
 use super::network::Door;
 pub use super::skew::Skew;
@@ -146,6 +147,8 @@ pub struct State {
     pub memories: [Option<AgentMemory>; 2],
     /// The traffic target's answer and its version.
     pub traffic: (Answer, u64),
+    /// Each site's cluster, if the sites are clusters.
+    pub clusters: [Option<Cluster>; 2],
     /// The copy of a host that was made last, if one was.
     pub copy: Option<Copied>,
     /// How many copies were made.
@@ -397,13 +400,7 @@ impl World {
         for link in links.iter_mut().flatten() {
             link.way = chance.millis(1, 25);
         }
-        let half = i64::try_from(clocks.drift_ppm / 2).unwrap_or(0);
-        let mut skews = [Skew { ppm: 0, wall_ms: 0 }; 4];
-        for skew in &mut skews {
-            skew.ppm = chance.pick(&[-half, 0, half]).unwrap_or(0);
-            let wall = i64::try_from(chance.below(clocks.wall_ms.saturating_add(1))).unwrap_or(0);
-            skew.wall_ms = chance.pick(&[-wall, wall]).unwrap_or(0);
-        }
+        let skews = clocks.drawn(&mut chance);
         let stages = policy.lease.fence;
         let first = Machine::new(topology.first.clone(), Role::Primary, stages);
         let second = Machine::new(topology.second.clone(), Role::Standby, stages);
@@ -418,6 +415,7 @@ impl World {
             machines,
             memories: [None, None],
             traffic: (answer, 1),
+            clusters: [None, None],
             copy: None,
             copies: 0,
             log: Vec::new(),

@@ -127,8 +127,12 @@ fn may_know(part: &str) -> &'static [&'static str] {
 
 /// The files of `app`, `agent` and `observer` that may name adapters: the composition roots, and what stands at
 /// the border of the process. Everything else gets ports.
-const ROOTS: [(&str, &str); 16] = [
+const ROOTS: [(&str, &str); 17] = [
     ("app/run.rs", "makes the adapters and hands them in"),
+    (
+        "app/run/infrastructure.rs",
+        "a part of that which grows with each kind of site",
+    ),
     (
         "app/run/google.rs",
         "the same, for Google's traffic targets",

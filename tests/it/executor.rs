@@ -17,6 +17,7 @@ use failover::wire::PromoteAsk;
 use self::stage::{Earth, Fault, Stage, aws, gcp};
 
 mod forward;
+mod infrastructure;
 mod lines;
 mod told;
 mod waking;

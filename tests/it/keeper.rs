@@ -58,6 +58,10 @@ struct Database {
 
 #[async_trait]
 impl Server for Database {
+    fn machine(&self) -> Option<String> {
+        None
+    }
+
     fn enforced_by(&self) -> Enforcer {
         Enforcer::Guard
     }

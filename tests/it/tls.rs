@@ -265,6 +265,7 @@ pub(crate) fn agent_api(
         severed: None,
         guarded: true,
         enforced_by: Enforcer::Guard,
+        machine: None,
         peer: None,
         peer_clock: None,
         synchrony: None,

@@ -266,6 +266,7 @@ pub(crate) fn report(name: &str) -> Report {
             severed: None,
             guarded: true,
             enforced_by: Enforcer::Guard,
+            machine: None,
             peer: None,
             peer_clock: None,
         },

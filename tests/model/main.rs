@@ -36,6 +36,9 @@ pub(crate) struct Protocol {
     /// The one site that the active one's agent reaches, and always in time: itself stands for
     /// the controller.
     only_link: Option<Site>,
+    /// Whether the active site is fenced by its infrastructure alone (F2), instead of by its agent's word
+    /// and by waiting.
+    infrastructure: bool,
     flaw: Option<Flaw>,
 }
 
@@ -71,6 +74,10 @@ pub(crate) enum Flaw {
     NotDoneWhileItMayCome,
     /// The word is given, and an order that is late is obeyed.
     PromiseForgotten,
+    /// A pod whose object is gone counts as ended.
+    ObjectGone,
+    /// A pod is ended, and nobody knows whether it held the right.
+    StrangerFenced,
 }
 
 impl Protocol {
@@ -101,6 +108,7 @@ impl Protocol {
                 Move::RestartController,
             ],
             only_link: None,
+            infrastructure: false,
             flaw: None,
         }
     }
@@ -120,6 +128,7 @@ impl Model for Protocol {
             controller: Controller {
                 stage: Stage::NoPlan,
                 can_wait_out: false,
+                found: false,
                 book: Book::of(&granted),
                 vouched: None,
             },
@@ -132,6 +141,7 @@ impl Model for Protocol {
                 fenced: false,
                 deadline: Some(3),
                 writes: true,
+                ended: false,
             },
             passive: Passive {
                 severed: None,
@@ -164,7 +174,7 @@ impl Model for Protocol {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![
+        let mut properties = vec![
             Property::always(ONE_WRITER, |_, state: &State| {
                 !(state.active.writes && state.passive.promoted)
             }),
@@ -184,6 +194,21 @@ impl Model for Protocol {
                 state.controller.stage == Stage::TakenBack
             }),
             Property::sometimes(STOPPED, |_, state: &State| !state.active.writes),
+        ];
+        if self.infrastructure {
+            properties.push(Property::sometimes(
+                "promotes on the infrastructure's word",
+                |_, state: &State| state.promoted_by(Proof::Infrastructure),
+            ));
+            properties.push(Property::sometimes(
+                "promotes beside a pod that was put back",
+                |_, state: &State| {
+                    state.passive.promoted && state.active.guarded && !state.active.ended
+                },
+            ));
+            return properties;
+        }
+        properties.extend([
             Property::sometimes("promotes on the agent's word", |_, state: &State| {
                 state.promoted_by(Proof::Agent { relayed: false })
             }),
@@ -195,7 +220,8 @@ impl Model for Protocol {
                 "promotes when the right is waited out",
                 |_, state: &State| state.promoted_by(Proof::WaitedOut),
             ),
-        ]
+        ]);
+        properties
     }
 }
 
@@ -225,6 +251,11 @@ fn no_two_sites_take_writes_whatever_is_lost_late_or_restarted() {
     walk(&what, protocol).assert_properties();
 }
 
+#[test]
+fn no_two_sites_take_writes_where_the_infrastructure_fences() {
+    walk("fenced by the infrastructure", infrastructure()).assert_properties();
+}
+
 fn in_flight() -> u32 {
     let set = std::env::var("FAILOVER_MODEL_IN_FLIGHT");
     set.map_or(1, |count| count.parse().unwrap())
@@ -252,11 +283,15 @@ fn never_fenced(what: &str, only_link: Site) {
 
 /// Finds the shortest way by which a flaw leads to two writers.
 fn finds(flaw: Flaw, drift_every: Option<u8>, restarts: &'static [Move]) {
+    finds_in(Protocol::new(), flaw, drift_every, restarts);
+}
+
+fn finds_in(of: Protocol, flaw: Flaw, drift_every: Option<u8>, restarts: &'static [Move]) {
     let flawed = Protocol {
         flaw: Some(flaw),
         drift_every,
         restarts,
-        ..Protocol::new()
+        ..of
     };
     let checker = flawed.checker();
     let wanted = HasDiscoveries::AllOf([ONE_WRITER].into());
@@ -339,4 +374,21 @@ fn two_write_if_it_is_called_not_done_while_it_may_come() {
 #[test]
 fn two_write_if_the_word_that_no_promotion_comes_is_forgotten() {
     finds(Flaw::PromiseForgotten, None, &[]);
+}
+
+fn infrastructure() -> Protocol {
+    Protocol {
+        infrastructure: true,
+        ..Protocol::new()
+    }
+}
+
+#[test]
+fn two_write_if_a_pod_whose_object_is_gone_counts_as_ended() {
+    finds_in(infrastructure(), Flaw::ObjectGone, None, &[]);
+}
+
+#[test]
+fn two_write_if_a_pod_is_ended_that_may_not_have_held_the_right() {
+    finds_in(infrastructure(), Flaw::StrangerFenced, None, &[]);
 }

@@ -38,6 +38,12 @@ pub(crate) enum Move {
         relayed: bool,
     },
     WaitOut,
+    /// The infrastructure is told to end the pod.
+    OrderScale,
+    EndPod,
+    HearEnded,
+    /// A reconciler, or a person, wants the pod again.
+    PutBack,
     Promote,
     HearPromote,
     GrantToPassive,
@@ -78,8 +84,14 @@ impl Protocol {
             return moves_of_promotion(now, moves);
         }
         self.moves_of_clocks(now, moves);
-        if now.active.guarded {
+        if now.active.guarded && !now.active.ended {
             self.moves_of_active(now, moves);
+        }
+        if now.net.scale.ordered && !now.active.ended {
+            moves.push(Move::EndPod);
+        }
+        if now.active.ended {
+            moves.push(Move::PutBack);
         }
         if self.only_link != Some(Site::Passive) {
             self.moves_of_controller(now, moves);
@@ -168,6 +180,15 @@ impl Protocol {
                     if net.sever.confirmed.is_some() {
                         moves.push(Move::HearSevered);
                     }
+                } else if self.infrastructure {
+                    let known = controller.found || controller.book.heard();
+                    if known || self.flaw == Some(Flaw::StrangerFenced) {
+                        moves.push(Move::OrderScale);
+                    }
+                    let gone = net.scale.ordered && self.flaw == Some(Flaw::ObjectGone);
+                    if net.scale.confirmed || gone {
+                        moves.push(Move::HearEnded);
+                    }
                 } else {
                     moves.extend([Move::OrderFence, Move::WaitOut]);
                     if net.fence.confirmed {
@@ -220,6 +241,8 @@ impl Protocol {
             | Move::StopDatabase
             | Move::RestartAgent
             | Move::RestartSite
+            | Move::EndPod
+            | Move::PutBack
             | Move::Fence { .. } => self.active(&mut next, happens)?,
             Move::Sever
             | Move::AnswerPeer(_)
@@ -237,6 +260,8 @@ impl Protocol {
             | Move::OrderFence
             | Move::HearFenced { .. }
             | Move::WaitOut
+            | Move::OrderScale
+            | Move::HearEnded
             | Move::Promote
             | Move::GrantToPassive
             | Move::OrderDesist
@@ -326,6 +351,22 @@ impl Protocol {
                 next.active.right = None;
                 next.active.writes = false;
                 next.active.deadline = None;
+            }
+            Move::EndPod => {
+                next.net.scale.confirmed = true;
+                next.active.ended = true;
+                // A holder without an agent does not run in that pod.
+                if next.active.guarded {
+                    next.hang_up_on_active();
+                    next.active.right = None;
+                    next.active.writes = false;
+                    next.active.deadline = None;
+                }
+            }
+            Move::PutBack => {
+                // What was sent before was about an older version.
+                next.net.scale.ordered = false;
+                next.active.ended = false;
             }
             Move::Fence { .. } => {
                 next.active.fenced = true;
@@ -439,6 +480,13 @@ impl Protocol {
                     controller.stage = Stage::Fenced(Proof::WaitedOut);
                 }
             }
+            Move::OrderScale => {
+                book.raise(NEW);
+                controller.book = Book::of(&book);
+                controller.found = true;
+                net.scale.ordered = true;
+            }
+            Move::HearEnded => controller.stage = Stage::Fenced(Proof::Infrastructure),
             Move::Promote => {
                 let (Stage::Fenced(proof) | Stage::Promoting(proof)) = controller.stage else {
                     return None;
@@ -464,6 +512,7 @@ impl Protocol {
                 controller.stage = Stage::TakenBack;
                 controller.book = Book::of(&book);
                 next.active.writes = true;
+                next.active.ended = false;
                 // What the old primary hears and asks makes no difference any more.
                 *net = Net {
                     promote: net.promote,

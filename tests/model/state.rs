@@ -50,6 +50,8 @@ pub(crate) struct Controller {
     pub(crate) stage: Stage,
     /// Durable: what the plan recorded of the old primary's last right.
     pub(crate) can_wait_out: bool,
+    /// Durable: it is written down on which machine the right was held.
+    pub(crate) found: bool,
     pub(crate) book: Book,
     /// When the passive site last let the right stand, at the latest, if this process had its sever
     /// confirmed.
@@ -75,6 +77,7 @@ pub(crate) enum Stage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Proof {
     Agent { relayed: bool },
+    Infrastructure,
     WaitedOut,
 }
 
@@ -133,6 +136,11 @@ impl Book {
         self.epoch
     }
 
+    /// Whether this process heard from the holder when it granted the last right.
+    pub(crate) fn heard(&self) -> bool {
+        self.alive
+    }
+
     pub(crate) fn holder(&self) -> Option<Site> {
         self.holder
     }
@@ -161,6 +169,8 @@ pub(crate) struct Active {
     pub(crate) deadline: Option<i8>,
     /// Whether the database takes writes.
     pub(crate) writes: bool,
+    /// Its pod has ended, and none is wanted.
+    pub(crate) ended: bool,
 }
 
 /// A [`Holder`], in ages.
@@ -253,6 +263,8 @@ pub(crate) struct Net {
     pub(crate) superseded: bool,
     pub(crate) sever: Sever,
     pub(crate) fence: Exchange,
+    /// The infrastructure is told to end the active site's pod; and its kubelet said that it has.
+    pub(crate) scale: Exchange,
     pub(crate) promote: bool,
     /// The passive site's right, granted.
     pub(crate) right: bool,
@@ -335,6 +347,8 @@ impl State {
             self.passive.vouched = 0;
             self.net.sever = Sever::default();
             self.net.fence = Exchange::default();
+            self.net.scale.confirmed = false;
+            controller.found = false;
         }
         if !stale_counts {
             self.net.grants.forget(oldest.grant);

@@ -17,6 +17,7 @@ use failover::sim::observer::of_seed;
 use failover::sim::run::{Course, Report, Setup, run};
 use failover::sim::seeds::in_order;
 
+mod clusters;
 mod copies;
 mod counted;
 mod lateness;

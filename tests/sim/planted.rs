@@ -66,6 +66,9 @@ impl Server for Guard {
     fn enforced_by(&self) -> Enforcer {
         self.of.enforced_by()
     }
+    fn machine(&self) -> Option<String> {
+        self.of.machine()
+    }
     async fn look(&self) -> Result<LocalLook, EffectError> {
         self.of.look().await
     }

@@ -24,7 +24,7 @@ use super::changes::rivals;
 use super::cluster::Listed;
 use super::object::{Object, Owner, resources};
 use super::{Cluster, ClusterError, Need, Place, Run, Version};
-use crate::ports::{Clock, Machines};
+use crate::ports::{Clock, Machines, Still};
 
 /// Where the leases of nodes are.
 const NODE_LEASES: &str = "kube-node-lease";
@@ -148,10 +148,15 @@ impl StatefulSetFence {
 
     /// Scales the StatefulSet that was looked at to zero. The version that this made: from then on
     /// nothing that was sent before can land. Where the outcome is unknown, call it again: that settles
-    /// it.
-    pub async fn scale_down(&self, before: &Before) -> Result<Version, ClusterError> {
+    /// it. `still` is asked last of all.
+    pub async fn scale_down(
+        &self,
+        before: &Before,
+        still: Still<'_>,
+    ) -> Result<Version, ClusterError> {
         let now = self.found(before).await;
         let now = now.map_err(|error| self.refused(error))?.version()?;
+        still().map_err(|error| ClusterError::Failed(error.text().to_owned()))?;
         let zero = (0, Run::Real);
         let scaled = self.cluster.scale(&self.set, &now, zero).await?;
         if scaled.replicas != 0 {

@@ -72,6 +72,7 @@ impl Keeper {
             severed: self.memory.severed,
             guarded: self.guarded,
             enforced_by: self.database.server.enforced_by(),
+            machine: self.database.server.machine(),
             peer: self.peer_answered.map(|asked| now.since(asked)),
             peer_clock: self.peer_clock,
             synchrony: self.shown_synchrony(now),

@@ -33,8 +33,11 @@ enum Severity {
 }
 
 impl Trouble {
-    fn severity(self) -> Severity {
+    /// `times`: how often it went wrong; `None` for the first time.
+    fn severity(self, times: Option<u64>) -> Severity {
         match self {
+            // A host that stood still: both go on, and the question was too old.
+            Trouble::GuardSilent if times.is_none() => Severity::Warning,
             Trouble::GuardSilent
             | Trouble::FenceUnproven
             | Trouble::MemoryUnwritable
@@ -80,7 +83,7 @@ impl Keeper {
             return;
         };
         let words = what.words();
-        match what.severity() {
+        match what.severity(lasting.times) {
             Severity::Error => tracing::error!(error, lasting.times, lasting.ms, "{words}"),
             Severity::Warning => tracing::warn!(error, lasting.times, lasting.ms, "{words}"),
         }

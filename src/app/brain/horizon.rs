@@ -387,7 +387,11 @@ mod tests {
             let trouble = self.chance.pick(&kinds).unwrap();
             let trouble = (trouble, "sample".to_owned());
             let trouble = self.chance.percent(60).then_some(trouble);
-            let subject = Subject::FrontDoor;
+            let subject = if self.chance.percent(50) {
+                Subject::FrontDoor
+            } else {
+                Subject::Infrastructure
+            };
             self.brain.rehearsed(self.now, vec![(subject, trouble)]);
         }
 

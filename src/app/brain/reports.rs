@@ -196,6 +196,7 @@ impl Brain {
             }
         }
         self.book.grant(site, epoch, now)?;
+        self.book.granted_on(report.facts.machine.clone());
         let severed = group.instances.get(self.topology.peer(site));
         let counted = report.facts.deals_with.as_ref();
         let others = counted.is_some() && severed.is_some() && counted != severed;
@@ -460,6 +461,7 @@ pub(super) mod tests {
                 severed: None,
                 guarded: true,
                 enforced_by: Enforcer::Guard,
+                machine: None,
                 peer: None,
                 peer_clock: None,
                 synchrony: None,

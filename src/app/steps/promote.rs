@@ -15,6 +15,7 @@ impl Steps {
                 "the old primary is not fenced".to_owned(),
             ));
         }
+        self.still_fenced(saga).await?;
         self.pass_to(to).await?;
         match self
             .order(saga, to, What::Promote, Way::Direct, false, deadline)

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use super::{Life, Node, Skew, State, World};
 use crate::engine::units::{MonoTime, WallTime};
 use crate::ports::Clock;
+use crate::sim::chance::Chance;
 
 /// How far clocks are apart.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +17,20 @@ pub struct Clocks {
     pub drift_ppm: u64,
     /// The most that a wall clock is wrong, in milliseconds.
     pub wall_ms: u64,
+}
+
+impl Clocks {
+    /// How far the clock of each place is off.
+    pub(super) fn drawn(self, chance: &mut Chance) -> [Skew; 4] {
+        let half = i64::try_from(self.drift_ppm / 2).unwrap_or(0);
+        let mut skews = [Skew { ppm: 0, wall_ms: 0 }; 4];
+        for skew in &mut skews {
+            skew.ppm = chance.pick(&[-half, 0, half]).unwrap_or(0);
+            let wall = i64::try_from(chance.below(self.wall_ms.saturating_add(1))).unwrap_or(0);
+            skew.wall_ms = chance.pick(&[-wall, wall]).unwrap_or(0);
+        }
+        skews
+    }
 }
 
 /// The clock of one process.

@@ -40,6 +40,8 @@ use failover::wire::{
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::infrastructure::Cluster;
+
 pub(crate) fn aws() -> SiteName {
     "aws".parse().unwrap()
 }
@@ -188,6 +190,8 @@ pub(crate) struct Earth {
     pub(crate) received: u64,
     pub(crate) answer: Answer,
     pub(crate) version: u64,
+    /// The pod that the active site's database runs in, if it runs in one, and whether it is wanted.
+    pub(crate) pod: Option<(String, bool)>,
     /// Of which life the mark was in the order by which the active site was fenced.
     pub(crate) fenced_by: Option<u64>,
     /// Every change of the world by the controller, in order.
@@ -227,6 +231,7 @@ impl Earth {
             received: 0x300_0000,
             answer: Answer::only(&aws(), &topology(), Epoch(1)),
             version: 1,
+            pod: None,
             fenced_by: None,
             effects: Vec::new(),
         }
@@ -345,6 +350,8 @@ impl Earth {
     fn report(&mut self, site: &SiteName, peer: &SiteName, now: MonoTime) -> Option<Report> {
         let state = self.site(site).clone();
         let peer_up = self.site(peer).reachable;
+        let pod = self.pod.as_ref().filter(|_| *site == aws());
+        let machine = pod.map(|(uid, _)| uid.clone());
         let saw = [
             self.look(site, TargetKind::Database, now),
             self.look(peer, TargetKind::Api, now),
@@ -383,6 +390,7 @@ impl Earth {
                 severed: state.severed.then_some(Epoch(2)),
                 guarded: true,
                 enforced_by: Enforcer::Guard,
+                machine,
                 peer: peer_up.then_some(Duration::ZERO),
                 peer_clock: None,
             },
@@ -587,7 +595,7 @@ impl Stage {
         self.always.lock().unwrap().clear();
     }
 
-    fn fate(&self, call: &str) -> Option<Fault> {
+    pub(super) fn fate(&self, call: &str) -> Option<Fault> {
         tracing::info!(call, "asked");
         self.calls.lock().unwrap().push(call.to_owned());
         if let Some(error) = self.always.lock().unwrap().get(call) {
@@ -666,6 +674,7 @@ impl Stage {
             probe: self.clone(),
             traffic,
             front: Some(self.clone()),
+            infrastructure: Cluster::of(self),
             leadership: Leadership::alone(Arc::clone(&clock)),
             crash: None,
         };

@@ -35,6 +35,7 @@ fn why(stage: &Stage, wanted: &Step) -> String {
             | Event::Stuck { .. }
             | Event::Left { .. }
             | Event::Started
+            | Event::Found { .. }
             | Event::Done { .. }
             | Event::UndoStarted
             | Event::Undone => None,

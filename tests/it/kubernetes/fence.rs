@@ -137,7 +137,7 @@ impl Site {
 
     async fn scale_down(&self, before: &Before) -> Version {
         loop {
-            match self.fence.scale_down(before).await {
+            match self.fence.scale_down(before, &|| Ok(())).await {
                 Ok(cut) => return cut,
                 Err(ClusterError::Conflict(_)) => {}
                 Err(error) => panic!("{error}"),
@@ -587,7 +587,7 @@ async fn another_set_of_that_name_is_another_one() {
         "{doubts:?}"
     );
     for refused in [
-        site.fence.scale_down(&before).await.err(),
+        site.fence.scale_down(&before, &|| Ok(())).await.err(),
         site.fence.undo(&before, "undone").await.err(),
     ] {
         assert!(
@@ -607,7 +607,9 @@ async fn another_cluster_at_that_address_is_refused() {
     let other =
         |error: Option<ClusterError>| matches!(error, Some(ClusterError::OtherCluster { .. }));
     assert!(other(site.fence.look().await.err()));
-    assert!(other(site.fence.scale_down(&before).await.err()));
+    assert!(other(
+        site.fence.scale_down(&before, &|| Ok(())).await.err()
+    ));
     assert!(other(site.fence.recheck(&proof).await.err()));
     assert!(other(site.fence.undo(&before, "undone").await.err()));
     assert!(other(
@@ -631,14 +633,14 @@ async fn a_lost_answer_is_unknown_and_doing_it_again_settles_it() {
         let before = fence.look().await.unwrap();
         let mut watch = fence.watch(&before, &before.set, None);
         site.double().next(scale.clone(), fault.clone());
-        let done = watch.scale_down(&before).await;
+        let done = watch.scale_down(&before, &|| Ok(())).await;
         assert!(
             matches!(done, Err(ClusterError::Unknown(_))),
             "{fault:?}: {done:?}"
         );
         // The pod may have ended and be gone by now: its last word was read meanwhile.
         until("it is settled", async || {
-            watch.scale_down(&before).await.is_ok()
+            watch.scale_down(&before, &|| Ok(())).await.is_ok()
         })
         .await;
         let standing = watch.wait(LONG).await.unwrap();
@@ -662,7 +664,7 @@ async fn a_fence_that_lands_after_its_undo_does_nothing() {
     ] {
         let scale = on("patch", "statefulsets/scale");
         site.double().next(scale, Fault::LandsLater(answer));
-        let done = fence.scale_down(&before).await;
+        let done = fence.scale_down(&before, &|| Ok(())).await;
         assert!(matches!(done, Err(ClusterError::Unknown(_))), "{done:?}");
     }
     assert_eq!(site.replicas(), 1, "a read shows nothing of it");
@@ -716,7 +718,10 @@ async fn a_fence_without_the_right_names_what_it_lacks() {
     let before = site.fence.look().await.unwrap();
     for error in [
         site.fence.rehearse().await.unwrap_err(),
-        site.fence.scale_down(&before).await.unwrap_err(),
+        site.fence
+            .scale_down(&before, &|| Ok(()))
+            .await
+            .unwrap_err(),
     ] {
         let ClusterError::Forbidden { verb, resource, .. } = error else {
             panic!("{error}");

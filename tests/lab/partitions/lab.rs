@@ -159,9 +159,8 @@ impl Lab {
         if let Some((fault, place)) = row.fault {
             self.fault(fault, place).await;
         }
-        if row.then == Then::Supervised {
-            self.supervised = Some(now());
-        }
+        // The rows of a section share a lab: what was lost in the last one stays lost in this one.
+        self.supervised = (row.then == Then::Supervised).then(now);
         if let (Some(disk), Some(full)) = (&self.disk, row.full) {
             disk.fill();
             if full == Full::Wal {

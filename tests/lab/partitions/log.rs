@@ -107,6 +107,7 @@ pub(super) fn from_log(entries: &[Entry], at: WallTime) -> Measured {
                     match proof {
                         FenceProof::Agent { relayed: true, .. } => "F1, relayed",
                         FenceProof::Agent { .. } => "F1",
+                        FenceProof::Infrastructure { .. } => "F2",
                         FenceProof::WaitedOut { .. } => "F3",
                         FenceProof::Override { .. } => "F4",
                     }

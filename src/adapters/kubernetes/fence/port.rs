@@ -66,9 +66,8 @@ impl InfrastructureFence for StatefulSetFence {
         still: Still<'_>,
     ) -> Result<FencedProof, EffectError> {
         let before: Before = read(&before.token)?;
-        still()?;
         let mut watch = self.watch(&before, &before.set, holder);
-        watch.scale_down(&before).await?;
+        watch.scale_down(&before, still).await?;
         match watch.wait(within).await? {
             Standing::Fenced(proof) => Ok(FencedProof {
                 text: shown(&proof),
@@ -84,7 +83,8 @@ impl InfrastructureFence for StatefulSetFence {
         if doubts.is_empty() {
             return Ok(());
         }
-        Err(unproven(&doubts))
+        // Whatever stands in doubt now was proven before.
+        Err(EffectError::Refused(unproven(&doubts).text().to_owned()))
     }
 
     async fn undo(&self, before: &FencedBefore, mark: &str) -> Result<(), EffectError> {

@@ -9,6 +9,7 @@ use super::{Standing, StatefulSetFence};
 use crate::adapters::kubernetes::object::{Object, compare_versions};
 use crate::adapters::kubernetes::{ClusterError, Version};
 use crate::engine::units::as_millis;
+use crate::ports::Still;
 
 /// The wait for the end of a StatefulSet's pods. What was once seen counts: a pod that ended does not
 /// start again under its uid.
@@ -50,9 +51,13 @@ impl<'f> Watch<'f> {
 impl Watch<'_> {
     /// Scales the StatefulSet to zero, and looks meanwhile: an answer that is lost must not cost the last
     /// word of a pod. Otherwise as [`StatefulSetFence::scale_down`].
-    pub async fn scale_down(&mut self, before: &Before) -> Result<Version, ClusterError> {
+    pub async fn scale_down(
+        &mut self,
+        before: &Before,
+        still: Still<'_>,
+    ) -> Result<Version, ClusterError> {
         let fence = self.fence;
-        let mut scaling = std::pin::pin!(fence.scale_down(before));
+        let mut scaling = std::pin::pin!(fence.scale_down(before, still));
         let cut = loop {
             let look = async {
                 drop(self.look().await);
