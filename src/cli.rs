@@ -17,6 +17,7 @@ pub mod operate;
 pub mod log;
 pub mod policy;
 pub mod setup;
+pub mod manifests;
 pub mod lab;
 pub mod simulate;
 pub mod table;
@@ -103,7 +104,7 @@ enum Verb {
     Lab(lab::LabVerb),
     /// Run the controller and agents in a simulation, with faults drawn from seeds
     Simulate(simulate::SimulateArgs),
-    /// Print shell completions, the man page, or the JSON schema of a file
+    /// Print shell completions, the man page, the JSON schema of a file, or Kubernetes manifests
     #[command(subcommand)]
     Generate(setup::GenerateVerb),
 }

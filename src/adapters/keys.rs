@@ -4,7 +4,7 @@
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -59,20 +59,30 @@ pub enum KeyError {
     Refused,
 }
 
-/// Reads a file that only its owner may read. Fails with [`KeyError::Exposed`] where anybody else
-/// may, because a secret that others can read is none.
+/// Reads a file that only its owner may read, or, where root owns it, the process's group as well: so
+/// Kubernetes mounts a Secret for a pod that is not root. Fails with [`KeyError::Exposed`] where anybody
+/// else may, because a secret that others can read is none.
 pub fn read_secret(path: &Path) -> Result<Vec<u8>, KeyError> {
     let failed = |cause| file_error("read", path, cause);
     let file = std::fs::File::open(path).map_err(failed)?;
     // The mode of the file that was opened, not of whatever the path names a moment later.
-    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    let found = file.metadata().map_err(failed)?;
+    let mode = found.permissions().mode() & 0o7777;
+    let us = rustix::process::geteuid().as_raw();
+    if is_exposed(mode, found.uid(), us) {
         return Err(KeyError::Exposed {
             path: path.to_owned(),
             mode,
         });
     }
     read_bounded(file, path)
+}
+
+/// Whether others than the owner may use a file, except a group that root lets read. A process that is
+/// root itself needs no group.
+fn is_exposed(mode: u32, owner: u32, us: u32) -> bool {
+    let others = if owner == 0 && us != 0 { 0o037 } else { 0o077 };
+    mode & others != 0
 }
 
 /// Writes a new file that only its owner may read. Never replaces a file: a key that is lost
@@ -287,6 +297,30 @@ mod tests {
             valid_for: Duration::from_secs(5),
             check_only: false,
             what: What::Promote,
+        }
+    }
+
+    #[test]
+    fn a_secret_is_its_owners_alone_or_roots_for_a_group_of_ours() {
+        const ROOT: u32 = 0;
+        const US: u32 = 65532;
+        for (mode, owner, us, exposed) in [
+            (0o600, US, US, false),
+            (0o400, US, US, false),
+            // As Kubernetes mounts a Secret with `defaultMode: 0440` and `fsGroup`.
+            (0o440, ROOT, US, false),
+            (0o640, ROOT, US, false),
+            (0o460, ROOT, US, true),
+            (0o444, ROOT, US, true),
+            (0o440, US, US, true),
+            (0o440, ROOT, ROOT, true),
+            (0o600, ROOT, ROOT, false),
+        ] {
+            assert_eq!(
+                is_exposed(mode, owner, us),
+                exposed,
+                "{mode:o} {owner} {us}"
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! What is generated once: certificates and keys, completions, the man page, schemas.
+//! What is generated once: certificates and keys, completions, the man page, schemas, manifests.
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::exit::Exit;
+use super::manifests;
 use super::output::Output;
 use crate::adapters::certificates::Authority;
 use crate::adapters::clock::SystemClock;
@@ -130,6 +131,8 @@ pub enum GenerateVerb {
     Reasons,
     /// The tables of metrics, as in `docs/metrics.md`
     Metrics,
+    /// Kubernetes manifests from the chart's templates, without Helm
+    Manifests(manifests::ManifestsArgs),
 }
 
 /// A file with a schema.
@@ -171,6 +174,7 @@ pub fn generate(verb: &GenerateVerb, output: &Output) -> anyhow::Result<Exit> {
         }
         GenerateVerb::Reasons => output.text(crate::engine::reason::table().trim_end()),
         GenerateVerb::Metrics => output.text(metrics_page().trim_end()),
+        GenerateVerb::Manifests(args) => return manifests::generate(args, output),
     }
     Ok(Exit::Done)
 }

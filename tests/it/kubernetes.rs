@@ -2,7 +2,7 @@
 //! `KUBECONFIG_TEST` names a kubeconfig file: in a namespace of its own, which is deleted at the end.
 
 mod access;
-mod calls;
+pub(crate) mod calls;
 mod contract;
 mod fence;
 mod operator;

@@ -23,3 +23,4 @@ mod references;
 mod golden;
 mod guard_hello;
 mod kubernetes;
+mod chart;

@@ -175,9 +175,10 @@ impl KubernetesWorkloads {
     /// What our role must allow for all of this.
     pub fn needs(&self) -> Vec<Need> {
         let mut needs = vec![Need::identity()];
-        let mut add = |verb, resource, subresource: &'static str| {
+        let mut add = |verb, resource, subresource: &'static str, name: &str| {
             let need = Need {
                 subresource,
+                name: name.to_owned(),
                 ..Need::all(verb, resource, &self.namespace)
             };
             if !needs.contains(&need) {
@@ -186,19 +187,20 @@ impl KubernetesWorkloads {
         };
         for workload in &self.list {
             let resource = workload.kind.resource();
-            let read = match workload.which {
-                Which::Named(_) => "get",
-                Which::Labelled(_) => "list",
+            // A role need not allow more than the ones that are named.
+            let (read, name) = match &workload.which {
+                Which::Named(name) => ("get", name.as_str()),
+                Which::Labelled(_) => ("list", ""),
             };
-            add(read, resource, "");
+            add(read, resource, "", name);
             match workload.kind {
                 Kind::Deployment | Kind::StatefulSet => {
-                    add("patch", resource, "scale");
-                    add("list", resources::AUTOSCALERS, "");
-                    add("get", resources::AUTOSCALERS, "");
-                    add("patch", resources::AUTOSCALERS, "");
+                    add("patch", resource, "scale", name);
+                    for verb in ["list", "get", "patch"] {
+                        add(verb, resources::AUTOSCALERS, "", "");
+                    }
                 }
-                Kind::CronJob => add("patch", resource, ""),
+                Kind::CronJob => add("patch", resource, "", name),
             }
         }
         needs
