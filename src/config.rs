@@ -23,6 +23,7 @@ use crate::adapters::tls::{
 use crate::engine::document::{self, Problem, Problems, Section};
 use crate::engine::units::UnitError;
 
+pub mod cluster;
 pub mod schema;
 pub(crate) mod sites;
 
