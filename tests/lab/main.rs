@@ -53,3 +53,5 @@ mod replay;
 mod impostor;
 mod rehearsal;
 mod healing;
+mod volume;
+mod kubernetes;
