@@ -1,8 +1,11 @@
 //! The process at a site, beside its database: observes, holds the write lease, fences.
 
+pub mod pod;
 pub mod config;
 pub mod guard_protocol;
 pub mod own_files;
+pub mod volume;
+pub mod first;
 pub mod guard;
 pub mod guard_link;
 mod recovery;

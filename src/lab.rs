@@ -8,6 +8,7 @@ pub mod doubles;
 pub mod processes;
 pub mod site_api;
 pub mod client;
+pub mod cluster;
 pub mod layout;
 pub mod standing;
 pub mod error_lines;

@@ -2,6 +2,7 @@
 //! ends the process.
 
 use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 /// Tasks by name. One that ends, with or without an error, ends the process that has it.
@@ -16,12 +17,41 @@ pub async fn named(
     (name, Ok(()))
 }
 
+/// That this process is told to stop, from the moment on that this is made: before that, a signal ends it
+/// at once.
+#[derive(Debug)]
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// Listens from now on.
+    pub fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("wait for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for one.
+    pub async fn told(&mut self) {
+        tokio::select! {
+            _told = self.terminate.recv() => {}
+            _told = self.interrupt.recv() => {}
+        }
+    }
+}
+
 /// Waits for a signal to stop, or for the end of a task, which is an error: a process that lacks one of
 /// its tasks must not look well.
 pub async fn until_stopped(tasks: &mut Tasks) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
+    until_told(tasks, &mut StopSignals::listen()?).await
+}
 
-    let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
+/// The same, for a signal that may have come already.
+pub async fn until_told(tasks: &mut Tasks, signals: &mut StopSignals) -> anyhow::Result<()> {
     tokio::select! {
         ended = tasks.join_next() => match ended {
             Some(Ok((name, Ok(())))) => anyhow::bail!("the task `{name}` ended unexpectedly"),
@@ -29,8 +59,7 @@ pub async fn until_stopped(tasks: &mut Tasks) -> anyhow::Result<()> {
             Some(Err(cause)) => Err(cause).context("a task broke"),
             None => anyhow::bail!("there is no task"),
         },
-        _ = terminate.recv() => Ok(()),
-        pressed = tokio::signal::ctrl_c() => pressed.context("wait for signals"),
+        () = signals.told() => Ok(()),
     }
 }
 

@@ -11,6 +11,12 @@ use crate::config::{self, DatabaseAccess, Files, Socket, Url};
 use crate::engine::document::{self, Key, Problems, Section};
 use crate::engine::topology::{GroupName, SiteName};
 
+mod pod;
+mod workloads;
+
+pub use self::pod::PodConfig;
+pub use self::workloads::{Counted, KubernetesConfig, Workloads, WorkloadsKind};
+
 /// PostgreSQL settings that the agent sets: the guard passes the first ones on the command line;
 /// the others are changed while it runs, which a command-line setting would override.
 const OWN_SETTINGS: [&str; 7] = [
@@ -69,6 +75,8 @@ pub struct Config {
     pub postgres: Postgres,
     /// The service; `None`: something else starts and stops it.
     pub workloads: Option<Workloads>,
+    /// The pod of a StatefulSet that we run in; `None`: this is a host.
+    pub pod: Option<PodConfig>,
 }
 
 /// The other site, as reached from here.
@@ -112,17 +120,6 @@ pub struct Postgres {
     pub primary_conninfo: String,
 }
 
-/// How the service here is started and stopped.
-#[derive(Debug, Clone)]
-pub struct Workloads {
-    /// The command that starts it, with its arguments.
-    pub start: Vec<String>,
-    /// The command that stops it, with its arguments.
-    pub stop: Vec<String>,
-    /// URL that answers 2xx when the service is ready.
-    pub ready: Uri,
-}
-
 impl Config {
     /// Reads the file and checks every file that it names. Every mistake is reported, with its
     /// line.
@@ -143,6 +140,7 @@ impl Config {
 
 /// The table `[agent]`.
 struct Agent {
+    kind: Kind,
     group: GroupName,
     site: SiteName,
     listen: SocketAddr,
@@ -152,8 +150,23 @@ struct Agent {
     probe_ca: Option<PathBuf>,
 }
 
+/// Who owns PostgreSQL, and what it runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Host,
+    StatefulSet,
+    CloudNativePg,
+}
+
+const KINDS: [(&str, Kind); 3] = [
+    ("host", Kind::Host),
+    ("statefulset", Kind::StatefulSet),
+    ("cloudnativepg", Kind::CloudNativePg),
+];
+
 fn build(root: &Section<'_>, files: Files<'_>) -> Option<Config> {
-    let agent = build_agent(&root.section("agent"), files);
+    let agent_section = root.section("agent");
+    let agent = build_agent(&agent_section, files);
     let own = agent.as_ref().map(|agent| Identity::Agent {
         group: agent.group.clone(),
         site: agent.site.clone(),
@@ -168,9 +181,20 @@ fn build(root: &Section<'_>, files: Files<'_>) -> Option<Config> {
     let peer = build_peer(&peer_section, files);
     let postgres = build_postgres(&root.section("postgres"), files, agent.as_ref());
     let workloads = root.optional_section("workloads");
-    let workloads = workloads.map(|at| build_workloads(&at));
+    let workloads = workloads.map(|at| workloads::build(&at, files));
+    let in_pod = agent
+        .as_ref()
+        .is_some_and(|it| it.kind == Kind::StatefulSet);
+    let pod = root.where_chosen(in_pod, |root| {
+        let at = root.optional_section("pod");
+        Some(at.map_or_else(PodConfig::default, |at| pod::build(&at)))
+    });
 
     let (agent, peer) = (agent?, peer?);
+    if let Some(postgres) = postgres.as_ref().filter(|_| in_pod) {
+        let (state, data) = (&agent.state_dir, &postgres.data_dir);
+        pod::must_be_one_volume(&agent_section, files, state, data);
+    }
     if peer.site == agent.site {
         let text = format!(
             "`peer.site` is `{}`, which is this site: name the other",
@@ -191,15 +215,22 @@ fn build(root: &Section<'_>, files: Files<'_>) -> Option<Config> {
         peer,
         postgres: postgres?,
         workloads: workloads.map_or(Some(None), |it| it.map(Some))?,
+        pod,
     })
 }
 
 fn build_agent(at: &Section<'_>, files: Files<'_>) -> Option<Agent> {
+    let kind = build_kind(at);
     let group = at.parsed("group", "shop");
     let site = at.parsed("site", "aws");
     let listen = at.parsed::<Socket>("listen", "10.1.0.10:7401");
     let listen_plain = at.optional_parsed::<Socket>("listen_plain", "0.0.0.0:7481");
-    let state_dir = files.folder(at, "state_dir", "/var/lib/failover-agent");
+    let state_dir = if kind == Some(Kind::StatefulSet) {
+        // A volume that is new has none yet: it is made on it.
+        files.output(at, "state_dir", "/var/lib/postgresql/data/failover")
+    } else {
+        files.folder(at, "state_dir", "/var/lib/failover-agent")
+    };
     let volatile = at.flag("allow_volatile_state", false);
     if let Some(dir) = &state_dir {
         files.must_last(at, "state_dir", dir, "agent.allow_volatile_state", volatile);
@@ -207,6 +238,7 @@ fn build_agent(at: &Section<'_>, files: Files<'_>) -> Option<Agent> {
     let controller = at.parsed("controller", "10.0.3.10:7400");
     let probe_ca = files.optional_file(at, "probe_ca", "probe-ca.pem");
     Some(Agent {
+        kind: kind?,
         group: group?,
         site: site?,
         listen: listen?.0,
@@ -215,6 +247,15 @@ fn build_agent(at: &Section<'_>, files: Files<'_>) -> Option<Agent> {
         controller: controller?,
         probe_ca,
     })
+}
+
+fn build_kind(at: &Section<'_>) -> Option<Kind> {
+    let named = at.has("kind");
+    let kind = at.where_chosen(named, |at| at.choice("kind", &KINDS));
+    if kind == Some(Kind::CloudNativePg) {
+        at.problem("kind", "`agent.kind` is `cloudnativepg`, which is not built into this program yet: an agent beside a plain StatefulSet has `statefulset`");
+    }
+    kind.or((!named).then_some(Kind::Host))
 }
 
 fn build_peer(at: &Section<'_>, files: Files<'_>) -> Option<Peer> {
@@ -363,15 +404,4 @@ fn check_conninfo(at: &Section<'_>, conninfo: &str, plaintext: bool, agent: Opti
             agent.site
         ));
     }
-}
-
-fn build_workloads(at: &Section<'_>) -> Option<Workloads> {
-    let start = at.filled_list("start", "systemctl\", \"start\", \"shop-api");
-    let stop = at.filled_list("stop", "systemctl\", \"stop\", \"shop-api");
-    let ready = at.parsed::<Url>("ready", "http://127.0.0.1:8080/healthz");
-    Some(Workloads {
-        start: start?,
-        stop: stop?,
-        ready: ready?.0,
-    })
 }

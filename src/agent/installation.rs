@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use super::pod::Pod;
 use crate::engine::chain::Digest;
 use crate::engine::instance::Instance;
 
@@ -22,17 +23,30 @@ const MACHINE: [&str; 3] = [
     "/proc/sys/kernel/random/boot_id",
 ];
 
+/// The same of a node, for a pod on it: the image's own id is the same on every node.
+const NODE: [&str; 2] = [
+    "/sys/class/dmi/id/product_uuid",
+    "/proc/sys/kernel/random/boot_id",
+];
+
 /// The installation whose state is in this folder. The first start generates an id.
 ///
 /// Restarts and reboots do not change it. On a cloned machine, another machine's restored volume or
 /// a copy of the folder it is another one: the place covers machine, path and file.
-pub fn of(folder: &Path) -> anyhow::Result<Instance> {
+///
+/// A pod that is made anew on the same node is the same one. On another node it is another one, and
+/// waits until the right of the first is certainly over: that node may still run it.
+pub fn of(folder: &Path, pod: Option<&Pod>) -> anyhow::Result<Instance> {
     let path = folder.join(FILE);
     let id = match read(&path)? {
         Some(id) => id,
         None => draw(folder, &path).context("keep the id of this agent")?,
     };
-    let place = place(&path, &machine()?)?;
+    let machine = match pod {
+        None => first_of(&MACHINE)?,
+        Some(pod) => on_node(&first_of(&NODE)?, pod),
+    };
+    let place = place(&path, &machine)?;
     Ok(Instance { id, place })
 }
 
@@ -66,8 +80,13 @@ fn draw(folder: &Path, path: &Path) -> anyhow::Result<u128> {
     Ok(id)
 }
 
-fn machine() -> anyhow::Result<String> {
-    let texts = MACHINE.iter().filter_map(|path| {
+/// The pods of a name are never two on one node.
+fn on_node(node: &str, pod: &Pod) -> String {
+    format!("{}\n{}/{}", node.trim(), pod.namespace, pod.name)
+}
+
+fn first_of(files: &[&str]) -> anyhow::Result<String> {
+    let texts = files.iter().filter_map(|path| {
         let text = std::fs::read_to_string(path).ok()?;
         (!text.trim().is_empty()).then_some(text)
     });
@@ -95,27 +114,47 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = dir.path().join("first");
         std::fs::create_dir(&first).unwrap();
-        let instance = of(&first).unwrap();
-        assert_eq!(of(&first).unwrap(), instance);
+        let instance = of(&first, None).unwrap();
+        assert_eq!(of(&first, None).unwrap(), instance);
 
         let copy = dir.path().join("copy");
         let mut copied = std::process::Command::new("cp");
         let copied = copied.arg("-a").arg(&first).arg(&copy);
         assert!(copied.status().unwrap().success());
-        let copied = of(&copy).unwrap();
+        let copied = of(&copy, None).unwrap();
         assert_eq!(copied.id, instance.id);
         assert_ne!(copied.place, instance.place);
 
         // In place of the first one, at its very path.
         std::fs::rename(&first, dir.path().join("old")).unwrap();
         std::fs::rename(&copy, &first).unwrap();
-        assert_ne!(of(&first).unwrap().place, instance.place);
+        assert_ne!(of(&first, None).unwrap().place, instance.place);
         let elsewhere = place(&first.join(FILE), "another machine").unwrap();
-        assert_ne!(elsewhere, of(&first).unwrap().place);
+        assert_ne!(elsewhere, of(&first, None).unwrap().place);
 
         let fresh = dir.path().join("fresh");
         std::fs::create_dir(&fresh).unwrap();
-        assert_ne!(of(&fresh).unwrap().id, instance.id);
+        assert_ne!(of(&fresh, None).unwrap().id, instance.id);
+    }
+
+    #[test]
+    fn a_pod_made_anew_is_the_same_instance_and_another_pod_or_node_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = |name: &str, uid: &str| Pod {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+        };
+        let (first, anew) = (pod("db-0", "1"), pod("db-0", "2"));
+        let instance = of(dir.path(), Some(&first)).unwrap();
+        assert_eq!(of(dir.path(), Some(&anew)).unwrap(), instance);
+        let other = of(dir.path(), Some(&pod("db-1", "1"))).unwrap();
+        assert_eq!(other.id, instance.id);
+        assert_ne!(other.place, instance.place);
+        assert_ne!(of(dir.path(), None).unwrap().place, instance.place);
+        let at = |node: &str| place(&dir.path().join(FILE), &on_node(node, &first)).unwrap();
+        assert_eq!(at("a\n"), at("a"));
+        assert_ne!(at("a"), at("b"));
     }
 
     #[test]
@@ -123,7 +162,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for text in ["", "7\n", "not an id at all, but 32 characters"] {
             std::fs::write(dir.path().join(FILE), text).unwrap();
-            let error = of(dir.path()).unwrap_err().to_string();
+            let error = of(dir.path(), None).unwrap_err().to_string();
             assert!(error.contains("is not an id"), "{error}");
         }
     }

@@ -50,6 +50,8 @@ pub struct GuardedDatabase {
     pub astray: Mutex<Lasting>,
     /// The site.
     pub site: SiteName,
+    /// The uid of the pod that it runs in, if it runs in one.
+    pub machine: Option<String>,
     /// The role that controller and agents probe with.
     pub watcher: Option<String>,
     /// The settings of a standby here.
@@ -300,7 +302,7 @@ fn words_of(log: &str) -> Option<String> {
 #[async_trait]
 impl Server for GuardedDatabase {
     fn machine(&self) -> Option<String> {
-        None
+        self.machine.clone()
     }
 
     fn enforced_by(&self) -> Enforcer {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use super::api::{self, Api};
 use super::assembly::{Agent, Outlook, assemble};
-use super::config::Config;
+use super::config::{Config, WorkloadsKind};
 use super::guard_link::GuardLink;
 use super::guard_protocol::{GuardConfig, GuardEvent, StopTimes};
 use super::keeper::{News, Parts};
@@ -21,7 +20,7 @@ use super::local::{GuardedDatabase, LocalProbe, OwnRole, Place};
 use super::own_files;
 use super::standby::StandbySettings;
 use super::store::FileStore;
-use super::workloads::CommandWorkloads;
+use super::workloads::{ClusterWorkloads, CommandWorkloads, Page};
 use crate::adapters::clock::SystemClock;
 use crate::adapters::http::{HttpProber, serve_plain};
 use crate::adapters::order_keys::ObeyedKeys;
@@ -32,7 +31,7 @@ use crate::adapters::tls::{
 };
 use crate::engine::topology::{Target, TargetKind, Vantage};
 use crate::ports::{AgentLinks, Clock, EffectError, LocalDatabase, Verifier, Workloads};
-use crate::tasks::{a_life, named, until_stopped};
+use crate::tasks::{StopSignals, Tasks, a_life, named, until_told};
 use crate::wire::{PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer};
 
 /// The stages of a fence until the first lease, which carries the policy's.
@@ -65,18 +64,24 @@ impl AgentLinks for TlsLinks {
 }
 
 /// Runs the agent until it is told to stop, or something that it needs ends. Its guard and database
-/// outlive it: the guard enforces the deadline, and the next agent finds both.
-pub async fn run(path: &Path) -> anyhow::Result<()> {
-    let config = Config::read(path)?;
+/// outlive it: the guard enforces the deadline, and the next agent finds both. In a pod that is told to
+/// end nobody finds them: there they end first.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    // First: a container that is told to end while the agent starts may have a database already.
+    let mut signals = StopSignals::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     own_files::claim_folder(&config.state_dir).context("use `agent.state_dir`")?;
-    let instance = super::installation::of(&config.state_dir)?;
+    let pod = config.pod.as_ref().map(|pod| pod.sources.read());
+    let pod = pod.transpose()?;
+    let instance = super::installation::of(&config.state_dir, pod.as_ref())?;
     let listener = listen_at(config.listen).await?;
     let (material, book) = TlsMaterial::with_book(&config.tls)?;
     let http = HttpProber::believing(config.probe_ca.as_deref(), &clock, &book)?;
 
-    let (database, place) = open_database(&config).await?;
-    let events = database.guard.events();
+    let machine = pod.map(|pod| pod.uid);
+    let (database, place) = open_database(&config, machine).await?;
+    let guard = database.guard.clone();
+    let events = guard.events();
     let obeyed = ObeyedKeys::from_file(&config.controller_public_key, &material)?;
     let controller_key: Arc<dyn Verifier> = Arc::new(obeyed);
     let life = a_life()?;
@@ -88,7 +93,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         instance,
         peer: config.peer.site.clone(),
         database: LocalDatabase::of(database),
-        workloads: workloads_of(&config, &http),
+        workloads: workloads_of(&config, &http, (&clock, &book)),
         store: Arc::new(FileStore::new(config.state_dir.clone())),
         clock: Arc::clone(&clock),
     };
@@ -120,18 +125,49 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         clock,
     };
     let (stop, stopping) = watch::channel(false);
+    serve_api(&mut tasks, api, (listener, &material, &config), stopping).await?;
+    tracing::info!(site = %config.site, %instance, listen = %config.listen, "agent runs");
+    let ended = until_told(&mut tasks, &mut signals).await;
+    stop.send_replace(true);
+    if let (Some(pod), Ok(())) = (&config.pod, &ended) {
+        // Before the database: the keeper would start it again.
+        tasks.shutdown().await;
+        end_database(&guard, pod.stop_within).await;
+    }
+    ended
+}
+
+/// Serves controller and peer agent at a listener that is there already, and load balancers at one of
+/// their own.
+async fn serve_api(
+    tasks: &mut Tasks,
+    api: Api,
+    (listener, material, config): (TcpListener, &TlsMaterial, &Config),
+    stopping: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     if let Some(address) = config.listen_plain {
         let listener = listen_at(address).await?;
         let (router, stopping) = (api::plain_router(api.clone()), stopping.clone());
         tasks.spawn(named("plain API", serve_plain(listener, router, stopping)));
     }
-    let listener = expecting_peers(listener, &material, &config)?;
-    let router = api::router(api);
-    tasks.spawn(named("API", serve(listener, router, stopping)));
-    tracing::info!(site = %config.site, %instance, listen = %config.listen, "agent runs");
-    let ended = until_stopped(&mut tasks).await;
-    stop.send_replace(true);
-    ended
+    let listener = expecting_peers(listener, material, config)?;
+    tasks.spawn(named("API", serve(listener, api::router(api), stopping)));
+    Ok(())
+}
+
+/// Ends PostgreSQL cleanly and then its guard, before the container ends and the kernel ends both. What
+/// does not end in time is left to that.
+async fn end_database(guard: &GuardLink, within: Duration) {
+    match guard.stop(within).await {
+        Ok(status) => tracing::info!(status, "the container ends, and PostgreSQL has ended"),
+        Err(error) => {
+            tracing::warn!(%error, "the container ends, and PostgreSQL has not ended cleanly");
+            return;
+        }
+    }
+    if let Err(error) = guard.quit().await {
+        tracing::warn!(%error, "the guard does not quit");
+    }
 }
 
 /// The connections to the controller and to the peer agent.
@@ -177,14 +213,28 @@ async fn tell_of_guard(mut events: broadcast::Receiver<GuardEvent>, keeper: mpsc
     }
 }
 
-fn workloads_of(config: &Config, http: &HttpProber) -> Option<Arc<dyn Workloads>> {
+fn workloads_of(
+    config: &Config,
+    http: &HttpProber,
+    (clock, book): (&Arc<dyn Clock>, &Arc<CredentialBook>),
+) -> Option<Arc<dyn Workloads>> {
     let workloads = config.workloads.as_ref()?;
-    Some(Arc::new(CommandWorkloads {
-        start: workloads.start.clone(),
-        stop: workloads.stop.clone(),
-        ready: workloads.ready.clone(),
+    let page = Page {
+        url: workloads.ready.clone(),
         http: http.clone(),
-    }))
+    };
+    Some(match &workloads.kind {
+        WorkloadsKind::Commands { start, stop } => Arc::new(CommandWorkloads {
+            start: start.clone(),
+            stop: stop.clone(),
+            page,
+        }),
+        WorkloadsKind::Kubernetes(objects) => Arc::new(ClusterWorkloads::new(
+            objects.clone(),
+            page,
+            (Arc::clone(clock), Arc::clone(book)),
+        )),
+    })
 }
 
 fn guard_config(config: &Config) -> GuardConfig {
@@ -207,6 +257,7 @@ fn guard_config(config: &Config) -> GuardConfig {
 /// the guard's apply as long as its database runs.
 async fn open_database(
     config: &Config,
+    machine: Option<String>,
 ) -> anyhow::Result<(GuardedDatabase, watch::Receiver<Place>)> {
     let wanted = guard_config(config);
     let guard = GuardLink::connect_or_spawn(wanted.clone(), std::env::current_exe()?).await?;
@@ -231,6 +282,7 @@ async fn open_database(
         ended: Mutex::default(),
         astray: Mutex::default(),
         site: config.site.clone(),
+        machine,
         standby: StandbySettings::new(&config.postgres),
         // Both databases have the same roles, because one is a copy of the other.
         watcher: config.peer.database.role(),

@@ -1,4 +1,4 @@
-//! The local workloads: two commands and a health URL.
+//! The local workloads: two commands, or objects of a cluster, and a health URL.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,11 +10,30 @@ use tokio::process::Command;
 use crate::adapters::http::HttpProber;
 use crate::ports::{EffectError, Workloads};
 
+mod cluster;
+
+pub use self::cluster::ClusterWorkloads;
+
 /// How long a start or stop command may take.
 const COMMAND: Duration = Duration::from_secs(30);
 
 /// How long the URL may take to answer that the workloads are ready.
 const READY: Duration = Duration::from_secs(2);
+
+/// The page by which workloads say that they can take users.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// URL that answers 2xx when they can.
+    pub url: Uri,
+    /// The HTTP client.
+    pub http: HttpProber,
+}
+
+impl Page {
+    async fn answers(&self) -> bool {
+        self.http.probe(&self.url, READY, &[]).await.is_ok()
+    }
+}
 
 /// Workloads that a supervisor on the host runs, such as systemd.
 #[derive(Debug)]
@@ -23,10 +42,8 @@ pub struct CommandWorkloads {
     pub start: Vec<String>,
     /// The command that stops them.
     pub stop: Vec<String>,
-    /// URL that answers 2xx when they are ready.
-    pub ready: Uri,
-    /// The HTTP client.
-    pub http: HttpProber,
+    /// Says when they are ready.
+    pub page: Page,
 }
 
 async fn run(words: &[String]) -> Result<(), EffectError> {
@@ -64,6 +81,6 @@ impl Workloads for CommandWorkloads {
     }
 
     async fn ready(&self) -> Result<bool, EffectError> {
-        Ok(self.http.probe(&self.ready, READY, &[]).await.is_ok())
+        Ok(self.page.answers().await)
     }
 }

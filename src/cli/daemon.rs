@@ -11,6 +11,9 @@ use tracing_subscriber::EnvFilter;
 use super::exit::Exit;
 use super::log_lines::subscriber;
 use super::output::Output;
+use crate::adapters::clock::SystemClock;
+use crate::agent::config::Config;
+use crate::agent::first;
 use crate::app::executor::{CrashDrill, Moment};
 use crate::engine::step::Step;
 
@@ -37,6 +40,9 @@ pub struct AgentArgs {
     /// The agent's configuration
     #[arg(long, value_name = "FILE", default_value = "/etc/failover/agent.toml")]
     config: PathBuf,
+    /// In a pod: the process that started this agent, and with which it ends
+    #[arg(long, value_name = "PID", hide = true)]
+    below: Option<i32>,
 }
 
 /// `failover observer`.
@@ -75,7 +81,7 @@ impl CrashDrill for CrashAt {
 }
 
 /// Logs to standard error, in the form that was asked for.
-fn log_to_stderr(output: &Output) {
+pub(super) fn log_to_stderr(output: &Output) {
     let filter = EnvFilter::try_from_env("FAILOVER_LOG");
     let filter = filter.unwrap_or_else(|_unset| EnvFilter::new("info"));
     let lines = subscriber(output.is_json(), filter, std::io::stderr);
@@ -102,10 +108,28 @@ pub fn run(args: &RunArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Runs the agent.
+/// Runs the agent; in a pod, as the first process of its container, whatever the container needs beside
+/// it, and the agent below.
 pub fn agent(args: &AgentArgs, output: &Output) -> anyhow::Result<Exit> {
     log_to_stderr(output);
-    runtime()?.block_on(crate::agent::run::run(&args.config))?;
+    if let Some(above) = args.below {
+        first::end_with(above)?;
+    }
+    let config = Config::read(&args.config)?;
+    match &config.pod {
+        Some(pod) if args.below.is_none() => {
+            let program = std::env::current_exe().context("find this program")?;
+            let agent = || first::agent_below(&program);
+            // One thread, which starts the agent and lives as long as the process: the agent's end
+            // is tied to the thread that started it.
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start the runtime")?
+                .block_on(first::run(&config, pod, &SystemClock, agent))?;
+        }
+        Some(_) | None => runtime()?.block_on(crate::agent::run::run(config))?,
+    }
     Ok(Exit::Done)
 }
 

@@ -15,6 +15,7 @@ use super::exit::{Exit, Interrupted};
 use super::output::{Mood, Output};
 use crate::adapters::clock::SystemClock;
 use crate::engine::topology::SiteName;
+use crate::lab::cluster::{self, ClusterConfig, SiteKind};
 use crate::lab::layout::{Layout, Servers};
 use crate::lab::pair::PostgresTools;
 use crate::lab::processes::Processes;
@@ -58,13 +59,19 @@ pub enum LabVerb {
     Supervise {
         /// Its folder
         dir: PathBuf,
-        /// Which PostgreSQL it runs
+        /// What it consists of
         #[command(flatten)]
         servers: ServerArgs,
     },
     /// The service of a site (started by the lab only)
     #[command(hide = true, subcommand)]
     SiteApi(SiteApiVerb),
+    /// The Kubernetes cluster of a site (started by the lab only)
+    #[command(hide = true)]
+    Cluster {
+        /// Its configuration
+        config: PathBuf,
+    },
 }
 
 /// `failover lab run`.
@@ -86,9 +93,12 @@ pub struct RunArgs {
     servers: ServerArgs,
 }
 
-/// Which PostgreSQL the lab runs.
+/// What the lab consists of.
 #[derive(Debug, Args)]
 pub struct ServerArgs {
+    /// What its sites are; Kubernetes needs the user root
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = SiteKind::Host)]
+    site: SiteKind,
     /// The folder with `postgres`, `initdb` and `pg_ctl`; by default the newest on this machine
     #[arg(long, value_name = "DIR")]
     postgres: Option<PathBuf>,
@@ -110,6 +120,7 @@ impl ServerArgs {
         Ok(Servers {
             tools,
             hostile: self.hostile,
+            kind: self.site,
         })
     }
 }
@@ -192,6 +203,13 @@ pub fn run(verb: LabVerb, output: &Output) -> anyhow::Result<Exit> {
             .block_on(supervise(&dir, &servers))
             .map(|()| Exit::Done),
         LabVerb::SiteApi(verb) => site_api(&verb),
+        LabVerb::Cluster { config } => {
+            super::daemon::log_to_stderr(output);
+            let config = ClusterConfig::read(&config)?;
+            runtime()?
+                .block_on(cluster::run(config))
+                .map(|()| Exit::Done)
+        }
     }
 }
 

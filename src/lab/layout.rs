@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use data_encoding::BASE64;
 
+use super::cluster::{self, NAMESPACE, STATEFULSET, SiteKind};
 use super::name_server::free_port;
 use super::network::{Namespaces, Place, enter};
 use super::pair::{
@@ -28,6 +29,8 @@ use crate::engine::topology::{GroupName, SiteName};
 use crate::engine::units::Epoch;
 use crate::ports::Clock;
 
+mod agent_file;
+
 /// How long the lab's certificates hold: longer than any that somebody is to be warned of.
 const CERTIFICATES: Duration = Duration::from_secs(90 * 86_400);
 /// How long one statement of the set-up may take.
@@ -37,13 +40,15 @@ pub const ZONE: &str = "lab.test";
 /// The service's name.
 pub const SERVICE: &str = "shop.lab.test";
 
-/// Which PostgreSQL a lab runs.
+/// Which PostgreSQL a lab runs, and on what.
 #[derive(Debug, Clone)]
 pub struct Servers {
     /// Its programs.
     pub tools: PostgresTools,
     /// Whether its defaults are turned against us: see [`turn_hostile`].
     pub hostile: bool,
+    /// What its sites are.
+    pub kind: SiteKind,
 }
 
 impl Servers {
@@ -52,6 +57,7 @@ impl Servers {
         Ok(Self {
             tools: PostgresTools::find()?,
             hostile: false,
+            kind: SiteKind::Host,
         })
     }
 }
@@ -71,6 +77,8 @@ pub struct SiteLayout {
     pub agent_plain: SocketAddr,
     /// Where its API listens.
     pub api: SocketAddr,
+    /// Where the API server of its cluster listens, if it has one.
+    pub cluster: Option<SocketAddr>,
     /// Its folder.
     pub dir: PathBuf,
 }
@@ -157,7 +165,11 @@ impl Layout {
         policy: &str,
         servers: Servers,
     ) -> anyhow::Result<Self> {
-        let Servers { tools, hostile } = servers;
+        let Servers {
+            tools,
+            hostile,
+            kind,
+        } = servers;
         let [a, b] = random::<2>()?;
         let loopback = |last| IpAddr::V4(Ipv4Addr::new(127, 1 + a % 254, b, last));
         let [first, second, neutral] = match namespaces {
@@ -183,8 +195,8 @@ impl Layout {
         };
         let group: GroupName = "shop".parse()?;
         let sites = [
-            site(dir, "aws", first, api, &mut ports)?,
-            site(dir, "gcp", second, api, &mut ports)?,
+            site(dir, "aws", (first, kind), api, &mut ports)?,
+            site(dir, "gcp", (second, kind), api, &mut ports)?,
         ];
         let operator = keys(dir, &group, &sites)?;
         let layout = Self {
@@ -225,6 +237,11 @@ impl Layout {
                 password_file: self.dir.join("app.password"),
             };
             std::fs::write(own.api_config(), serde_json::to_vec(&api)?)?;
+            if let Some(listen) = own.cluster {
+                // The passive site's service is started by the failover.
+                let web = u64::from(own.name == self.sites[0].name);
+                cluster::prepare(own, (listen, web), &self.program)?;
+            }
         }
         Ok(())
     }
@@ -361,6 +378,7 @@ impl Layout {
                 site.agent,
                 self.database_lines(site)
             );
+            text += &cluster_lines(site);
         }
         let host = SERVICE;
         let port = first.api.port();
@@ -373,66 +391,18 @@ impl Layout {
         ).unwrap_or_default();
         text
     }
+}
 
-    fn agent_text(&self, own: &SiteLayout, other: &SiteLayout) -> String {
-        let dir = self.dir.display();
-        let instance = &own.instance;
-        let run_as = self
-            .tools
-            .user()
-            .map(|_| "run_as = \"postgres\"\n")
-            .unwrap_or_default();
-        let mut text = format!(
-            "[agent]\ngroup = \"{}\"\nsite = \"{}\"\nlisten = \"{}\"\nlisten_plain = \"{}\"\nstate_dir = \"{}\"\ncontroller = \"{}\"\nallow_volatile_state = true\n\n",
-            self.group,
-            own.name,
-            own.agent,
-            own.agent_plain,
-            own.dir.join("state").display(),
-            self.controller
-        );
-        text += &self.tls_lines(&format!("{}.agent.{}", own.name, self.group));
-        text += &format!("\n[orders]\ncontroller_public_key = \"{dir}/tls/orders.pub\"\n");
-        text += &format!(
-            "\n[peer]\nsite = \"{}\"\nagent = \"{}\"\n{}",
-            other.name,
-            other.agent,
-            self.database_lines(other)
-        );
-        text += &format!(
-            "\n[postgres]\nbin_dir = \"{}\"\ndata_dir = \"{}\"\nport = {}\nlisten_addresses = \"{}\"\nsocket_dir = \"{}\"\n{run_as}superuser = \"postgres\"\ndatabase = \"app\"\noptions = [\"config_file={}\"]\nlog_file = \"{}\"\nprimary_conninfo = \"host={} port={} user=replicator passfile={} sslmode=disable application_name={}\"\nallow_plaintext = true\n",
-            self.tools
-                .program("postgres")
-                .parent()
-                .unwrap_or(Path::new("/"))
-                .display(),
-            instance.data().display(),
-            instance.port,
-            own.ip,
-            instance.socket().display(),
-            instance.dir.join("postgresql.conf").display(),
-            own.dir.join("postgres.log").display(),
-            other.ip,
-            other.instance.port,
-            own.passfile().display(),
-            own.name
-        );
-        let program = &self.program;
-        let api = |verb: &str| {
-            format!(
-                "[\"{}\", \"lab\", \"site-api\", \"{verb}\", \"{}\"]",
-                program.display(),
-                own.api_config().display()
-            )
-        };
-        text += &format!(
-            "\n[workloads]\nstart = {}\nstop = {}\nready = \"http://{}/healthz\"\n",
-            api("start"),
-            api("stop"),
-            own.api
-        );
-        text
+/// By which the controller ends the pod of a site's database.
+fn cluster_lines(site: &SiteLayout) -> String {
+    if site.cluster.is_none() {
+        return String::new();
     }
+    format!(
+        "\n[sites.{0}.statefulset]\nnamespace = \"{NAMESPACE}\"\nname = \"{STATEFULSET}\"\n[sites.{0}.statefulset.cluster]\naccess = \"kubeconfig\"\nkubeconfig = \"{1}\"\ntimeout = \"2s\"\n",
+        site.name,
+        site.kubeconfig().display()
+    )
 }
 
 impl SiteLayout {
@@ -446,6 +416,16 @@ impl SiteLayout {
         self.dir.join("api.json")
     }
 
+    /// The configuration of its cluster.
+    pub fn cluster_config(&self) -> PathBuf {
+        self.dir.join("cluster.json")
+    }
+
+    /// A kubeconfig file that leads to its cluster.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
     fn passfile(&self) -> PathBuf {
         self.instance.dir.join("passfile")
     }
@@ -454,7 +434,7 @@ impl SiteLayout {
 fn site(
     dir: &Path,
     name: &str,
-    ip: IpAddr,
+    (ip, kind): (IpAddr, SiteKind),
     api: u16,
     ports: &mut Ports,
 ) -> anyhow::Result<SiteLayout> {
@@ -472,6 +452,10 @@ fn site(
         agent: ports.socket(ip)?,
         agent_plain: ports.socket(ip)?,
         api: SocketAddr::new(ip, api),
+        cluster: match kind {
+            SiteKind::Host => None,
+            SiteKind::Kubernetes => Some(ports.socket(ip)?),
+        },
         dir: folder,
         name,
         ip,

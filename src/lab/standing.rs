@@ -56,6 +56,10 @@ pub enum Fault {
     KillController,
     /// Freeze the controller (the site does not matter); `heal` thaws it
     FreezeController,
+    /// Freeze the API server of the site's cluster; its pods go on, `heal` thaws it
+    FreezeApiServer,
+    /// Scale the database's StatefulSet to zero, as somebody else; `heal` scales it back
+    ScaleToZero,
 }
 
 impl std::fmt::Display for Fault {

@@ -10,22 +10,24 @@ use anyhow::Context;
 use super::error_lines::ExpectedErrors;
 use super::layout::{Layout, SERVICE, SiteLayout, ZONE};
 use super::name_server::NameServer;
-use super::processes::{Processes, Seen, Who};
-use super::standing::{Ask, Fault};
+use super::processes::{Processes, Who};
+use super::standing::Ask;
 use crate::adapters::clock::{LAB_CLOCK, SystemClock};
-use crate::adapters::postgres::{HeartbeatWrite, probe, sever};
+use crate::adapters::postgres::{HeartbeatWrite, probe};
 use crate::adapters::rfc2136::Rfc2136;
 use crate::adapters::tls::{Identity, Peer, PeerClient, TlsMaterial};
 use crate::engine::answer::Answer;
 use crate::engine::detector::State;
 use crate::engine::reason::Code;
 use crate::engine::text::counted;
-use crate::engine::topology::{Role, SiteName, TargetKind, Topology, Vantage};
+use crate::engine::topology::{Role, TargetKind, Topology, Vantage};
 use crate::engine::units::{Epoch, Lsn};
 use crate::ports::{Clock, Traffic};
 use crate::wire::Status;
 
+mod faults;
 mod mending;
+mod starting;
 
 /// How long the lab may take until everything is healthy. It takes about 5 s on an idle machine.
 const STEADY_WITHIN: Duration = Duration::from_secs(45);
@@ -89,58 +91,6 @@ impl Supervisor {
         Ok(lab)
     }
 
-    /// Starts whatever is not running; the names of what it started.
-    pub fn start_missing(&mut self) -> anyhow::Result<Vec<String>> {
-        self.processes.reap();
-        let mut started = Vec::new();
-        for site in self.layout.sites.clone() {
-            let (agent, api) = (format!("{}-agent", site.name), format!("{}-api", site.name));
-            if self.processes.pid(&agent).is_none() {
-                let command = failover(
-                    &self.layout,
-                    site.name.as_str(),
-                    &["agent", "--config"],
-                    &site.agent_config(),
-                );
-                self.processes.spawn(
-                    &agent,
-                    site.name.as_str(),
-                    command,
-                    &site.dir.join("agent.log"),
-                )?;
-                started.push(agent);
-            }
-            if self.processes.pid(&api).is_none() && !api_answers(&site) {
-                let command = failover(
-                    &self.layout,
-                    site.name.as_str(),
-                    &["lab", "site-api", "run"],
-                    &site.api_config(),
-                );
-                self.processes.spawn(
-                    &api,
-                    site.name.as_str(),
-                    command,
-                    &site.dir.join("api.log"),
-                )?;
-                started.push(api);
-            }
-        }
-        if self.processes.pid("controller").is_none() {
-            let command = failover(
-                &self.layout,
-                "neutral",
-                &["run", "--config"],
-                &self.layout.controller_config(),
-            );
-            let log = self.layout.dir.join("controller.log");
-            self.processes
-                .spawn("controller", "neutral", command, &log)?;
-            started.push("controller".to_owned());
-        }
-        Ok(started)
-    }
-
     /// What the controller shows.
     pub async fn status(&self) -> anyhow::Result<Status> {
         Ok(self
@@ -162,7 +112,7 @@ impl Supervisor {
                 );
             }
             match self.status().await {
-                Ok(status) => match unsteady(&status) {
+                Ok(status) => match unsteady(&self.layout, &status) {
                     None => return Ok(()),
                     Some(why) => last = why,
                 },
@@ -183,98 +133,6 @@ impl Supervisor {
             Ask::Heal => self.heal().await,
             Ask::Down => Ok("the lab ends".to_owned()),
         }
-    }
-
-    /// Makes something go wrong.
-    pub async fn fault(&mut self, fault: Fault, site: &SiteName) -> anyhow::Result<String> {
-        let layout = self
-            .layout
-            .site(site)
-            .with_context(|| format!("the lab has no site `{site}`"))?
-            .clone();
-        let place = Who::Place(site.to_string());
-        let hit = match fault {
-            Fault::KillSite => self.processes.kill9(&place).await?,
-            Fault::FreezeSite => self.processes.freeze(&place).await?,
-            Fault::KillDatabase => {
-                let postmaster = self.postmaster(site)?;
-                self.processes.kill9(&Who::Tree(postmaster)).await?
-            }
-            Fault::HangDatabase => {
-                let postmaster = self.postmaster(site)?;
-                self.processes.freeze(&Who::Pid(postmaster)).await?
-            }
-            Fault::KillAgent => {
-                self.processes
-                    .kill9(&Who::Name(format!("{site}-agent")))
-                    .await?
-            }
-            Fault::KillAgentAndDatabase => {
-                let name = format!("{site}-agent");
-                let agent = self.processes.pid(&name);
-                let agent = agent.with_context(|| format!("no agent runs at `{site}`"))?;
-                self.processes.kill9(&Who::Tree(agent)).await?
-            }
-            Fault::FreezeAgent => {
-                self.processes
-                    .freeze(&Who::Name(format!("{site}-agent")))
-                    .await?
-            }
-            Fault::KillApi => {
-                self.processes
-                    .kill9(&Who::Name(format!("{site}-api")))
-                    .await?
-            }
-            Fault::KillController => {
-                self.processes
-                    .kill9(&Who::Name("controller".to_owned()))
-                    .await?
-            }
-            Fault::FreezeController => {
-                self.processes
-                    .freeze(&Who::Name("controller".to_owned()))
-                    .await?
-            }
-            Fault::StopReplication => {
-                sever(&layout.instance.local("app")?, SQL).await?;
-                Vec::new()
-            }
-            Fault::KillReceiver => {
-                let receiver = self.receiver(site)?;
-                self.processes.kill9(&Who::Pid(receiver)).await?
-            }
-        };
-        self.processes.reap();
-        Ok(format!("{fault} {site}: {}", how_many(hit.len())))
-    }
-
-    /// The first process of a site's PostgreSQL: the one whose parent is not PostgreSQL.
-    fn postmaster(&mut self, site: &SiteName) -> anyhow::Result<i32> {
-        let all = self.processes.look()?;
-        let here = |seen: &&Seen| {
-            seen.place.as_deref() == Some(site.as_str()) && seen.program == "postgres"
-        };
-        let servers: Vec<&Seen> = all.iter().filter(here).collect();
-        let first = servers
-            .iter()
-            .find(|seen| !servers.iter().any(|other| other.id.pid == seen.parent));
-        first
-            .map(|seen| seen.id.pid)
-            .with_context(|| format!("no PostgreSQL runs at `{site}`"))
-    }
-
-    /// The process of a site's PostgreSQL that receives WAL.
-    fn receiver(&mut self, site: &SiteName) -> anyhow::Result<i32> {
-        let all = self.processes.look()?;
-        let receiver = all.iter().find(|seen| {
-            seen.place.as_deref() == Some(site.as_str())
-                && seen
-                    .title()
-                    .is_some_and(|title| title.contains(": walreceiver"))
-        });
-        receiver
-            .map(|seen| seen.id.pid)
-            .with_context(|| format!("no WAL receiver runs at `{site}`"))
     }
 
     /// Thaws what is frozen, and nothing else.
@@ -339,7 +197,15 @@ impl Supervisor {
     /// Ends every process, in order where they let us, and leaves none behind.
     pub async fn end(mut self) -> anyhow::Result<()> {
         self.processes.thaw(&Who::All).await?;
-        let order = ["controller", "aws-api", "gcp-api", "aws-agent", "gcp-agent"];
+        let order = [
+            "controller",
+            "aws-api",
+            "gcp-api",
+            "aws-agent",
+            "gcp-agent",
+            "aws-cluster",
+            "gcp-cluster",
+        ];
         self.processes.end_all(&order, END_WITHIN).await?;
         Ok(())
     }
@@ -438,11 +304,15 @@ async fn first_answer(
 }
 
 /// Why a lab is not steady yet.
-fn unsteady(status: &Status) -> Option<String> {
+fn unsteady(layout: &Layout, status: &Status) -> Option<String> {
     for (site, facts) in &status.situation.sites {
         for kind in TargetKind::ALL {
             let state = facts.state(kind);
-            if state != State::Healthy {
+            // A cluster's service is started by the failover.
+            let idle = kind == TargetKind::Api
+                && *site == status.situation.passive
+                && layout.site(site).is_some_and(|it| it.cluster.is_some());
+            if state != State::Healthy && !idle {
                 return Some(format!("{kind}@{site} is {state}"));
             }
         }

@@ -211,6 +211,11 @@ pub trait Workloads: Send + Sync + fmt::Debug {
     async fn stop(&self) -> Result<(), EffectError>;
     /// Whether they answer.
     async fn ready(&self) -> Result<bool, EffectError>;
+    /// Why they could not be started now, as far as that can be found out without starting them. An
+    /// error says nothing about that.
+    async fn obstacle(&self) -> Result<Option<String>, EffectError> {
+        Ok(None)
+    }
 }
 
 /// Where an agent keeps what must survive it.

@@ -127,7 +127,7 @@ fn may_know(part: &str) -> &'static [&'static str] {
 
 /// The files of `app`, `agent` and `observer` that may name adapters: the composition roots, and what stands at
 /// the border of the process. Everything else gets ports.
-const ROOTS: [(&str, &str); 17] = [
+const ROOTS: [(&str, &str); 19] = [
     ("app/run.rs", "makes the adapters and hands them in"),
     (
         "app/run/infrastructure.rs",
@@ -171,6 +171,14 @@ const ROOTS: [(&str, &str); 17] = [
     (
         "agent/workloads.rs",
         "the port `Workloads` over commands and a page",
+    ),
+    (
+        "agent/workloads/cluster.rs",
+        "the same, over the API server of a cluster",
+    ),
+    (
+        "agent/config/workloads.rs",
+        "names the kinds of objects as the adapter knows them",
     ),
     ("agent/store.rs", "the port `AgentStore` over a file"),
     ("observer/run.rs", "makes the adapters and hands them in"),

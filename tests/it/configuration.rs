@@ -8,6 +8,7 @@ use failover::engine::document::{Key, Kind, human};
 use failover::engine::policy::Policy;
 use failover::{agent, app, observer};
 
+mod pod;
 mod refused;
 
 const GUIDE: &str = include_str!("../../docs/configuration.md");

@@ -7,4 +7,5 @@ mod contract;
 mod fence;
 mod operator;
 mod rig;
+mod site;
 mod workloads;

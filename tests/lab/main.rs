@@ -55,3 +55,5 @@ mod rehearsal;
 mod healing;
 mod helm;
 mod pod;
+mod volume;
+mod kubernetes;

@@ -128,7 +128,7 @@ fn a_promise_that_is_not_kept_is_not_ready_and_no_success() {
 fn a_standby_whose_settings_cannot_be_written_is_not_severed() {
     let test = "rehearsal::a_standby_whose_settings_cannot_be_written_is_not_severed";
     on_a_lab(test, async |lab| {
-        lab.expects_error("this standby cannot be severed");
+        lab.expects_error("this site could not take over");
         let [aws, gcp] = lab.layout.sites.clone();
         // `ALTER SYSTEM` writes its file beside the old one first, and cannot any more.
         let beside = gcp.instance.data().join("postgresql.auto.conf.tmp");

@@ -21,6 +21,7 @@ use failover::engine::chain::{Body, Entry};
 use failover::engine::saga::Ending;
 use failover::engine::step::{Event, Fact, Step};
 use failover::lab::client::{Attempt, Outcome};
+use failover::lab::cluster::SiteKind;
 use failover::lab::error_lines::ExpectedErrors;
 use failover::lab::layout::{Layout, Servers};
 use failover::lab::processes::Processes;
@@ -49,6 +50,21 @@ pub(crate) fn on_a_lab(test: &str, body: impl AsyncFnOnce(&mut Supervisor)) {
     on_a_prepared_lab(test, FAST, |_| {}, body);
 }
 
+/// The same, on a lab whose sites are Kubernetes clusters.
+pub(crate) fn on_a_lab_of_clusters(test: &str, body: impl AsyncFnOnce(&mut Supervisor)) {
+    on_a_lab_of_clusters_under(test, FAST, body);
+}
+
+/// The same under a policy.
+pub(crate) fn on_a_lab_of_clusters_under(
+    test: &str,
+    policy: &str,
+    body: impl AsyncFnOnce(&mut Supervisor),
+) {
+    let program = Path::new(env!("CARGO_BIN_EXE_failover"));
+    on_a_lab_with((program, SiteKind::Kubernetes), test, policy, |_| {}, body);
+}
+
 /// The same under a policy, and with whatever else is changed in its files before anything starts.
 pub(crate) fn on_a_prepared_lab(
     test: &str,
@@ -63,6 +79,16 @@ pub(crate) fn on_a_prepared_lab(
 /// The same, of another build of the program.
 pub(crate) fn on_a_lab_of(
     program: &Path,
+    test: &str,
+    policy: &str,
+    prepare: impl FnOnce(&Layout),
+    body: impl AsyncFnOnce(&mut Supervisor),
+) {
+    on_a_lab_with((program, SiteKind::Host), test, policy, prepare, body);
+}
+
+fn on_a_lab_with(
+    (program, kind): (&Path, SiteKind),
     test: &str,
     policy: &str,
     prepare: impl FnOnce(&Layout),
@@ -92,6 +118,7 @@ pub(crate) fn on_a_lab_of(
         let servers = Servers {
             tools: tools(),
             hostile: false,
+            kind,
         };
         let layout = Layout::create(dir.path(), program, None, policy, servers).await;
         let layout = layout.unwrap();

@@ -1,5 +1,6 @@
-//! Continually rehearses on a standby what a sever and its undo will need, so that a failure is not
-//! discovered during the incident. The same operation applies the settings of the agent's file.
+//! Continually rehearses on a standby what a sever and its undo will need, and the start of the
+//! workloads, so that a failure is not discovered during the incident. The same operation applies the
+//! settings of the agent's file.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use super::{Keeper, News, SQL};
 use crate::engine::situation::SeverRehearsal;
 use crate::engine::topology::Role;
 use crate::engine::units::MonoTime;
-use crate::ports::EffectError;
+use crate::ports::{EffectError, Workloads};
 
 /// How long after a rehearsal the next one begins: each rewrites a small file of PostgreSQL.
 const NEXT: Duration = Duration::from_secs(20);
@@ -54,8 +55,14 @@ impl Keeper {
         let answered = self.peer_answered.map(|asked| now.since(asked));
         let peer_answers = answered.is_some_and(|age| age <= PEER_ANSWERS);
         let (database, fresh) = (self.database.clone(), self.rehearsing.fresh);
+        let workloads = self.workloads.clone();
         self.beside(async move {
-            let rehearsed = database.succession.rehearse(fresh, peer_answers, SQL).await;
+            let mut rehearsed = database.succession.rehearse(fresh, peer_answers, SQL).await;
+            if let (Ok(Some(came)), Some(workloads)) = (&mut rehearsed, workloads)
+                && came.obstacle.is_none()
+            {
+                came.obstacle = obstacle_of(workloads.as_ref()).await;
+            }
             News::Rehearsed(now, rehearsed)
         });
     }
@@ -85,8 +92,8 @@ impl Keeper {
             .and_then(|(_, last)| last.obstacle);
         let obstacle = came.as_ref().and_then(|came| came.obstacle.clone());
         match (&obstacle, before == obstacle) {
-            (Some(why), false) => tracing::error!(%why, "this standby cannot be severed"),
-            (None, false) => tracing::info!("this standby can be severed again"),
+            (Some(why), false) => tracing::error!(%why, "this site could not take over"),
+            (None, false) => tracing::info!("this site can take over again"),
             (_, true) => {}
         }
         self.rehearsing.last = came.map(|came| (began, came));
@@ -123,6 +130,20 @@ impl Keeper {
             Ok(()) => self.well(Trouble::SlotNotKept),
             Err(error) => self.trouble(Trouble::SlotNotKept, &error),
         }
+    }
+}
+
+/// Why the workloads could not be started; nothing where that cannot be found out soon: it is no
+/// obstacle that their cluster does not answer at the moment.
+async fn obstacle_of(workloads: &dyn Workloads) -> Option<String> {
+    let looked = tokio::time::timeout(SQL, workloads.obstacle()).await;
+    match looked {
+        Ok(Ok(obstacle)) => obstacle.map(|why| format!("the workloads cannot be started: {why}")),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the start of the workloads cannot be rehearsed");
+            None
+        }
+        Err(_late) => None,
     }
 }
 

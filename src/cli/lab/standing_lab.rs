@@ -41,6 +41,7 @@ pub(super) fn up(args: &UpArgs, output: &Output) -> anyhow::Result<Exit> {
     if args.servers.hostile {
         supervisor.arg("--hostile");
     }
+    supervisor.args(["--site", &args.servers.site.to_string()]);
     supervisor
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

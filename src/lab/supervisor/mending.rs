@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{FOLLOWS_WITHIN, SQL, STEADY_WITHIN, Supervisor, caught_up, how_many};
 use crate::adapters::clock::SystemClock;
 use crate::adapters::postgres::{Secret, reconnect};
+use crate::lab::cluster::scale_by_hand;
 use crate::lab::layout::SiteLayout;
 use crate::lab::processes::Who;
 use crate::lab::standing::Fault;
@@ -18,6 +19,11 @@ impl Supervisor {
         let frozen = all.iter().filter(|seen| seen.stopped).count();
         self.processes.thaw(&Who::All).await?;
         let started = self.start_missing()?;
+        for site in &self.layout.sites {
+            if site.cluster.is_some() {
+                until_scaled(site).await?;
+            }
+        }
         let mut mended = Vec::new();
         if frozen > 0 {
             mended.push(format!("thawed {}", how_many(frozen)));
@@ -91,6 +97,18 @@ impl Supervisor {
             old.name,
             new.name
         )
+    }
+}
+
+/// Sees to it that a site's database has its pod, as soon as the API server answers.
+async fn until_scaled(site: &SiteLayout) -> anyhow::Result<()> {
+    let deadline = SystemClock.now().plus(FOLLOWS_WITHIN);
+    loop {
+        match scale_by_hand(site, 1).await {
+            Ok(()) => return Ok(()),
+            Err(error) if SystemClock.now() >= deadline => return Err(error),
+            Err(_not_yet) => SystemClock.sleep(Duration::from_millis(50)).await,
+        }
     }
 }
 

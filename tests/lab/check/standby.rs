@@ -53,7 +53,7 @@ fn it_names_a_standby_that_replays_late_or_cannot_be_severed_and_no_policy_witho
         FAST,
         |_| (),
         async |lab| {
-            lab.expects_error("this standby cannot be severed");
+            lab.expects_error("this site could not take over");
             let gcp = lab.layout.sites[1].clone();
             until_green(lab, "nothing is planted").await;
             set(&gcp, "recovery_min_apply_delay", "1h").await;
