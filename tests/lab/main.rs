@@ -54,4 +54,5 @@ mod impostor;
 mod rehearsal;
 mod healing;
 mod helm;
+mod kubectl;
 mod pod;
