@@ -54,6 +54,7 @@ mod impostor;
 mod rehearsal;
 mod healing;
 mod helm;
+mod kubectl;
 mod pod;
 mod volume;
 mod kubernetes;
