@@ -46,6 +46,8 @@ pub enum Fault {
     FreezeSite,
     /// Freeze the agent alone
     FreezeAgent,
+    /// Freeze the agent with its guard and the database; the API lives, `heal` thaws it
+    FreezeAgentAndDatabase,
     /// Freeze PostgreSQL's first process alone: open sessions go on
     HangDatabase,
     /// Cut a standby off its primary

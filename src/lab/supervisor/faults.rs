@@ -41,6 +41,7 @@ impl Supervisor {
             | Fault::KillAgent
             | Fault::KillAgentAndDatabase
             | Fault::FreezeAgent
+            | Fault::FreezeAgentAndDatabase
             | Fault::KillApi
             | Fault::KillController
             | Fault::FreezeController
@@ -67,6 +68,7 @@ impl Supervisor {
             Fault::KillAgent => Harm::Kill(self.agent(layout)?),
             Fault::FreezeAgent => Harm::Freeze(self.agent(layout)?),
             Fault::KillAgentAndDatabase => Harm::Kill(Who::Tree(self.container(layout)?)),
+            Fault::FreezeAgentAndDatabase => Harm::Freeze(Who::Tree(self.container(layout)?)),
             Fault::KillApi if layout.cluster.is_some() => {
                 let api = self.find(site, "service", |seen| says(seen, "site-api"))?;
                 Harm::Kill(Who::Pid(api))
