@@ -52,8 +52,17 @@ pub(crate) fn on_a_lab(test: &str, body: impl AsyncFnOnce(&mut Supervisor)) {
 
 /// The same, on a lab whose sites are Kubernetes clusters.
 pub(crate) fn on_a_lab_of_clusters(test: &str, body: impl AsyncFnOnce(&mut Supervisor)) {
+    on_a_lab_of_clusters_under(test, FAST, body);
+}
+
+/// The same under a policy.
+pub(crate) fn on_a_lab_of_clusters_under(
+    test: &str,
+    policy: &str,
+    body: impl AsyncFnOnce(&mut Supervisor),
+) {
     let program = Path::new(env!("CARGO_BIN_EXE_failover"));
-    on_a_lab_with((program, SiteKind::Kubernetes), test, FAST, |_| {}, body);
+    on_a_lab_with((program, SiteKind::Kubernetes), test, policy, |_| {}, body);
 }
 
 /// The same under a policy, and with whatever else is changed in its files before anything starts.
