@@ -18,6 +18,7 @@ pub mod workloads;
 pub mod keeper;
 pub mod reporter;
 pub mod assembly;
+pub mod cluster;
 pub mod metrics;
 pub mod api;
 pub mod run;

@@ -17,10 +17,12 @@ pub use crate::engine::effect::{EffectError, LastError};
 pub use crate::wire::sealed::{Signer, Verifier};
 
 mod site;
+mod cluster;
 mod traffic;
 mod machines;
 mod infrastructure;
 
+pub use self::cluster::{ClusterHealth, ClusterLook, NodeStanding};
 pub use self::infrastructure::{FencedBefore, FencedProof, InfrastructureFence};
 pub use self::machines::Machines;
 pub use self::site::{

@@ -14,6 +14,7 @@ mod eks;
 mod access;
 mod call;
 mod cluster;
+mod health;
 mod review;
 mod changes;
 pub mod fence;

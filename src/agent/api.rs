@@ -12,6 +12,7 @@ use axum::{Json, Router};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 
+use super::cluster::ClusterSeen;
 use super::keeper::{News, Shown};
 use super::metrics::{self, Scraped};
 use crate::adapters::exposition::expose;
@@ -49,6 +50,8 @@ pub struct Api {
     pub news: mpsc::Sender<News>,
     /// The keeper's published state.
     pub shown: watch::Receiver<Shown>,
+    /// The cluster around us, if there is one, once it was looked at.
+    pub cluster: watch::Receiver<Option<ClusterSeen>>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
 }
@@ -203,6 +206,7 @@ async fn metrics(State(api): State<Api>) -> Response {
         shown: api.shown.borrow().clone(),
         now: api.clock.now(),
         wall: api.clock.wall(),
+        cluster: api.cluster.borrow().clone(),
     };
     let common = vec![
         ("group", api.group.to_string()),

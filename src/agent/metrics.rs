@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use super::cluster::ClusterSeen;
 use super::keeper::Shown;
-use crate::adapters::exposition::{Family, Kind, UNBOUNDED, Value, alone, series};
+use crate::adapters::exposition::{Family, Kind, UNBOUNDED, UNKNOWN, Value, alone, series};
 use crate::engine::units::{MonoTime, WallTime};
 
 /// The labels that all of them have.
@@ -19,6 +20,8 @@ pub struct Scraped {
     pub now: MonoTime,
     /// Now, for people.
     pub wall: WallTime,
+    /// The cluster around it, once it was looked at.
+    pub cluster: Option<ClusterSeen>,
 }
 
 /// All of them, in the order of the documentation.
@@ -96,7 +99,57 @@ pub const FAMILIES: &[Family<Scraped>] = &[
             ]
         },
     },
+    Family {
+        name: "agent_cluster_up",
+        kind: Kind::Gauge,
+        labels: &[],
+        means: "Whether the API server of the site's cluster said that it is ready when it was last asked; NaN: there is none to ask, or it was not asked yet.",
+        from: "the API server",
+        read: |scraped| {
+            let seen = scraped.cluster.as_ref();
+            alone(seen.map_or(UNKNOWN, |seen| seen.look.is_ok().into()))
+        },
+    },
+    Family {
+        name: "agent_cluster_nodes",
+        kind: Kind::Gauge,
+        labels: &["ready"],
+        means: "How many nodes of the site's cluster say that they are ready (`yes`), say that they are not (`no`), or have not said for a while (`unknown`); NaN: not known.",
+        from: "the API server",
+        read: |scraped| {
+            let states = [("yes", Some(true)), ("no", Some(false)), ("unknown", None)];
+            let series = states.map(|(name, ready)| series([&name], nodes(scraped, ready)));
+            series.into()
+        },
+    },
+    Family {
+        name: "agent_cluster_credential_age",
+        kind: Kind::Seconds,
+        labels: &[],
+        means: "How old the token is that the API server of the site's cluster is shown; NaN: the credential is none that is renewed, or was not used yet.",
+        from: "the credential",
+        read: |scraped| {
+            let age = scraped
+                .cluster
+                .as_ref()
+                .and_then(|seen| seen.credential_age);
+            alone(age.map_or(UNKNOWN, Value::from))
+        },
+    },
 ];
+
+/// How many nodes are in this state.
+fn nodes(scraped: &Scraped, ready: Option<bool>) -> Value {
+    let look = scraped
+        .cluster
+        .as_ref()
+        .and_then(|seen| seen.look.as_ref().ok());
+    let nodes = look.and_then(|look| look.nodes.as_ref());
+    nodes.map_or(UNKNOWN, |nodes| {
+        let count = nodes.iter().filter(|node| node.ready == ready).count();
+        u64::try_from(count).unwrap_or(u64::MAX).into()
+    })
+}
 
 fn age(known: Option<Duration>) -> Value {
     known.map_or(UNBOUNDED, Value::from)

@@ -12,12 +12,14 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use super::api::{self, Api};
 use super::assembly::{Agent, Outlook, assemble};
+use super::cluster::{ClusterSeen, watch_for_ever};
 use super::config::{Config, WorkloadsKind};
 use super::guard_link::GuardLink;
 use super::guard_protocol::{GuardConfig, GuardEvent, StopTimes};
 use super::keeper::{News, Parts};
 use super::local::{GuardedDatabase, LocalProbe, OwnRole, Place};
 use super::own_files;
+use super::pod::Pod;
 use super::standby::StandbySettings;
 use super::store::FileStore;
 use super::workloads::{ClusterWorkloads, CommandWorkloads, Page};
@@ -30,7 +32,9 @@ use crate::adapters::tls::{
     Identity, Peer, PeerAddress, PeerClient, TlsListener, TlsMaterial, serve,
 };
 use crate::engine::topology::{Target, TargetKind, Vantage};
-use crate::ports::{AgentLinks, Clock, EffectError, LocalDatabase, Verifier, Workloads};
+use crate::ports::{
+    AgentLinks, Clock, ClusterHealth, EffectError, LocalDatabase, Verifier, Workloads,
+};
 use crate::tasks::{StopSignals, Tasks, a_life, named, until_told};
 use crate::wire::{PEER_PATH, PeerAnswer, PeerQuestion, REPORT_PATH, Report, ReportAnswer};
 
@@ -71,8 +75,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     own_files::claim_folder(&config.state_dir).context("use `agent.state_dir`")?;
-    let pod = config.pod.as_ref().map(|pod| pod.sources.read());
-    let pod = pod.transpose()?;
+    let pod = pod_of(&config)?;
     let instance = super::installation::of(&config.state_dir, pod.as_ref())?;
     let listener = listen_at(config.listen).await?;
     let (material, book) = TlsMaterial::with_book(&config.tls)?;
@@ -80,11 +83,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let machine = pod.map(|pod| pod.uid);
     let (database, place) = open_database(&config, machine).await?;
-    let guard = database.guard.clone();
-    let events = guard.events();
+    let (guard, events) = (database.guard.clone(), database.guard.events());
     let obeyed = ObeyedKeys::from_file(&config.controller_public_key, &material)?;
     let controller_key: Arc<dyn Verifier> = Arc::new(obeyed);
     let life = a_life()?;
+    let service = service_of(&config, &http, (&clock, &book));
     let parts = Parts {
         life,
         controller: Arc::clone(&controller_key),
@@ -93,7 +96,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         instance,
         peer: config.peer.site.clone(),
         database: LocalDatabase::of(database),
-        workloads: workloads_of(&config, &http, (&clock, &book)),
+        workloads: service.workloads,
         store: Arc::new(FileStore::new(config.state_dir.clone())),
         clock: Arc::clone(&clock),
     };
@@ -122,6 +125,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         own: Arc::new(material.clone()),
         news,
         shown,
+        cluster: watch_cluster(&mut tasks, service.cluster, &clock),
         clock,
     };
     let (stop, stopping) = watch::channel(false);
@@ -170,6 +174,12 @@ async fn end_database(guard: &GuardLink, within: Duration) {
     }
 }
 
+/// The pod that we run in, if it is one.
+fn pod_of(config: &Config) -> anyhow::Result<Option<Pod>> {
+    let pod = config.pod.as_ref().map(|pod| pod.sources.read());
+    pod.transpose()
+}
+
 /// The connections to the controller and to the peer agent.
 fn links(config: &Config, material: &TlsMaterial) -> anyhow::Result<TlsLinks> {
     let peer = Peer {
@@ -213,28 +223,57 @@ async fn tell_of_guard(mut events: broadcast::Receiver<GuardEvent>, keeper: mpsc
     }
 }
 
-fn workloads_of(
+/// The service, and the cluster that it runs in.
+#[derive(Default)]
+struct Service {
+    workloads: Option<Arc<dyn Workloads>>,
+    cluster: Option<Arc<dyn ClusterHealth>>,
+}
+
+fn service_of(
     config: &Config,
     http: &HttpProber,
     (clock, book): (&Arc<dyn Clock>, &Arc<CredentialBook>),
-) -> Option<Arc<dyn Workloads>> {
-    let workloads = config.workloads.as_ref()?;
+) -> Service {
+    let Some(workloads) = &config.workloads else {
+        return Service::default();
+    };
     let page = Page {
         url: workloads.ready.clone(),
         http: http.clone(),
     };
-    Some(match &workloads.kind {
-        WorkloadsKind::Commands { start, stop } => Arc::new(CommandWorkloads {
-            start: start.clone(),
-            stop: stop.clone(),
-            page,
-        }),
-        WorkloadsKind::Kubernetes(objects) => Arc::new(ClusterWorkloads::new(
-            objects.clone(),
-            page,
-            (Arc::clone(clock), Arc::clone(book)),
-        )),
-    })
+    match &workloads.kind {
+        WorkloadsKind::Commands { start, stop } => Service {
+            workloads: Some(Arc::new(CommandWorkloads {
+                start: start.clone(),
+                stop: stop.clone(),
+                page,
+            })),
+            cluster: None,
+        },
+        WorkloadsKind::Kubernetes(objects) => {
+            let parts = (Arc::clone(clock), Arc::clone(book));
+            let objects = Arc::new(ClusterWorkloads::new(objects.clone(), page, parts));
+            Service {
+                workloads: Some(Arc::clone(&objects) as Arc<dyn Workloads>),
+                cluster: Some(objects),
+            }
+        }
+    }
+}
+
+/// Looks at the cluster, if there is one; where what is seen is shown.
+fn watch_cluster(
+    tasks: &mut Tasks,
+    cluster: Option<Arc<dyn ClusterHealth>>,
+    clock: &Arc<dyn Clock>,
+) -> watch::Receiver<Option<ClusterSeen>> {
+    let (seen, shown) = watch::channel(None);
+    if let Some(cluster) = cluster {
+        let watching = watch_for_ever(cluster, Arc::clone(clock), seen);
+        tasks.spawn(named("cluster", watching));
+    }
+    shown
 }
 
 fn guard_config(config: &Config) -> GuardConfig {

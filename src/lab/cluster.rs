@@ -315,8 +315,6 @@ impl Containers for SiteContainers {
 
 /// Scales a site's StatefulSet as somebody who knows nothing of us.
 pub async fn scale_by_hand(site: &SiteLayout, replicas: u64) -> anyhow::Result<()> {
-    let file = kube::config::Kubeconfig::read_from(site.kubeconfig())?;
-    let client = kube::Client::try_from(kube::Config::try_from(file)?)?;
     let path = format!(
         "/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{STATEFULSET}/scale?fieldManager=kubectl"
     );
@@ -324,9 +322,22 @@ pub async fn scale_by_hand(site: &SiteLayout, replicas: u64) -> anyhow::Result<(
     let request = axum::http::Request::patch(path)
         .header("content-type", "application/merge-patch+json")
         .body(body.to_string().into_bytes())?;
-    client
-        .request_text(request)
-        .await
-        .context("scale by hand")?;
+    send_by_hand(site, request).await.context("scale by hand")
+}
+
+/// Deletes the database's pod, as somebody does who wants a new one of another version.
+pub async fn delete_by_hand(site: &SiteLayout) -> anyhow::Result<()> {
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{STATEFULSET}-0");
+    let request = axum::http::Request::delete(path).body(Vec::new())?;
+    send_by_hand(site, request).await.context("delete by hand")
+}
+
+async fn send_by_hand(
+    site: &SiteLayout,
+    request: axum::http::Request<Vec<u8>>,
+) -> anyhow::Result<()> {
+    let file = kube::config::Kubeconfig::read_from(site.kubeconfig())?;
+    let client = kube::Client::try_from(kube::Config::try_from(file)?)?;
+    client.request_text(request).await?;
     Ok(())
 }

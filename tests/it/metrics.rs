@@ -9,6 +9,7 @@ use axum::body::to_bytes;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use failover::adapters::exposition::expose;
+use failover::agent::cluster::ClusterSeen;
 use failover::agent::metrics as agent;
 use failover::app::metrics as controller;
 use failover::cli::setup::metrics_page;
@@ -16,6 +17,7 @@ use failover::engine::reason::Code;
 use failover::engine::saga::GroupState;
 use failover::engine::step::Event;
 use failover::engine::units::{MonoTime, WallTime};
+use failover::ports::{ClusterLook, NodeStanding};
 use failover::wire::Status;
 
 use crate::cli::{status_of, walking};
@@ -99,12 +101,28 @@ async fn of_controller(status: &Status) -> Scrape {
     Scrape::read(&text(expose(controller::FAMILIES, common, status)).await)
 }
 
+fn nodes(ready: impl IntoIterator<Item = Option<bool>>) -> Vec<NodeStanding> {
+    let node = |ready| NodeStanding {
+        name: "node".to_owned(),
+        ready,
+        kubelet: None,
+    };
+    ready.into_iter().map(node).collect()
+}
+
 async fn of_agent() -> Scrape {
     let shown = keeper::shown_of_a_primary().await;
     let scraped = agent::Scraped {
         now: MonoTime(shown.at.0 + Duration::from_secs(1)),
         wall: WallTime(1_767_225_615_000),
         shown,
+        cluster: Some(ClusterSeen {
+            look: Ok(ClusterLook {
+                version: "v1.36.2".to_owned(),
+                nodes: Some(nodes([Some(true), Some(true), None])),
+            }),
+            credential_age: Some(Duration::from_secs(90)),
+        }),
     };
     let common = vec![("group", "shop".to_owned()), ("site", "aws".to_owned())];
     Scrape::read(&text(expose(agent::FAMILIES, common, &scraped)).await)
@@ -299,6 +317,13 @@ async fn what_the_agent_shows_is_what_its_keeper_knows() {
     assert_eq!(value("agent_primary"), "1");
     assert_eq!(value("agent_fenced"), "0");
     assert_eq!(value("agent_guard_up"), "1");
+    assert_eq!(value("agent_cluster_up"), "1");
+    assert_eq!(value("agent_cluster_credential_age_seconds"), "90.0");
+    for (ready, count) in [("yes", "2"), ("no", "0"), ("unknown", "1")] {
+        let labels = format!("{{group=\"shop\",site=\"aws\",ready=\"{ready}\"}}");
+        let name = format!("agent_cluster_nodes{labels}");
+        assert_eq!(scrape.value(&name), count);
+    }
     let end: f64 = value("agent_right_end_timestamp_seconds").parse().unwrap();
     assert!((1_767_225_615.0..1_767_225_675.0).contains(&end), "{end}");
     let age = |from: &str| {

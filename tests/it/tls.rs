@@ -299,6 +299,7 @@ pub(crate) fn agent_api(
         own: Arc::new(material.clone()),
         news,
         shown: watch::channel(shown).1,
+        cluster: watch::channel(None).1,
         clock: Arc::new(SystemClock),
     };
     (agent::api::router(api), keeper)

@@ -11,7 +11,7 @@ use failover::engine::situation::LocalDatabase;
 use failover::engine::step::{Fact, Step};
 use failover::engine::units::Epoch;
 use failover::lab::client::{Attempt, Report, present_numbers};
-use failover::lab::cluster::scale_by_hand;
+use failover::lab::cluster::{delete_by_hand, scale_by_hand};
 use failover::lab::layout::SiteLayout;
 use failover::lab::scenario::start_client;
 use failover::lab::standing::Fault;
@@ -265,6 +265,38 @@ fn a_container_that_dies_has_its_right_back_in_the_same_epoch() {
         let writes = |attempts: &[Attempt]| written_at(attempts, "aws") >= 20;
         client.until(writes).await.unwrap();
         client.stop().await.unwrap();
+    });
+}
+
+/// An agent is upgraded by a new pod: nothing moves, and users wait for no more than a restart.
+#[test]
+fn a_pod_that_is_replaced_in_order_has_its_right_back_and_loses_nothing() {
+    let test = "kubernetes::a_pod_that_is_replaced_in_order_has_its_right_back_and_loses_nothing";
+    // A restart must be shorter than what is taken for a failure.
+    let patient = FAST.replace("fail_after = \"2s\"", "fail_after = \"20s\"");
+    let patient = patient.replace("recover_after = \"5s\"", "recover_after = \"20s\"");
+    assert_ne!(patient, FAST);
+    on_a_lab_of_clusters_under(test, &patient, async |lab| {
+        let [aws, gcp] = lab.layout.sites.clone();
+        let mut client = start_client(lab).unwrap();
+        let writes = |attempts: &[Attempt]| written_at(attempts, "aws") >= 50;
+        client.until(writes).await.unwrap();
+        let started = starts(&aws);
+        delete_by_hand(&aws).await.unwrap();
+        until("the new pod serves", async || starts(&aws) == started + 1).await;
+        let before = written_at(&client.attempts(), "aws");
+        until("users write again", async || {
+            written_at(&client.attempts(), "aws") >= before + 50
+        })
+        .await;
+        let attempts = client.stop().await.unwrap();
+        let status = lab.status().await.unwrap();
+        assert_eq!(status.situation.epoch, Epoch(1));
+        assert_eq!(plans(&entries(&lab.layout.log())), 0);
+        assert_eq!(starts(&gcp), 1);
+        assert!(file(&aws, "postgres.log").contains("database system is shut down"));
+        let report = Report::new(&attempts, &present_numbers(aws.api).await.unwrap());
+        assert_eq!(report.lost, []);
     });
 }
 

@@ -1,6 +1,7 @@
 //! Workloads that are objects of a Kubernetes cluster.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
@@ -10,7 +11,7 @@ use crate::adapters::kubernetes::workloads::{Counts, KubernetesWorkloads, Outcom
 use crate::adapters::kubernetes::{Cluster, ClusterError, Need, Run, resources};
 use crate::adapters::reread::CredentialBook;
 use crate::agent::config::{Counted, KubernetesConfig};
-use crate::ports::{Clock, EffectError, Workloads};
+use crate::ports::{Clock, ClusterHealth, ClusterLook, EffectError, Workloads};
 
 /// Deployments, StatefulSets and CronJobs, each with its count from the agent's file.
 #[derive(Debug)]
@@ -173,6 +174,17 @@ fn done(outcome: Outcome) -> Result<(), EffectError> {
         tracing::warn!(workload = %name, %error, "not scaled");
     }
     Err(self::named(&name.to_string(), error).into())
+}
+
+#[async_trait]
+impl ClusterHealth for ClusterWorkloads {
+    async fn look(&self) -> Result<ClusterLook, EffectError> {
+        Ok(self.lines().await?.cluster.standing().await?)
+    }
+
+    fn credential_age(&self) -> Option<Duration> {
+        self.lines.get()?.cluster.credential_age()
+    }
 }
 
 #[async_trait]

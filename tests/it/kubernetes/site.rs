@@ -12,7 +12,7 @@ use failover::agent::config::{Counted, KubernetesConfig};
 use failover::agent::workloads::{ClusterWorkloads, Page};
 use failover::config::cluster::{ClusterAccess, Credential};
 use failover::lab::doubles::kubernetes::faults::{Fault, Told, on};
-use failover::ports::{EffectError, Workloads};
+use failover::ports::{ClusterHealth, EffectError, Workloads};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -127,6 +127,31 @@ async fn each_is_started_to_its_own_count_and_stopped_to_nothing() {
     assert_eq!(replicas(&site, "web"), 0);
     assert_eq!(replicas(&site, "worker"), 0);
     assert_eq!(site.field("cronjobs", "report", "suspend"), true);
+}
+
+#[tokio::test]
+async fn the_cluster_around_it_is_seen_with_its_nodes_as_far_as_the_role_goes() {
+    let site = Site::usual().await;
+    let double = site.rig.double();
+    let look = ClusterHealth::look(&site.workloads).await.unwrap();
+    assert_eq!(look.version, "v1.36.2");
+    let nodes = look.nodes.unwrap();
+    assert_eq!(nodes.len(), 2);
+    assert!(nodes.iter().all(|node| node.ready == Some(true)));
+    double.reports("node-b", false);
+    let look = ClusterHealth::look(&site.workloads).await.unwrap();
+    let silent = look.nodes.unwrap();
+    let silent: Vec<_> = silent.iter().filter(|node| node.ready.is_none()).collect();
+    assert_eq!(silent.len(), 1);
+    assert_eq!(silent[0].name, "node-b");
+
+    double.permit(on("list", "nodes"), false);
+    let look = ClusterHealth::look(&site.workloads).await.unwrap();
+    assert_eq!(look.nodes, None, "not known, and no reason for alarm");
+    double.ready(false);
+    let said = ClusterHealth::look(&site.workloads).await.unwrap_err();
+    assert!(said.to_string().contains("not ready"), "{said}");
+    assert_eq!(site.workloads.credential_age(), None);
 }
 
 #[tokio::test]
