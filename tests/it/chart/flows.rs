@@ -47,7 +47,12 @@ fn port_of(text: &str) -> Option<u64> {
 fn connects_to(file: &toml::Table) -> Ports {
     let texts = texts_of(file).into_iter();
     let outward = texts.filter(|(key, _)| !key.starts_with("listen"));
-    outward.filter_map(|(_, text)| port_of(&text)).collect()
+    let ports = outward.filter_map(|(key, text)| match key.as_str() {
+        // The address of an API server may be in another file, or in the pod's environment.
+        "access" => Some(443),
+        _ => port_of(&text),
+    });
+    ports.collect()
 }
 
 /// The ports that a process listens on, and PostgreSQL with it.
