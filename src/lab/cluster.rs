@@ -313,31 +313,37 @@ impl Containers for SiteContainers {
     }
 }
 
-/// Scales a site's StatefulSet as somebody who knows nothing of us.
-pub async fn scale_by_hand(site: &SiteLayout, replicas: u64) -> anyhow::Result<()> {
-    let path = format!(
-        "/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{STATEFULSET}/scale?fieldManager=kubectl"
-    );
+/// Scales a site's StatefulSet as somebody who knows nothing of us; what it was scaled to before.
+pub async fn scale_by_hand(site: &SiteLayout, replicas: u64) -> anyhow::Result<u64> {
+    let path = format!("/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{STATEFULSET}/scale");
+    let read = axum::http::Request::get(&path).body(Vec::new())?;
+    let read: Value = serde_json::from_str(&send_by_hand(site, read).await?)?;
+    // A scale at zero has no such field.
+    let before = read["spec"]["replicas"].as_u64().unwrap_or(0);
+    let path = format!("{path}?fieldManager=kubectl");
     let body = json!({"spec": {"replicas": replicas}});
     let request = axum::http::Request::patch(path)
         .header("content-type", "application/merge-patch+json")
         .body(body.to_string().into_bytes())?;
-    send_by_hand(site, request).await.context("scale by hand")
+    send_by_hand(site, request).await.context("scale by hand")?;
+    Ok(before)
 }
 
 /// Deletes the database's pod, as somebody does who wants a new one of another version.
 pub async fn delete_by_hand(site: &SiteLayout) -> anyhow::Result<()> {
     let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{STATEFULSET}-0");
     let request = axum::http::Request::delete(path).body(Vec::new())?;
-    send_by_hand(site, request).await.context("delete by hand")
+    send_by_hand(site, request)
+        .await
+        .context("delete by hand")?;
+    Ok(())
 }
 
 async fn send_by_hand(
     site: &SiteLayout,
     request: axum::http::Request<Vec<u8>>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<String> {
     let file = kube::config::Kubeconfig::read_from(site.kubeconfig())?;
     let client = kube::Client::try_from(kube::Config::try_from(file)?)?;
-    client.request_text(request).await?;
-    Ok(())
+    Ok(client.request_text(request).await?)
 }

@@ -11,7 +11,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::client::{self, Client, ClientConfig, Outcome, Route};
-use super::layout::SERVICE;
+use super::layout::{SERVICE, SiteLayout};
 use super::standing::Fault;
 use super::supervisor::Supervisor;
 use crate::adapters::clock::SystemClock;
@@ -334,15 +334,7 @@ pub async fn run(
     } else {
         None
     };
-    let mut report = report(
-        &watch,
-        fault,
-        &attempts,
-        (&old.name, &new.name),
-        new.api,
-        keep_log_in,
-    )
-    .await?;
+    let mut report = report(&watch, fault, &attempts, (&old, &new), keep_log_in).await?;
     if let Some(Err(error)) = &rejoined {
         report.problems.push(error.to_string());
         report.passed = false;
@@ -396,13 +388,16 @@ async fn report(
     watch: &Watch<'_>,
     fault: Fault,
     attempts: &[client::Attempt],
-    (old, new): (&SiteName, &SiteName),
-    service: std::net::SocketAddr,
+    (old, new): (&SiteLayout, &SiteLayout),
     keep_log_in: &Path,
 ) -> anyhow::Result<LabReport> {
-    let present = client::present_numbers(service)
-        .await
-        .context("read what the new site has")?;
+    let present = match client::present_numbers(new.api).await {
+        // Where no plan was made, the service there may never have been started.
+        Err(_refused) if watch.ending.is_none() => client::present_numbers(old.api).await,
+        read => read,
+    };
+    let present = present.context("read what the site has that serves")?;
+    let (old, new) = (&old.name, &new.name);
     let account = client::Report::new(attempts, &present);
     let declared = watch.declared.as_ref();
     let outside = match declared.map(|loss| (loss.from, loss.until)) {

@@ -19,12 +19,12 @@ impl Supervisor {
         let frozen = all.iter().filter(|seen| seen.stopped).count();
         self.processes.thaw(&Who::All).await?;
         let started = self.start_missing()?;
+        let mut mended = Vec::new();
         for site in &self.layout.sites {
-            if site.cluster.is_some() {
-                until_scaled(site).await?;
+            if site.cluster.is_some() && until_scaled(site).await? {
+                mended.push(format!("scaled the database at {} to 1", site.name));
             }
         }
-        let mut mended = Vec::new();
         if frozen > 0 {
             mended.push(format!("thawed {}", how_many(frozen)));
         }
@@ -100,12 +100,13 @@ impl Supervisor {
     }
 }
 
-/// Sees to it that a site's database has its pod, as soon as the API server answers.
-async fn until_scaled(site: &SiteLayout) -> anyhow::Result<()> {
+/// Sees to it that a site's database has its pod, as soon as the API server answers; whether it had been
+/// scaled to something else.
+async fn until_scaled(site: &SiteLayout) -> anyhow::Result<bool> {
     let deadline = SystemClock.now().plus(FOLLOWS_WITHIN);
     loop {
         match scale_by_hand(site, 1).await {
-            Ok(()) => return Ok(()),
+            Ok(before) => return Ok(before != 1),
             Err(error) if SystemClock.now() >= deadline => return Err(error),
             Err(_not_yet) => SystemClock.sleep(Duration::from_millis(50)).await,
         }
