@@ -1,7 +1,7 @@
 //! One fault on a steady lab, watched from outside until the service goes on: the client's account
 //! held against what the controller declared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -384,6 +384,20 @@ fn acknowledged_by(attempts: &[client::Attempt], site: &SiteName) -> usize {
     attempts.iter().filter(by).count()
 }
 
+/// The numbers that the site has that serves.
+async fn present(
+    watch: &Watch<'_>,
+    old: &SiteLayout,
+    new: &SiteLayout,
+) -> anyhow::Result<BTreeSet<i64>> {
+    let present = match client::present_numbers(new.api).await {
+        // Where no plan was made, the service there may never have been started.
+        Err(_refused) if watch.ending.is_none() => client::present_numbers(old.api).await,
+        read => read,
+    };
+    present.context("read what the site has that serves")
+}
+
 async fn report(
     watch: &Watch<'_>,
     fault: Fault,
@@ -391,12 +405,7 @@ async fn report(
     (old, new): (&SiteLayout, &SiteLayout),
     keep_log_in: &Path,
 ) -> anyhow::Result<LabReport> {
-    let present = match client::present_numbers(new.api).await {
-        // Where no plan was made, the service there may never have been started.
-        Err(_refused) if watch.ending.is_none() => client::present_numbers(old.api).await,
-        read => read,
-    };
-    let present = present.context("read what the site has that serves")?;
+    let present = present(watch, old, new).await?;
     let (old, new) = (&old.name, &new.name);
     let account = client::Report::new(attempts, &present);
     let declared = watch.declared.as_ref();
