@@ -3,7 +3,7 @@
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 /// Tasks by name. One that ends, with or without an error, ends the process that has it.
 pub type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
@@ -15,6 +15,15 @@ pub async fn named(
 ) -> (&'static str, anyhow::Result<()>) {
     task.await;
     (name, Ok(()))
+}
+
+/// What a task came to; an error where it broke. A task is cancelled only where the process ends: then
+/// whoever waits for it has no more to do, and this never returns.
+pub async fn outcome<T>(task: &mut JoinHandle<T>) -> Result<T, JoinError> {
+    match task.await {
+        Err(cause) if cause.is_cancelled() => std::future::pending().await,
+        ended => ended,
+    }
 }
 
 /// That this process is told to stop, from the moment on that this is made: before that, a signal ends it

@@ -42,10 +42,11 @@ pub async fn run(
     set_child_subreaper(Some(getpid())).context("adopt orphans")?;
     own_files::claim_folder(&config.state_dir).context("use `agent.state_dir`")?;
     let mut signals = Signals::listen()?;
-    let _lock = tokio::select! {
+    let lock = tokio::select! {
         lock = volume::lock(&config.state_dir, &pod, clock) => lock?,
         () = signals.stop.told() => return Ok(()),
     };
+    lock.hand_on()?;
     volume::forget_earlier_server(&config.postgres)?;
     tracing::info!(%pod, "this container has the volume");
     loop {

@@ -3,8 +3,10 @@
 //! PostgreSQL's own protection ends at the container: its pid file names a process of another PID
 //! namespace, and its shared memory is not seen from there (postgres.md P14). A lock of the file
 //! system does not end there, and where the file system has locks for several nodes, not at the node
-//! (docs/kubernetes-api.md). The first process of a container holds it until its end, and with that
-//! the kernel ends everything in the container.
+//! (docs/kubernetes-api.md). The first process of a container takes it, and everything that it starts
+//! inherits it, down to PostgreSQL's processes: it is free once the last of them has ended. The first
+//! process alone would let go of it a moment too early: when that ends, the kernel closes its files
+//! before it ends the others.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::config::Postgres;
 use super::pod::Pod;
@@ -28,10 +31,15 @@ const FILE: &str = "volume.lock";
 const WAIT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// The lock, as long as this is there and the process lives.
+/// The lock, as long as this is there, or a process lives that was started with it.
 #[derive(Debug)]
-pub struct VolumeLock {
-    _file: File,
+pub struct VolumeLock(File);
+
+impl VolumeLock {
+    /// From now on whatever this process starts holds the lock, too, and hands it on.
+    pub fn hand_on(&self) -> anyhow::Result<()> {
+        fcntl_setfd(&self.0, FdFlags::empty()).context("hand the volume's lock on")
+    }
 }
 
 /// Waits for the lock and takes it. An error names the pod that has it.
@@ -72,7 +80,7 @@ pub async fn lock(state_dir: &Path, pod: &Pod, clock: &dyn Clock) -> anyhow::Res
         .and_then(|()| writeln!(&file, "{pod}"))
         .and_then(|()| file.sync_all());
     noted.with_context(|| format!("write `{}`", path.display()))?;
-    Ok(VolumeLock { _file: file })
+    Ok(VolumeLock(file))
 }
 
 fn no_locks(path: &Path) -> String {

@@ -9,7 +9,7 @@ use crate::engine::format::{Format, PROGRAM, WrittenBy, not_understood};
 use crate::engine::text::clipped;
 
 /// The format of messages between processes.
-pub const FORMAT: Format = Format::new(1, 0);
+pub const FORMAT: Format = Format::new(1, 1);
 
 /// What becomes of a field that the reader does not know. A kind that it does not know is always refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -118,6 +118,14 @@ fn a_second_stream_of_the_standbys_name_opens_the_window_and_what_it_alone_has_i
                 write(lab).await;
             }
             assert!(!lab.status().await.unwrap().situation.window.is_closed());
+            // An estimate rests on positions that were seen.
+            until_status(lab, "the standby is seen to lack them", |status| {
+                let replication = &status.situation.replication;
+                let primary = replication.primary.as_ref().map(|seen| seen.fact);
+                let standby = replication.standby.as_ref().map(|seen| seen.fact);
+                primary > standby && standby.is_some()
+            })
+            .await;
 
             lab.fault(Fault::KillSite, &aws.name).await.unwrap();
             until("it failed over", async || {

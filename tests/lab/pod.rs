@@ -75,6 +75,21 @@ fn secrets(folder: &Path) -> Vec<(String, Vec<u8>)> {
         "tsig.secret".to_owned(),
         b"MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI=\n".to_vec(),
     ));
+    let authority = data_encoding::BASE64.encode(&file("ca.pem"));
+    for (site, server) in [("aws", "https://10.1.0.1"), ("gcp", "https://10.2.0.1")] {
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": site,
+            "clusters": [{"name": site, "cluster": {
+                "server": server, "certificate-authority-data": authority,
+            }}],
+            "users": [{"name": "failover-remote", "user": {"token": "secret"}}],
+            "contexts": [{"name": site, "context": {"cluster": site, "user": "failover-remote"}}],
+        });
+        all.push((
+            format!("{site}.kubeconfig"),
+            kubeconfig.to_string().into_bytes(),
+        ));
+    }
     all
 }
 

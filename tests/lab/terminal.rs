@@ -206,6 +206,10 @@ fn typed(desk: &Desk) -> Vec<(String, &'static [i32])> {
             &[0][..],
         ),
         (format!("log show {log}"), &[2]),
+        (
+            "generate manifests --values deploy/kubernetes/neutral.yaml".to_owned(),
+            &[0],
+        ),
     ])
     .collect()
 }

@@ -135,6 +135,14 @@ fn servers(site: &SiteLayout) -> Vec<i32> {
     here.iter().filter(first).copied().collect()
 }
 
+/// Whether a process has the volume's lock open.
+fn has_lock(pid: i32) -> bool {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let open = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let mut names = open.filter_map(|path| path.file_name().map(ToOwned::to_owned));
+    names.any(|name| name == "volume.lock")
+}
+
 #[tokio::test]
 async fn two_pods_on_one_volume_run_one_database_and_the_second_follows_the_first_one_killed() {
     let dir = tempfile::tempdir().unwrap();
@@ -147,6 +155,8 @@ async fn two_pods_on_one_volume_run_one_database_and_the_second_follows_the_firs
     })
     .await;
     let server = servers(site);
+    // A container's first process lets go of its files before the kernel ends the others.
+    assert!(has_lock(server[0]), "PostgreSQL itself holds the lock");
     let mut second = Container::of(site, "two");
     until("the second waits, and says for whom", async || {
         let said = second.said();

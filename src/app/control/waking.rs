@@ -11,6 +11,7 @@ use crate::app::journal::JournalError;
 use crate::engine::provenance::LOG_PATIENCE;
 use crate::engine::situation::Situation;
 use crate::engine::units::MonoTime;
+use crate::tasks::outcome;
 
 /// How old what is shown gets if nothing arrives. This also bounds the delay with which a change of
 /// the wall clock is noticed, of which nobody tells.
@@ -40,7 +41,7 @@ pub(super) enum Woken {
 /// Waits for the end of the executor.
 async fn ended(executor: &mut Option<JoinHandle<Result<(), JournalError>>>) -> ExecutorEnd {
     match executor {
-        Some(running) => running.await,
+        Some(running) => outcome(running).await,
         None => future::pending().await,
     }
 }

@@ -17,6 +17,7 @@ use crate::engine::synchrony::RpoWindow;
 use crate::engine::topology::SiteName;
 use crate::engine::units::MonoTime;
 use crate::ports::AppendError;
+use crate::tasks::outcome;
 use crate::wire::written::Written;
 use crate::wire::{PlanStatus, PromoteAnswer, Report, ReportAnswer};
 
@@ -110,10 +111,8 @@ impl Desk {
         let Some(writing) = &mut self.writing else {
             return future::pending().await;
         };
-        let done = match (&mut writing.task).await {
+        let done = match outcome(&mut writing.task).await {
             Ok(done) => done,
-            // The process ends, and with it whoever waits here.
-            Err(cause) if cause.is_cancelled() => return future::pending().await,
             Err(cause) => {
                 tracing::error!(%cause, "an entry was not written to its end");
                 Err(JournalError::Closed)
