@@ -364,6 +364,11 @@ impl OpenSaga {
         )
     }
 
+    /// Whether the pivot was begun, and nobody knows yet what came of it.
+    pub fn pivot_under_way(&self) -> bool {
+        self.states.get(self.plan.pivot()) == Some(&StepState::Started)
+    }
+
     /// The site that gets its lease back, if the plan can go no further and is not past its pivot:
     /// the site that had it, from the moment of the failure and before anything else is undone. So
     /// whatever is left to clean up prevents nobody from writing.

@@ -12,7 +12,7 @@ use failover::engine::saga::Ending;
 use failover::engine::step::{Event, Fact, Step};
 use failover::engine::units::Epoch;
 use failover::ports::EffectError;
-use failover::wire::PromoteAsk;
+use failover::wire::{AdoptAsk, PromoteAsk};
 
 use self::stage::{Earth, Fault, Stage, aws, gcp};
 
@@ -636,4 +636,38 @@ fn a_new_process_ends_the_plan_from_every_entry_with_one_promotion() {
             });
         }
     }
+}
+
+#[test]
+fn nobody_adopts_another_state_while_a_promotion_is_on_its_way() {
+    play(async {
+        let stage = Stage::new(Earth::well());
+        stage.always("promote", EffectError::Unknown("no answer".to_owned()));
+        stage.always(
+            "check promote",
+            EffectError::Unknown("no answer".to_owned()),
+        );
+        stage.always("desist", EffectError::Unknown("no answer".to_owned()));
+        let running = after_quiet(&stage, database_dies).await;
+        let begun = |stage: &Stage| stage.story().contains(&"promote started".to_owned());
+        stage.until("the promotion begins", begun).await;
+        let adopt = async |stage: &Stage| {
+            let ask = AdoptAsk {
+                epoch: Epoch(2),
+                active: aws(),
+                reason: "it looks alive".to_owned(),
+            };
+            let handle = running.handle.clone();
+            let asked = |answer| Input::Asked("ada".to_owned(), Asked::Adopt(ask, answer));
+            let asking = tokio::spawn(async move { handle.ask(asked).await });
+            stage.pass(seconds(1)).await;
+            asking.await.unwrap().unwrap()
+        };
+        let refused = adopt(&stage).await.unwrap_err();
+        assert!(refused.contains("is making `gcp` primary"), "{refused}");
+        stage.end_of_plan().await;
+        assert!(matches!(ending(&stage), Ending::Stuck { .. }));
+        // From then on the order is over, and only what is seen speaks against it.
+        adopt(&stage).await.unwrap();
+    });
 }

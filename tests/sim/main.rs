@@ -34,7 +34,7 @@ mod zero_loss;
 const FAST: &str = include_str!("../../policies/fast.toml");
 
 /// Seeds that once broke an invariant, with their minutes. They stay, whatever they run into now.
-const ONCE_BROKEN: [(u64, u64); 19] = [
+const ONCE_BROKEN: [(u64, u64); 20] = [
     (10, 3),         // declared-loss: an agent's reading counted as younger than it was
     (14, 3),         // same-decision: decided on nanoseconds, logged in milliseconds
     (20, 5),         // same-decision
@@ -51,6 +51,7 @@ const ONCE_BROKEN: [(u64, u64); 19] = [
     (2_001_119, 6),  // declared-loss: the same, and the first one came back
     (2_001_072, 4), // declared-loss: a restored log held an older declaration than the promotion on its way
     (3_000_763, 7), // absence-of-evidence: a plan on what was before the log's disk stood still
+    (4_000_310, 9), // one-writer: a person adopted the old site while the promotion was on its way
     (1003, 4),      // an old fence marker outlived a promotion
     (1015, 5),      // never-a-forbidden-answer
     (1027, 3),      // declared-loss: the window was reckoned back from the plan's entry

@@ -99,6 +99,15 @@ impl Control {
             Ok(command) => command,
             Err(why) => return drop(asker.send(Err(why))),
         };
+        let promotes = group.open.as_ref().filter(|saga| saga.pivot_under_way());
+        if let (Some(_running), Some(saga)) = (&self.executor, promotes) {
+            // Its order may be on its way, and nothing calls it back.
+            let text = format!(
+                "plan {} is making `{}` primary at this moment: look at `failover status`, and ask again once it is known what came of that",
+                saga.id, saga.plan.route.to
+            );
+            return drop(asker.send(Err(text)));
+        }
         // What a plan of an outdated log was about to do is no longer done.
         if let Some(executor) = self.executor.take() {
             executor.abort();
