@@ -273,8 +273,11 @@ pub struct SeverRehearsal {
     pub obstacle: Option<String>,
 }
 
-/// More keys than `[postgres]` has.
-const KEYS_KEPT: usize = 16;
+/// As many keys as `[postgres]` has.
+const KEYS_KEPT: usize = 13;
+
+/// A key's length, at most, and a uid's.
+const KEY_LIMIT: usize = 40;
 
 impl AgentFacts {
     /// The facts with all texts bounded.
@@ -301,12 +304,12 @@ impl AgentFacts {
             clip_fact(foreign);
         }
         if let Some(machine) = &mut self.machine {
-            clip_to(machine, NAME_LIMIT);
+            clip_to(machine, KEY_LIMIT);
         }
         self.pending.truncate(KEYS_KEPT);
         self.pending.shrink_to_fit();
         for key in &mut self.pending {
-            clip_to(key, NAME_LIMIT);
+            clip_to(key, KEY_LIMIT);
         }
         self
     }
