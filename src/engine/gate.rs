@@ -374,7 +374,9 @@ fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
     let mut ways = ways
         .into_iter()
         .filter_map(|(open, way)| open.then_some(way));
-    let named = match (ways.next(), infrastructure) {
+    let first = ways.next();
+    let open = first.is_some();
+    let named = match (first, infrastructure) {
         (None, _) => "none".to_owned(),
         (Some(first), None) => first.to_owned(),
         (Some(first), Some(_)) => ways.fold(first.to_owned(), |all, way| format!("{all}, {way}")),
@@ -385,7 +387,6 @@ fn fence_gate(situation: &Situation, policy: &Policy) -> Gate {
         (OnTotalIsolation::Fence, Some(_)) => "F1, F2, F3 or F4",
         (OnTotalIsolation::Keep, Some(_)) => "F1, F2 or F4",
     };
-    let open = named != "none";
     gate(
         open,
         Reason::word(Code::FenceUnprovable, named, limit).at(&situation.active),

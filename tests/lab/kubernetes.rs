@@ -10,7 +10,7 @@ use failover::engine::saga::Ending;
 use failover::engine::situation::LocalDatabase;
 use failover::engine::step::{Fact, Step};
 use failover::engine::units::Epoch;
-use failover::lab::client::{Attempt, Report, present_numbers};
+use failover::lab::client::{Attempt, Client, Report, present_numbers};
 use failover::lab::cluster::{delete_by_hand, scale_by_hand};
 use failover::lab::layout::SiteLayout;
 use failover::lab::scenario::start_client;
@@ -51,6 +51,29 @@ fn plans(log: &[Entry]) -> usize {
     plans.count()
 }
 
+/// A client that follows the traffic, once it has written at aws for a while.
+async fn users_at_aws(lab: &Supervisor) -> Client {
+    let mut client = start_client(lab).unwrap();
+    let writes = |attempts: &[Attempt]| written_at(attempts, "aws") >= 50;
+    client.until(writes).await.unwrap();
+    client
+}
+
+/// Waits until users write at gcp and the plan is done; what they tried.
+async fn moved_to_gcp(lab: &Supervisor, client: Client) -> Vec<Attempt> {
+    until("users write at the other site", async || {
+        written_at(&client.attempts(), "gcp") >= 50
+    })
+    .await;
+    let log = lab.layout.log();
+    until("the end of the plan", async || {
+        !endings(&entries(&log)).is_empty()
+    })
+    .await;
+    assert_eq!(endings(&entries(&log)), [Ending::Done]);
+    client.stop().await.unwrap()
+}
+
 #[test]
 fn the_lab_fails_over_between_two_clusters_and_loses_nothing_outside_the_window() {
     let _one = one_lab();
@@ -78,9 +101,7 @@ fn an_api_server_that_falls_silent_beside_a_good_service_moves_nothing() {
     let test = "kubernetes::an_api_server_that_falls_silent_beside_a_good_service_moves_nothing";
     on_a_lab_of_clusters(test, async |lab| {
         let [aws, gcp] = lab.layout.sites.clone();
-        let mut client = start_client(lab).unwrap();
-        let writes = |attempts: &[Attempt]| written_at(attempts, "aws") >= 50;
-        client.until(writes).await.unwrap();
+        let client = users_at_aws(lab).await;
         lab.fault(Fault::FreezeApiServer, &aws.name).await.unwrap();
         lab.fault(Fault::FreezeApiServer, &gcp.name).await.unwrap();
         let from = client.attempts().len();
@@ -101,21 +122,10 @@ fn a_database_that_somebody_scales_to_zero_ends_cleanly_and_the_other_site_takes
     let test = "kubernetes::a_database_that_somebody_scales_to_zero_ends_cleanly_and_the_other_site_takes_over";
     on_a_lab_of_clusters(test, async |lab| {
         let [aws, gcp] = lab.layout.sites.clone();
-        let mut client = start_client(lab).unwrap();
-        let writes = |attempts: &[Attempt]| written_at(attempts, "aws") >= 50;
-        client.until(writes).await.unwrap();
+        let client = users_at_aws(lab).await;
         lab.fault(Fault::ScaleToZero, &aws.name).await.unwrap();
-        until("users write at the other site", async || {
-            written_at(&client.attempts(), "gcp") >= 50
-        })
-        .await;
+        let attempts = moved_to_gcp(lab, client).await;
         let log = lab.layout.log();
-        until("the end of the plan", async || {
-            !endings(&entries(&log)).is_empty()
-        })
-        .await;
-        let attempts = client.stop().await.unwrap();
-        assert_eq!(endings(&entries(&log)), [Ending::Done]);
 
         // The agent said good-bye to nobody, and the wait proves what the pod's end did.
         let fence = facts(&entries(&log), &Step::Fence);
@@ -158,9 +168,7 @@ fn a_pod_that_does_not_answer_is_ended_by_its_kubelet_long_before_its_lease_is_o
     assert_ne!(long, FAST);
     on_a_lab_of_clusters_under(test, &long, async |lab| {
         let [aws, gcp] = lab.layout.sites.clone();
-        let mut client = start_client(lab).unwrap();
-        let writes = |attempts: &[Attempt]| written_at(attempts, "aws") >= 50;
-        client.until(writes).await.unwrap();
+        let client = users_at_aws(lab).await;
         until("the fence is rehearsed", async || {
             let done = failover(lab, "check shop").await;
             let said = String::from_utf8(done.stdout).unwrap();
@@ -171,17 +179,8 @@ fn a_pod_that_does_not_answer_is_ended_by_its_kubelet_long_before_its_lease_is_o
         lab.fault(Fault::FreezeAgentAndDatabase, &aws.name)
             .await
             .unwrap();
-        until("users write at the other site", async || {
-            written_at(&client.attempts(), "gcp") >= 50
-        })
-        .await;
+        let attempts = moved_to_gcp(lab, client).await;
         let log = lab.layout.log();
-        until("the end of the plan", async || {
-            !endings(&entries(&log)).is_empty()
-        })
-        .await;
-        let attempts = client.stop().await.unwrap();
-        assert_eq!(endings(&entries(&log)), [Ending::Done]);
         let fence = facts(&entries(&log), &Step::Fence);
         let [
             Fact::Fenced {
@@ -278,9 +277,7 @@ fn a_pod_that_is_replaced_in_order_has_its_right_back_and_loses_nothing() {
     assert_ne!(patient, FAST);
     on_a_lab_of_clusters_under(test, &patient, async |lab| {
         let [aws, gcp] = lab.layout.sites.clone();
-        let mut client = start_client(lab).unwrap();
-        let writes = |attempts: &[Attempt]| written_at(attempts, "aws") >= 50;
-        client.until(writes).await.unwrap();
+        let client = users_at_aws(lab).await;
         let started = starts(&aws);
         delete_by_hand(&aws).await.unwrap();
         until("the new pod serves", async || starts(&aws) == started + 1).await;

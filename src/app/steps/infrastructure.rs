@@ -87,13 +87,13 @@ impl Steps {
     ) -> Result<FencedBefore, EffectError> {
         let before = infrastructure.look().await?;
         let index = saga.plan.steps.iter().position(Step::proves_fence);
-        let Some((index, step)) = index.zip(Some(Step::Fence)) else {
+        let Some(index) = index else {
             return Err(EffectError::Refused("the plan has no fence".to_owned()));
         };
         let body = Body::Step {
             plan: saga.id,
             index,
-            step,
+            step: Step::Fence,
             event: Event::Found {
                 before: before.token.clone(),
                 machine: machine.to_owned(),
